@@ -119,7 +119,7 @@ def main() -> None:
     sizes = collections.Counter(row["subgroup"] for row in rows)
     for row in rows:
         if sizes[row["subgroup"]] < SMALLEST_SUBGROUP:
-            row["subgroup"] = row["group"].lower()
+            row["subgroup"] = "assorted " + row["group"].lower()
     plant(rows)
     for row, picture in zip(rows, pictures, strict=True):
         buffer = io.BytesIO()

@@ -1,0 +1,5 @@
+"""The training set made searchable."""
+
+from amg.bank.bank import TrainingBank
+
+__all__ = ["TrainingBank"]

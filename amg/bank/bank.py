@@ -1,0 +1,133 @@
+"""The training set made searchable: pictures, captions, multiplicity."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amg.bank.exact import nearest
+
+
+class TrainingBank:
+    """Distinct training pictures with their captions.
+
+    Exact repeats of a picture are merged: it is kept once, with its multiplicity and all its captions, so that repeats
+    count once in a k-NN mean. Pictures live in memory as float32 on one device; vectors of each descriptor are computed
+    at first use and kept.
+
+    Args:
+        images: (N, 3, H, W) in [−1, 1], distinct.
+        captions: the captions of each picture, most frequent first; empty where it has none.
+        multiplicity: how often each picture occurs, (N,).
+    """
+
+    def __init__(self, images: Tensor, captions: Sequence[Sequence[str]], multiplicity: Tensor):
+        self.images, self.all_captions, self.multiplicity = images, tuple(map(tuple, captions)), multiplicity
+        self.captions = [some[0] if some else "" for some in self.all_captions]
+        self._flat = images.flatten(1)
+        self._square_norms = self._flat.square().sum(1)
+        self._vectors: dict[Any, Tensor] = {}
+        self._copies: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def from_tensors(cls, images: Tensor, captions: Sequence[str] | None = None) -> TrainingBank:
+        """Merges exact repeats.
+
+        Args:
+            images: (N, 3, H, W) floats in [−1, 1].
+            captions: N captions, one per row.
+        Raises:
+            ValueError: for another shape, range or number of captions, or for an empty bank.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+            raise ValueError(f"bank pictures must be (N, 3, H, W) with N > 0, got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"bank pictures must be floats in [-1, 1], got {images.dtype}: divide by 127.5, subtract 1")
+        lo, hi = images.min().item(), images.max().item()
+        if not (lo >= -1.001 and hi <= 1.001):  # NaN fails too
+            raise ValueError(
+                f"bank pictures must lie in [-1, 1], got [{lo:.2f}, {hi:.2f}]: divide 8-bit values by 127.5, subtract 1"
+            )
+        if captions is not None and len(captions) != len(images):
+            raise ValueError(f"the bank got {len(images)} pictures and {len(captions)} captions: one caption each")
+        images = images.detach().float().contiguous()
+        groups: dict[bytes, list[int]] = collections.defaultdict(list)
+        for i, picture in enumerate(images.cpu().numpy()):
+            groups[hashlib.blake2b(picture.tobytes(), digest_size=16).digest()].append(i)
+        rows = list(groups.values())
+        keep = torch.tensor([group[0] for group in rows], device=images.device)
+        names = [
+            [name for name, _ in collections.Counter(captions[i] for i in group).most_common()] if captions else []
+            for group in rows
+        ]
+        return cls(images[keep], names, torch.tensor([len(group) for group in rows]))
+
+    @classmethod
+    def from_folder(cls, path: str | Path, size: int | None = None) -> TrainingBank:
+        """Pictures of a folder with their captions; see `amg.bank.sources.folder`."""
+        from amg.bank.sources.folder import read_folder
+
+        return cls.from_tensors(*read_folder(path, size))
+
+    @classmethod
+    def from_parquet(cls, path: str | Path, size: int | None = None) -> TrainingBank:
+        """Pictures of Parquet files in the hub's layout; see `amg.bank.sources.parquet`."""
+        from amg.bank.sources.parquet import read_parquet
+
+        return cls.from_tensors(*read_parquet(path, size))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pixels(self, index: Tensor | None = None) -> Tensor:
+        """Flattened pictures, (n, 3·H·W)."""
+        return self._flat if index is None else self._flat[index.to(self._flat.device)]
+
+    def search(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+        """The k nearest training pictures in pixel space, exact.
+
+        Args:
+            queries: (B, 3, H, W), the bank's size.
+            k: 1 … len(bank).
+        Returns:
+            ℓ2 distances (B, k), ascending, and indices (B, k).
+        """
+        if queries.shape[1:] != self.images.shape[1:]:
+            raise ValueError(
+                f"queries are {tuple(queries.shape[1:])} but the bank's pictures {tuple(self.images.shape[1:])}: "
+                "load the bank with size= of the model's pictures"
+            )
+        if not 1 <= k <= len(self):
+            raise ValueError(f"k must lie in 1 … {len(self)} (the bank's distinct pictures), got {k}")
+        keys, norms = self._keys(queries.device, queries.dtype)
+        distances, indices = nearest(queries.flatten(1).to(keys.dtype), keys, norms, k)
+        return distances.to(queries.dtype), indices
+
+    def vectors(self, descriptor: Any, batch: int = 64) -> Tensor:
+        """Descriptors of all pictures, (N, D): `descriptor.descriptors(images)`, computed once."""
+        if descriptor not in self._vectors:
+            with torch.no_grad():
+                self._vectors[descriptor] = torch.cat([descriptor.descriptors(x) for x in self.images.split(batch)])
+        return self._vectors[descriptor]
+
+    def digest(self) -> str:
+        """A hash of pictures, captions and multiplicity: it names the bank in a run's record."""
+        content = hashlib.blake2b(self.images.cpu().numpy().tobytes(), digest_size=16)
+        content.update(repr((self.all_captions, self.multiplicity.tolist())).encode())
+        return content.hexdigest()
+
+    def _keys(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Pictures and their square norms on the queries' device; float64 stays, half precision is searched in float32."""
+        wanted = torch.float64 if dtype == torch.float64 else torch.float32
+        if (self._flat.device, wanted) == (device, self._flat.dtype):
+            return self._flat, self._square_norms
+        if (device, wanted) not in self._copies:
+            keys = self._flat.to(device, wanted)
+            self._copies[device, wanted] = keys, keys.square().sum(1)
+        return self._copies[device, wanted]

@@ -1,0 +1,1 @@
+"""Where training pictures come from; one reader a file, each returning (images, captions or None)."""

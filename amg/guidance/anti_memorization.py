@@ -1,0 +1,152 @@
+"""Anti-Memorization Guidance (Chen, Liu, Xu, CVPR 2024), the method of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from amg.guidance.base import Guidance
+from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
+from amg.similarity.base import Similarity
+from amg.step import Step
+from amg.thresholds import Threshold
+
+TERMS = ("spe", "dup", "sim")
+
+
+@dataclass(frozen=True)
+class State:
+    """What AMG saw and did at one step; one row per sample. The sequence of states is the trace of Figure 3."""
+
+    similarity: Tensor
+    """σ_t of x̂0 to its nearest training picture, (B,)."""
+    index: Tensor
+    """That picture's index in the bank, (B,)."""
+    threshold: Tensor
+    """λ_t, (B,)."""
+    flagged: Tensor
+    """σ_t > λ_t, (B,) bool."""
+    s1: Tensor
+    """Scale of G_spe, (B,)."""
+    s2: Tensor
+    """Scale of G_dup, (B,)."""
+    spe: Tensor
+    """‖G_spe‖₂, (B,)."""
+    dup: Tensor
+    """‖G_dup‖₂, (B,)."""
+    sim: Tensor
+    """‖G_sim‖₂, (B,)."""
+    dropped: Tensor
+    """Whether G_sim was dropped because its gradient was not finite, (B,) bool."""
+
+
+class AntiMemorizationGuidance(Guidance):
+    """Steers a sample away from the training picture that it is about to copy (Eq. 10):
+
+        ε ← ε + 1{σ_t > λ_t} (G_spe + G_dup + G_sim)
+
+    Only flagged samples are touched; the others stay bit-identical to unguided ones.
+
+    Args:
+        similarity: σ_t; see `amg.similarity`.
+        threshold: λ_t; see `amg.thresholds`.
+        c1, c2, c3: strengths of G_spe, G_dup and G_sim (Eqs. 13, 15, 17).
+        terms: which guidances act; () only watches.
+        captions: captions of the training pictures for G_dup; the bank's where None.
+
+    The gradient of G_sim is that of σ_t through x̂0(x_t) with ε held fixed, as in the released code: no backward
+    pass through the denoiser. Where there is no condition, or at s0 <= 1, G_spe and G_dup vanish.
+    """
+
+    def __init__(
+        self,
+        similarity: Similarity,
+        threshold: Threshold,
+        c1: float = 0.0,
+        c2: float = 0.0,
+        c3: float = 0.0,
+        terms: Sequence[str] = TERMS,
+        captions: Sequence[str] | None = None,
+    ):
+        unknown = sorted(set(terms) - set(TERMS))
+        if unknown:
+            raise ValueError(f"guidance.terms: unknown {', '.join(unknown)}; choose among {', '.join(TERMS)}")
+        for name, value in (("c1", c1), ("c2", c2), ("c3", c3)):
+            if value < 0:
+                raise ValueError(f"guidance.{name} must be >= 0, got {value}")
+        self.similarity, self.threshold = similarity, threshold
+        self.c1, self.c2, self.c3, self.terms = c1, c2, c3, tuple(terms)
+        self.captions = captions
+        self.needs_prompts = bool(self.terms) and "sim" not in self.terms
+
+    @torch.no_grad()
+    def __call__(self, step: Step, state: State | None) -> tuple[Tensor, State]:
+        similarity, index = self.similarity(step.decode(step.x0))
+        threshold = self.threshold(step.t).to(similarity)
+        flagged = similarity > threshold
+        rows = flagged.nonzero().flatten()
+        zeros = torch.zeros_like(similarity)
+        trace = {"s1": zeros, "s2": zeros, "spe": zeros, "dup": zeros, "sim": zeros, "dropped": flagged & False}
+        eps = step.eps
+        if len(rows) and self.terms:
+            change, acted = self._guide(step, rows, similarity[rows], index[rows])
+            # index_add would also do; a masked copy keeps the other rows' bits whatever the kernel
+            eps = eps.clone()
+            eps[rows] = eps[rows] + change
+            trace = {name: value.index_put((rows,), acted[name]) for name, value in trace.items()}
+        return eps, State(similarity, index, threshold, flagged, **trace)
+
+    def _guide(self, step: Step, rows: Tensor, similarity: Tensor, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """G_spe + G_dup + G_sim of the flagged rows, (R, C, H, W), and what each contributed."""
+        change = torch.zeros_like(step.eps[rows])
+        acted = {name: torch.zeros_like(similarity) for name in ("s1", "s2", "spe", "dup", "sim")}
+        acted["dropped"] = torch.zeros_like(rows, dtype=torch.bool)
+        if step.eps_cond is not None:
+            uncond = step.eps_uncond[rows]
+            if "spe" in self.terms:
+                s1 = despecification_scale(similarity, step.s0, self.c1)
+                change += self._record(acted, "spe", -_rows(s1, uncond) * (step.eps_cond[rows] - uncond))
+                acted["s1"] = s1
+            if "dup" in self.terms:
+                s2 = deduplication_scale(similarity, step.s0, acted["s1"], self.c2)
+                some = (s2 > 0).nonzero().flatten()
+                if len(some):  # no network call for rows whose scale is 0
+                    captions = self._captions(index[some])
+                    towards = step.denoise(rows[some], captions) - uncond[some]
+                    dup = torch.zeros_like(change).index_copy(0, some, -_rows(s2[some], towards) * towards)
+                    change += self._record(acted, "dup", dup)
+                acted["s2"] = s2
+        if "sim" in self.terms and self.c3 > 0:
+            gradient = self._gradient(step, rows)
+            finite = gradient.flatten(1).isfinite().all(1)
+            gradient = torch.where(_rows(finite, gradient), gradient, 0)
+            acted["dropped"] = ~finite
+            change += self._record(acted, "sim", dissimilarity(gradient, step.alpha_bar[rows], self.c3))
+        return change, acted
+
+    def _gradient(self, step: Step, rows: Tensor) -> Tensor:
+        """∇_{x_t} σ_t with ε held fixed: x̂0 is then linear in x_t with slope 1/√ᾱ_t."""
+        with torch.inference_mode(False), torch.enable_grad():
+            x0 = step.x0[rows].clone().requires_grad_()
+            value = self.similarity(step.decode(x0)).value
+            (gradient,) = torch.autograd.grad(value.sum(), x0)
+        return gradient / _rows(step.alpha_bar[rows].sqrt(), gradient)
+
+    def _captions(self, index: Tensor) -> list[str]:
+        captions = self.captions if self.captions is not None else self.similarity.bank.captions
+        return [captions[i] for i in index.tolist()]
+
+    @staticmethod
+    def _record(acted: dict[str, Tensor], name: str, term: Tensor) -> Tensor:
+        acted[name] = term.flatten(1).norm(dim=1).to(acted[name])
+        return term
+
+
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    return (values if values.dtype == torch.bool else values.to(like.dtype)).view(-1, 1, 1, 1)
+
+
+TRACE = tuple(field.name for field in fields(State))

@@ -1,0 +1,145 @@
+"""The sampling loop. It reads like the algorithm box: predict, guide, step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amg.guidance.base import Guidance
+from amg.models.base import Condition, Model, join
+from amg.parameterization import add_eps, to_eps, to_x0
+from amg.step import Step
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    seeds: Sequence[int],
+    condition: Condition | None = None,
+    guidance: Guidance | None = None,
+    *,
+    prompts: Sequence[str | int] | None = None,
+    s0: float = 1.0,
+    scheduler: type | None = None,
+    steps: int = 50,
+    eta: float = 0.0,
+    on_step: Callable[[Step, Any], None] | None = None,
+) -> Tensor:
+    """Draws one sample per seed.
+
+    Args:
+        model: see `amg.models.base.Model`.
+        seeds: B integers; row i draws from its own CPU generator alone, so a sample does not depend on its batch.
+        condition: what `model.encode` returned, or None.
+        guidance: what changes the noise prediction; None samples plainly.
+        prompts: B prompts or labels, encoded here after `guidance.prompts`; instead of `condition`.
+        s0: CFG scale, >= 0 (Eq. 7): 1 is plain conditional and costs one network row per sample, all else two.
+        scheduler: a diffusers scheduler class; the model's own where None.
+        steps: network calls per sample.
+        eta: DDIM's share of ancestral noise, in [0, 1].
+        on_step: sees each step and the guidance's state.
+    Returns:
+        x_0, (B, C, H, W), latents or pixels.
+    """
+    guidance = guidance or Guidance()
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    scheduler = _scheduler(model, scheduler, steps)
+    if prompts is not None:
+        if all(isinstance(prompt, str) for prompt in prompts):
+            prompts = guidance.prompts(prompts, seeds)
+        condition = model.encode(prompts)
+    x_t = torch.stack([torch.randn(model.shape, generator=g, dtype=model.dtype) for g in generators]).to(model.device)
+    condition, x_t = guidance.prepare(model, prompts, condition, x_t, seeds)
+    uncond = None if condition is None or s0 == 1 else model.encode([None] * len(seeds))
+    options = _step_options(scheduler, generators, eta)
+    state = None
+    with guidance.attach(model) or nullcontext():
+        for timestep in scheduler.timesteps:
+            step, output, variance = look(model, scheduler, x_t, timestep, condition, uncond, s0, seeds)
+            eps, state = guidance(step, state)
+            if eps is not step.eps:  # untouched rows receive + 0 and keep their bits
+                output = add_eps(output, eps - step.eps, step.alpha_bar, scheduler.config.prediction_type)
+            shift = guidance.shift(step, eps, state)
+            if variance is not None:
+                output = torch.cat([output, variance], dim=1)
+            x_t = scheduler.step(output, timestep, x_t, **options).prev_sample
+            if shift is not None:
+                x_t = x_t + shift
+            if on_step is not None:
+                on_step(step, state)
+    return x_t
+
+
+def look(
+    model: Model,
+    scheduler: Any,
+    x_t: Tensor,
+    timestep: Tensor,
+    condition: Condition | None,
+    uncond: Condition | None,
+    s0: float,
+    seeds: Sequence[int],
+) -> tuple[Step, Tensor, Tensor | None]:
+    """One network call: the step that a guidance sees, the network's output after CFG, and its variance channels."""
+    kind = scheduler.config.prediction_type
+    alpha_bar = scheduler.alphas_cumprod[timestep].to(x_t.device, x_t.dtype).expand(len(x_t))
+    if uncond is None:
+        output, variance = model(x_t, timestep, condition)
+        eps = eps_uncond = to_eps(output, x_t, alpha_bar, kind)
+        eps_cond = None
+    else:
+        both, variance = model(torch.cat([x_t, x_t]), timestep, join(uncond, condition))
+        output_uncond, output_cond = both.chunk(2)
+        variance = None if variance is None else variance.chunk(2)[1]
+        output = output_uncond + s0 * (output_cond - output_uncond)  # Eq. 7
+        eps, eps_uncond, eps_cond = (
+            to_eps(value, x_t, alpha_bar, kind) for value in (output, output_uncond, output_cond)
+        )
+
+    def denoise(rows: Tensor, captions: Sequence[str]) -> Tensor:
+        value, _ = model(x_t[rows], timestep, model.encode(list(captions)))
+        return to_eps(value, x_t[rows], alpha_bar[rows], kind)
+
+    x0 = to_x0(output, x_t, alpha_bar, kind)
+    if scheduler.config.get("clip_sample"):
+        limit = scheduler.config.clip_sample_range
+        x0 = x0.clamp(-limit, limit)
+    fraction = timestep.to(x_t.dtype) / (scheduler.config.num_train_timesteps - 1)
+    step = Step(
+        x_t=x_t,
+        t=fraction.to(x_t.device).expand(len(x_t)),
+        timestep=timestep,
+        alpha_bar=alpha_bar,
+        eps=eps,
+        eps_uncond=eps_uncond,
+        eps_cond=eps_cond,
+        s0=s0,
+        seeds=tuple(seeds),
+        x0=x0,
+        denoise=denoise,
+        decode=model.decode,
+    )
+    return step, output, variance
+
+
+def _scheduler(model: Model, kind: type | None, steps: int) -> Any:
+    """A scheduler of our own: schedulers keep state from step to step."""
+    scheduler = (kind or type(model.scheduler)).from_config(model.scheduler.config)
+    name = type(scheduler).__name__
+    if not hasattr(scheduler, "alphas_cumprod") or float(scheduler.init_noise_sigma) != 1:
+        raise ValueError(f"{name} is not variance-preserving: sample with DDPM, DDIM or DPM-Solver, or guard a pipeline")
+    scheduler.set_timesteps(steps)
+    if scheduler.order != 1 or len(scheduler.timesteps) != steps:
+        raise ValueError(f"{name} calls the network more than once a step: sample with DDPM, DDIM or DPM-Solver")
+    return scheduler
+
+
+def _step_options(scheduler: Any, generators: list[torch.Generator], eta: float) -> dict[str, Any]:
+    accepted = inspect.signature(scheduler.step).parameters
+    options = {"generator": generators, "eta": eta}
+    return {name: value for name, value in options.items() if name in accepted}

@@ -1,0 +1,8 @@
+"""Similarities of a picture to the training pictures; one file each."""
+
+from amg.similarity.base import Match, Similarity
+from amg.similarity.descriptor import DescriptorSimilarity
+from amg.similarity.nl2 import NormalizedL2
+from amg.similarity.pca import PCASimilarity, PCAWhitening
+
+__all__ = ["DescriptorSimilarity", "Match", "NormalizedL2", "PCASimilarity", "PCAWhitening", "Similarity"]

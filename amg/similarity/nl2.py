@@ -1,0 +1,47 @@
+"""Normalised L2 distance in pixel space (Eq. 8; Carlini et al., 2023)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from amg.bank import TrainingBank
+from amg.similarity.base import Match
+
+
+class NormalizedL2:
+    """σ = − ℓ2(x, n0) / (α · mean of ℓ2(x, z) over the k nearest z) (Eq. 8).
+
+    Args:
+        bank: training pictures; repeats count once in the mean.
+        k: how many neighbours the mean takes, n0 among them; at most the bank's size.
+        scale: the paper's α.
+        mean_gradient: lets the gradient through the mean as well; by default neighbour and mean are held fixed.
+        copy, strict: a picture is memorized if σ > copy (paper: distance < 1.4; strict: < 1.6).
+    """
+
+    def __init__(
+        self,
+        bank: TrainingBank,
+        k: int = 50,
+        scale: float = 0.5,
+        mean_gradient: bool = False,
+        copy: float = -1.4,
+        strict: float = -1.6,
+    ):
+        if k < 1 or scale <= 0:
+            raise ValueError(f"nL2 needs k >= 1 and scale > 0, got k={k}, scale={scale}")
+        self.bank, self.k, self.scale, self.mean_gradient = bank, min(k, len(bank)), scale, mean_gradient
+        self.copy, self.strict = copy, strict
+
+    def __call__(self, images: Tensor) -> Match:
+        distances, indices = self.bank.search(images.detach(), self.k)
+        pixels = images.flatten(1)
+        # vector_norm, not a root of a sum: its gradient at distance 0 is 0 and not NaN
+        distance = torch.linalg.vector_norm(pixels - self.bank.pixels(indices[:, 0]).to(pixels), dim=1)
+        if self.mean_gradient:
+            neighbours = self.bank.pixels(indices.flatten()).to(pixels).view(*indices.shape, -1)
+            mean = torch.linalg.vector_norm(pixels[:, None] - neighbours, dim=2).mean(1)
+        else:
+            mean = distances.to(pixels).mean(1)
+        return Match(-distance / (self.scale * mean), indices[:, 0])

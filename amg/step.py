@@ -1,0 +1,48 @@
+"""What a guidance may see of one sampling step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sampling step of B pictures, in the variance-preserving view x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε.
+
+    `amg.sampling.sample` and `amg.pipelines.guard` both build it, so one guidance serves both.
+    """
+
+    x_t: Tensor
+    """Noised sample, (B, C, H, W)."""
+    t: Tensor
+    """Fraction of the schedule, (B,) in [0, 1]; 1 is pure noise."""
+    timestep: Tensor | int
+    """The scheduler's own timestep."""
+    alpha_bar: Tensor
+    """ᾱ_t, (B,) in (0, 1)."""
+    eps: Tensor
+    """Noise prediction after classifier-free guidance, (B, C, H, W)."""
+    eps_uncond: Tensor
+    """Unconditional prediction; `eps` itself where there is no condition or no CFG."""
+    eps_cond: Tensor | None
+    """Conditional prediction; None where there is no condition or no CFG."""
+    s0: float
+    """CFG scale of Eq. 7; 1 is plain conditional."""
+    seeds: tuple[int, ...]
+    """B seeds; whatever a guidance draws for row i must come from seeds[i] alone."""
+    x0: Tensor
+    """Predicted clean sample as the scheduler uses it (Eq. 12, clipped where the scheduler clips)."""
+    denoise: Callable[[Tensor, Sequence[str]], Tensor]
+    """denoise(rows, captions) -> eps(x_t[rows], captions) without CFG: one more network call, for those rows only."""
+    decode: Callable[[Tensor], Tensor]
+    """decode(x0) -> pictures, (B, 3, H, W) in [-1, 1]."""
+    variance: Tensor | None = None
+    """Σ of the posterior, (B, C, H, W), for models that learn it."""
+
+    def predict_x0(self, eps: Tensor) -> Tensor:
+        """x̂0 = (x_t − √(1−ᾱ_t) ε) / √ᾱ_t (Eq. 12), unclipped."""
+        alpha_bar = self.alpha_bar.to(eps.dtype).view(-1, 1, 1, 1)
+        return (self.x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
