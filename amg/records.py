@@ -1,0 +1,156 @@
+"""One row per sample, in append-only Parquet shards: what is on disk is the state of a run.
+
+A run's folder holds `records/*.parquet` and `pictures/<seed>.png`. A shard appears whole or not at all, so a run that
+was killed resumes with the seeds that are missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import pandas
+
+log = logging.getLogger(__name__)
+
+_REQUIRED = {
+    "seed": pa.int64(),
+    "cause": pa.string(),  # "" for unconditional, "ordinary", or one of amg.lab.pictures.CAUSES
+    "similarity": pa.float64(),  # of the final picture, by the guide, measured anew
+    "nearest_index": pa.int64(),
+    "nearest_caption": pa.string(),
+    "judge": pa.float64(),  # by a similarity that gave no gradient
+    "judge_index": pa.int64(),
+    "steps": pa.int64(),
+    "steps_guided": pa.int64(),
+    "trace_t": pa.list_(pa.float64()),
+    "trace_similarity": pa.list_(pa.float64()),
+    "trace_threshold": pa.list_(pa.float64()),
+    "trace_flagged": pa.list_(pa.bool_()),
+    "norm_spe": pa.float64(),  # mean over the steps, as the next two
+    "norm_dup": pa.float64(),
+    "norm_sim": pa.float64(),
+    "dropped": pa.int64(),  # steps whose gradient was not finite
+    "seconds": pa.float64(),
+}
+_OPTIONAL = {
+    "prompt": pa.string(),
+    "label": pa.int64(),
+    "truth": pa.bool_(),  # closed form: a planted point is responsible
+    "component": pa.string(),
+    "aligned": pa.bool_(),  # the responsible component is one that was asked for
+}
+SCHEMA = pa.schema(
+    [pa.field(name, kind, nullable=False) for name, kind in _REQUIRED.items()]
+    + [pa.field(name, kind) for name, kind in _OPTIONAL.items()]
+)
+"""Every column must be given; those of the second half may be null."""
+
+
+def append(run_dir: str | Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Writes one shard, named by its first and last seed; an existing shard is never touched.
+
+    Args:
+        run_dir: the run's folder.
+        rows: one dict per sample with exactly the columns of `SCHEMA`; tensors and arrays become lists.
+    Returns:
+        The shard's path.
+    Raises:
+        ValueError: for no rows, and for an unknown, missing, null or ill-typed column, by name.
+    """
+    if not rows:
+        raise ValueError("records: no rows to append")
+    for row in rows:
+        for problem, names in (("unknown", set(row) - set(SCHEMA.names)), ("missing", set(SCHEMA.names) - set(row))):
+            if names:
+                raise ValueError(f"records: {problem} column {', '.join(sorted(names))} (seed {row.get('seed')})")
+    table = pa.Table.from_arrays([_column(field, [row[field.name] for row in rows]) for field in SCHEMA], schema=SCHEMA)
+    folder = Path(run_dir) / "records"
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = table["seed"].to_pylist()
+    name = f"{min(seeds):08d}-{max(seeds):08d}"
+    temporary = folder / f".{name}.{os.getpid()}.tmp"
+    with open(temporary, "wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
+    # a resumed run may fill gaps between the same first and last seed: that shard gets a name of its own
+    shard, again = folder / f"{name}.parquet", 1
+    while shard.exists():
+        shard, again = folder / f"{name}.{again}.parquet", again + 1
+    os.replace(temporary, shard)
+    return shard
+
+
+def read(run_dir: str | Path) -> pandas.DataFrame:
+    """All rows of a run, sorted by seed; of several rows of one seed the last written (the picture's own) is kept.
+
+    A truncated shard is reported in one line and counts as missing. Raises ValueError for a shard of other columns.
+    """
+    import pandas as pd
+
+    tables = [table for file in _shards(run_dir) if (table := _load(file)) is not None]
+    table = pa.concat_tables([SCHEMA.empty_table(), *tables])
+    frame = table.to_pandas()
+    nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # else a null turns labels into floats
+    for name, kind in _OPTIONAL.items():
+        if kind in nullable:
+            frame[name] = table[name].to_pandas(types_mapper=nullable.get)
+    return frame.drop_duplicates("seed", keep="last").sort_values("seed", ignore_index=True)
+
+
+def seeds_done(run_dir: str | Path) -> set[int]:
+    """Seeds that need no work: both their row and their whole picture are on disk."""
+    tables = [table for file in _shards(run_dir) if (table := _load(file, ["seed"])) is not None]
+    seeds = {seed for table in tables for seed in table["seed"].to_pylist()}
+    return {seed for seed in seeds if _whole(picture_path(run_dir, seed))}
+
+
+def picture_path(run_dir: str | Path, seed: int) -> Path:
+    """Where the picture of a seed lies."""
+    return Path(run_dir) / "pictures" / f"{seed}.png"
+
+
+def _column(field: pa.Field, values: list) -> pa.Array:
+    values = [value.tolist() if hasattr(value, "tolist") else value for value in values]
+    if not field.nullable and any(value is None for value in values):
+        raise ValueError(f"records: column {field.name} is null but must hold {field.type}")
+    try:
+        return pa.array(values, field.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"records: column {field.name} must hold {field.type}: {error}") from None
+
+
+def _shards(run_dir: str | Path) -> list[Path]:
+    """Shards in the order of their writing."""
+    files = (Path(run_dir) / "records").glob("[!.]*.parquet")
+    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+
+def _load(file: Path, columns: list[str] | None = None) -> pa.Table | None:
+    try:
+        shard = pq.ParquetFile(file)
+        if shard.schema_arrow.names != SCHEMA.names:
+            odd = sorted(set(shard.schema_arrow.names) ^ set(SCHEMA.names)) or ["another order"]
+            raise ValueError(f"{file} holds other columns than this version writes: {', '.join(odd)}")
+        return shard.read(columns).cast(SCHEMA if columns is None else pa.schema([SCHEMA.field(c) for c in columns]))
+    except (pa.ArrowInvalid, OSError) as error:
+        log.warning("%s is truncated, its samples count as missing: %s", file, str(error).splitlines()[0])
+        return None
+
+
+def _whole(picture: Path) -> bool:
+    """Whether a PNG reaches its last chunk: a killed run may leave half of one."""
+    try:
+        with open(picture, "rb") as file:
+            file.seek(-12, os.SEEK_END)
+            return file.read(12)[4:8] == b"IEND"
+    except OSError:  # absent, or shorter than 12 bytes
+        return False
