@@ -25,11 +25,6 @@ RAMP = {113: 4.49904, 897: 3.66108, 455: 3.53355, 930: 3.47236, 1277: 2.93091}
 RAMP_NORM, RAMP_POSITIVE = 10.85833, 196
 
 
-@pytest.fixture(autouse=True)
-def same_numbers_in_any_order():
-    torch.manual_seed(0)
-
-
 def normal(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 

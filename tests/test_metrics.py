@@ -19,11 +19,6 @@ from amg.metrics import (
 from amg.metrics.extractors import Extractor
 
 
-@pytest.fixture(autouse=True)
-def same_numbers_in_any_order():
-    torch.manual_seed(0)
-
-
 def normal(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
