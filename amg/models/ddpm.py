@@ -81,32 +81,44 @@ class DDPM:
         return label
 
 
-def ddpm_cifar10(path: str | Path = "google/ddpm-cifar10-32", **options) -> DDPM:
+def ddpm_cifar10(
+    path: str | Path = "google/ddpm-cifar10-32",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> DDPM:
     """Ho et al.'s CIFAR-10 network: by hub name (about 143 MB), or a local folder of it."""
-    return DDPM(path, **options)
+    return DDPM(path, device=device, dtype=dtype)
 
 
-def iddpm_cifar10(path: str | Path = "weights/iddpm_cifar10", **options) -> DDPM:
+def iddpm_cifar10(
+    path: str | Path = "weights/iddpm_cifar10",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> DDPM:
     """Nichol & Dhariwal's unconditional CIFAR-10 network, converted by `amg.models.convert_iddpm`."""
     checkpoint = Path("weights") / Path(URL).name
     command = f"python -m amg.models.convert_iddpm {checkpoint} {path}"
-    mend = f"download {URL} (about 210 MB) to {checkpoint} and run `{command}`"
-    return _local(path, mend, **options)
+    _need(path, f"download {URL} (about 210 MB) to {checkpoint} and run `{command}`")
+    return DDPM(path, device=device, dtype=dtype)
 
 
-def iddpm_cifar10_cond(path: str | Path = "weights/iddpm_cifar10_cond", **options) -> DDPM:
+def iddpm_cifar10_cond(
+    path: str | Path = "weights/iddpm_cifar10_cond",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> DDPM:
     """The same network with CIFAR-10's ten labels. No weights are public: a recipe trains them."""
-    mend = f"no weights are public, train some by `python -m experiments.recipes.train_iddpm_cifar10_cond --out {path}`"
-    model = _local(path, mend, **options)
+    command = f"python -m experiments.recipes.train_iddpm_cifar10_cond --out {path}"
+    _need(path, f"no weights are public, train some by `{command}`")
+    model = DDPM(path, device=device, dtype=dtype)
     if model.labels != 10:
         raise ValueError(f"{path} holds a network of {model.labels} labels, CIFAR-10 has 10")
     return model
 
 
-def _local(path: str | Path, mend: str, **options) -> DDPM:
+def _need(path: str | Path, mend: str) -> None:
     if not Path(path).is_dir():
         raise FileNotFoundError(f"model.path: there is no folder {path}: {mend}; model=closed_form runs now")
-    return DDPM(path, **options)
 
 
 def _folder(path: str | Path) -> Path:
