@@ -124,7 +124,7 @@ def _column(field: pa.Field, values: list) -> pa.Array:
         raise ValueError(f"records: column {field.name} is null but must hold {field.type}")
     try:
         return pa.array(values, field.type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise ValueError(f"records: column {field.name} must hold {field.type}: {error}") from None
 
 

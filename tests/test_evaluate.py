@@ -177,20 +177,20 @@ def test_evaluating_again_sees_no_picture_and_changes_nothing_in_the_run(tmp_pat
 
 
 def test_matched_distance_leaves_unguided_copies_out(tmp_path):
-    unguided = run(tmp_path / "none", [row(i, 0.1, truth=i < 5) for i in range(12)], seed=1)
-    guided = run(tmp_path / "full", [row(i, 0.1, truth=False) for i in range(12)], seed=2)
+    unguided = run(tmp_path / "none", [row(i, 0.1, truth=i < 5) for i in range(30)], seed=1)
+    guided = run(tmp_path / "full", [row(i, 0.1, truth=False) for i in range(30)], seed=2)
     result = matched(guided, unguided, 0.8, colours(), REFERENCE, None)
-    twin = run(tmp_path / "first", [row(i, 0.1) for i in range(7)], seed=2)
+    twin = run(tmp_path / "first", [row(i, 0.1) for i in range(25)], seed=2)
     options = {"extractor": colours(), "reference_pictures": REFERENCE, "cache_dir": None}
     assert result["matched_guided"] == pytest.approx(evaluate(twin, **LIMITS, **options)["fid"])
-    assert (result["matched_n"], result["matched_by"], result["matched_extractor"]) == (7, "truth", "colours")
+    assert (result["matched_n"], result["matched_by"], result["matched_extractor"]) == (25, "truth", "colours")
     assert result["matched_ratio"] == pytest.approx(result["matched_guided"] / result["matched_unguided"])
 
 
 def test_matched_distance_asks_the_similarity_where_there_is_no_truth(tmp_path):
-    unguided = run(tmp_path / "none", [row(i, 0.9 if i < 3 else 0.1) for i in range(12)], seed=1)
+    unguided = run(tmp_path / "none", [row(i, 0.9 if i < 3 else 0.1) for i in range(30)], seed=1)
     result = matched(unguided, unguided, 0.8, colours(), REFERENCE, None)
-    assert (result["matched_n"], result["matched_by"]) == (9, "similarity")
+    assert (result["matched_n"], result["matched_by"]) == (27, "similarity")
 
 
 def test_mistakes_are_told_by_run_and_seed(tmp_path):

@@ -124,6 +124,14 @@ def test_matched_distance_is_not_flattered_by_copies():
     assert matched_distance(guided, copies, mask[:60], reference)["ratio"] is None
 
 
+def test_standard_error_of_a_matched_ratio_is_the_spread_of_repeated_runs():
+    reference, none = normal(500, 6), torch.zeros(100, dtype=torch.bool)
+    runs = [matched_distance(normal(100, 6) * 1.3, normal(100, 6) * 1.3, none, reference) for _ in range(100)]
+    spread = torch.tensor([run["ratio"] for run in runs]).std()
+    claimed = torch.tensor([run["ratio_se"] for run in runs]).square().mean().sqrt()
+    assert 0.7 < claimed / spread < 1.4
+
+
 # EfficientNet
 
 

@@ -59,14 +59,14 @@ class TopSimilarity(Metric):
 
 
 class Top5(TopSimilarity):
-    """ "Top5%": the 95th percentile of similarity, the 5th of nL2 distance."""
+    """The paper's "Top5%": the 95th percentile of similarity, the 5th of nL2 distance."""
 
     def __init__(self):
         super().__init__(percent=5)
 
 
 class Top1(TopSimilarity):
-    """ "Top1": the most similar sample."""
+    """The paper's "Top1": the most similar sample."""
 
     def __init__(self):
         super().__init__(percent=0)
