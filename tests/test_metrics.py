@@ -117,8 +117,6 @@ def test_top1_is_the_largest():
 class ColourScorer:
     """Embeds a picture as its mean colour and a colour's name as itself."""
 
-    name, resize = "colour", "none"
-
     def image(self, pictures):
         return (pictures.mean((2, 3)) + 1) / 2
 
@@ -128,7 +126,7 @@ class ColourScorer:
 
 def test_alignment_is_100_cosine():
     pictures = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(3, 3, 4, 4)  # red
-    score = AlignmentScore(ColourScorer())
+    score = AlignmentScore(ColourScorer(), "colour")
     score.update(pictures, ["red", "green", "white"])
     assert score.compute() == {
         "value": pytest.approx((100 + 0 + 100 / math.sqrt(3)) / 3),
@@ -148,7 +146,7 @@ def halves():
     yield MemorizedShare(0.5), [(similarity[:13],), (similarity[13:],)]
     yield Top5(), [(similarity[:13],), (similarity[13:],)]
     yield FrechetDistance(colours()), [(pictures[:5],), (pictures[5:],), (reference[:9], True), (reference[9:], True)]
-    yield AlignmentScore(ColourScorer()), [(pictures[:5], ["red"] * 5), (pictures[5:], ["white"] * 15)]
+    yield AlignmentScore(ColourScorer(), "colour"), [(pictures[:5], ["red"] * 5), (pictures[5:], ["white"] * 15)]
 
 
 def test_two_processes_states_merge_into_one_processs_result():

@@ -14,9 +14,6 @@ from torchmetrics import Metric
 class Scorer(Protocol):
     """Embeds pictures and texts into one space."""
 
-    name: str
-    resize: str
-
     def image(self, pictures: Tensor) -> Tensor:
         """(B, 3, H, W) in [−1, 1] to (B, D)."""
 
@@ -30,14 +27,20 @@ def alignment(image: Tensor, text: Tensor) -> Tensor:
 
 
 class AlignmentScore(Metric):
-    """Mean alignment of pictures with their prompts ("CLIP" of Tables 1 and 4, with ViT-L/14 as the scorer)."""
+    """Mean alignment of pictures with their prompts ("CLIP" of Tables 1 and 4, with ViT-L/14 as the scorer).
+
+    Args:
+        scorer: embeds pictures and texts.
+        name: of the scorer, for the result.
+        resize: that the scorer applies, in words.
+    """
 
     full_state_update = False
     higher_is_better = True
 
-    def __init__(self, scorer: Scorer):
+    def __init__(self, scorer: Scorer, name: str, resize: str = "none"):
         super().__init__()
-        self.scorer = scorer
+        self.scorer, self.name, self.resize = scorer, name, resize
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -52,4 +55,4 @@ class AlignmentScore(Metric):
         if not self.n:
             raise ValueError("alignment of no pictures")
         value = (self.total / self.n).item()
-        return {"value": value, "n": int(self.n), "extractor": self.scorer.name, "resize": self.scorer.resize}
+        return {"value": value, "n": int(self.n), "extractor": self.name, "resize": self.resize}
