@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ def evaluate(
     extractor: Extractor | None,
     reference_pictures: Tensor | None,
     cache_dir: str | Path | None,
+    seeds: Collection[int] | None = None,
 ) -> dict[str, Any]:
     """A flat dict of a run's metrics.
 
@@ -43,10 +45,11 @@ def evaluate(
         extractor: of the Fréchet distance; None leaves `fid*` None.
         reference_pictures: (N, 3, H, W) in [−1, 1]; None leaves `fid*` None.
         cache_dir: where features are kept, for all runs; None keeps nothing.
+        seeds: samples to look at; None takes all that the folder holds, which may be more than a command asked for.
     Raises:
         ValueError: for a run without records, or samples that diverged.
     """
-    rows = _rows(run_dir)
+    rows = _rows(run_dir, seeds)
     similarity, judge = _tensor(rows, "similarity"), _judge(rows)
     result: dict[str, Any] = {"n": len(rows), "top5": top(similarity, 5), "top1": top(similarity, 0)}
     result |= _flat("copies", share(count_beyond(similarity, similarity_copy), len(rows)))
@@ -75,16 +78,17 @@ def matched(
     extractor: Extractor,
     reference_pictures: Tensor,
     cache_dir: str | Path | None,
+    seeds: Collection[int] | None = None,
 ) -> dict[str, Any]:
     """Fréchet distance of a guided run against as many unguided samples that are no copies (`matched_*`).
 
     A copy is what the closed form says where it speaks, else what lies beyond `similarity_copy`; `matched_by` tells.
     Judge `matched_ratio` by its standard error `matched_ratio_se` (errs upwards): about 0.04 at n = 100.
     """
-    rows = _rows(unguided_dir)
+    rows = _rows(unguided_dir, seeds)
     known = bool(rows["truth"].notna().all())
     copies = rows["truth"].to_numpy(bool) if known else (_tensor(rows, "similarity") > similarity_copy).numpy()
-    guided = _features(run_dir, _rows(run_dir), extractor, cache_dir)
+    guided = _features(run_dir, _rows(run_dir, seeds), extractor, cache_dir)
     unguided = _features(unguided_dir, rows, extractor, cache_dir)
     reference = features_of(reference_pictures, extractor, cache_dir)
     result = matched_distance(guided, unguided, torch.from_numpy(copies), reference)
@@ -103,10 +107,12 @@ def thresholds_used(similarity_copy: float, similarity_strict: float, judge_copy
     )
 
 
-def _rows(run_dir: str | Path) -> pd.DataFrame:
+def _rows(run_dir: str | Path, seeds: Collection[int] | None) -> pd.DataFrame:
     rows = records.read(run_dir)
+    if seeds is not None:
+        rows = rows[rows["seed"].isin(list(seeds))].reset_index(drop=True)
     if not len(rows):
-        raise ValueError(f"{run_dir} holds no records: generate samples first")
+        raise ValueError(f"{run_dir} holds no records{' of these seeds' if seeds else ''}: generate samples first")
     diverged = rows.loc[rows["similarity"].isna(), "seed"].tolist()
     if diverged:
         raise ValueError(f"{run_dir}: {len(diverged)} samples diverged (similarity is NaN), e.g. seed {diverged[0]}")

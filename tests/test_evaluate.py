@@ -104,6 +104,12 @@ def test_counts_and_shares_are_those_one_counts_by_hand(text_run):
     assert result["top5"] == pytest.approx(0.85 + 0.8 * 0.10)  # 95 % of the way along five sorted values: index 3.8
 
 
+def test_only_the_seeds_that_were_asked_for_count(text_run):
+    result = evaluate(text_run, **LIMITS, **PICTURELESS, seeds=range(2, 100))
+    assert (result["n"], result["copies"], result["truth_copies"], result["top1"]) == (3, 1, 1, 0.81)
+    assert result["copies_by_cause"][PLANTED]["n"] == 1
+
+
 def test_causes_are_told_apart(text_run):
     result = evaluate(text_run, **LIMITS, **PICTURELESS)
     counts = {
