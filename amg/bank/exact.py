@@ -4,20 +4,26 @@ import torch
 from torch import Tensor
 
 
-def nearest(queries: Tensor, keys: Tensor, square_norms: Tensor, k: int, chunk: int = 16384) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Tensor, keys: Tensor, square_norms: Tensor, k: int, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The k nearest keys by Euclidean distance.
 
     ‖q − z‖² = ‖q‖² − 2 qᵀz + ‖z‖², so the cost is one matrix product per chunk of keys; a running top-k keeps memory
-    at B × chunk. Distances below about 1e-3 of ‖q‖ lose digits to cancellation; the order of distinct pictures does not.
+    at B × chunk. Distances below about 1e-3 of ‖q‖ lose digits to cancellation; the order of distinct pictures does
+    not.
 
     Args:
         queries: (B, D).
         keys: (N, D), same device and dtype.
         square_norms: ‖z‖², (N,).
         k: 1 … N.
+        chunk: keys per matrix product; by default 1024 on a CPU, whose cache then holds what the next product needs
+            (a quarter to a third faster than 16384 with 50,000 CIFAR-10 pictures), and 16384 elsewhere.
     Returns:
         distances (B, k), ascending, and indices (B, k).
     """
+    chunk = chunk or (1024 if keys.device.type == "cpu" else 16384)
     best, index = [], []
     for start in range(0, len(keys), chunk):
         part = slice(start, start + chunk)
