@@ -15,6 +15,8 @@ from amg.step import Step
 from amg.thresholds import Threshold
 
 TERMS = ("spe", "dup", "sim")
+MIN_ALPHA_BAR = 1e-4
+"""Below it x_t is noise but for 1 %, and the 1/ᾱ that G_sim gains on its way to x̂0 would throw the chain away."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,15 @@ class AntiMemorizationGuidance(Guidance):
         similarity: σ_t; see `amg.similarity`.
         threshold: λ_t; see `amg.thresholds`.
         c1, c2, c3: strengths of G_spe, G_dup and G_sim (Eqs. 13, 15, 17).
+        normalize: takes ∇σ_t to unit length, so that ‖G_sim‖ = c3 √(1−ᾱ_t) whatever the similarity and the noise level
+            (‖ε‖ is about √(C·H·W)). Off is the paper's Eq. 17; there ∇ of a cosine vanishes as a copy is reached, and
+            1/√ᾱ_t makes the same c3 a thousand times stronger at the first step than at the last.
         terms: which guidances act; () only watches.
         captions: captions of the training pictures for G_dup; the bank's where None.
 
     The gradient of G_sim is that of σ_t through x̂0(x_t) with ε held fixed, as in the released code: no backward
-    pass through the denoiser. Where there is no condition, or at s0 <= 1, G_spe and G_dup vanish.
+    pass through the denoiser. It is left out where ᾱ_t < 1e-4. Where there is no condition, or at s0 <= 1, G_spe and
+    G_dup vanish.
     """
 
     def __init__(
@@ -68,24 +74,26 @@ class AntiMemorizationGuidance(Guidance):
         c1: float = 0.0,
         c2: float = 0.0,
         c3: float = 0.0,
+        normalize: bool = False,
         terms: Sequence[str] = TERMS,
         captions: Sequence[str] | None = None,
     ):
+        terms = (terms,) if isinstance(terms, str) else tuple(terms)
         unknown = sorted(set(terms) - set(TERMS))
         if unknown:
             raise ValueError(f"guidance.terms: unknown {', '.join(unknown)}; choose among {', '.join(TERMS)}")
         for name, value in (("c1", c1), ("c2", c2), ("c3", c3)):
-            if value < 0:
+            if not value >= 0:  # NaN fails too
                 raise ValueError(f"guidance.{name} must be >= 0, got {value}")
         self.similarity, self.threshold = similarity, threshold
-        self.c1, self.c2, self.c3, self.terms = c1, c2, c3, tuple(terms)
+        self.c1, self.c2, self.c3, self.normalize, self.terms = c1, c2, c3, normalize, terms
         self.captions = captions
         self.needs_prompts = bool(self.terms) and "sim" not in self.terms
 
     @torch.no_grad()
     def __call__(self, step: Step, state: State | None) -> tuple[Tensor, State]:
         similarity, index = self.similarity(step.decode(step.x0))
-        threshold = self.threshold(step.t).to(similarity)
+        threshold = torch.as_tensor(self.threshold(step.t)).to(similarity).expand_as(similarity)
         flagged = similarity > threshold
         rows = flagged.nonzero().flatten()
         zeros = torch.zeros_like(similarity)
@@ -122,8 +130,12 @@ class AntiMemorizationGuidance(Guidance):
         if "sim" in self.terms and self.c3 > 0:
             gradient = self._gradient(step, rows)
             finite = gradient.flatten(1).isfinite().all(1)
-            gradient = torch.where(_rows(finite, gradient), gradient, 0)
-            acted["dropped"] = ~finite
+            seen = step.alpha_bar[rows] >= MIN_ALPHA_BAR
+            gradient = torch.where(_rows(finite & seen, gradient), gradient, 0)
+            acted["dropped"] = ~finite & seen
+            if self.normalize:
+                norm = gradient.flatten(1).norm(dim=1)
+                gradient = gradient / _rows(torch.where(norm > 0, norm, 1), gradient)
             change += self._record(acted, "sim", dissimilarity(gradient, step.alpha_bar[rows], self.c3))
         return change, acted
 
@@ -136,7 +148,11 @@ class AntiMemorizationGuidance(Guidance):
         return gradient / _rows(step.alpha_bar[rows].sqrt(), gradient)
 
     def _captions(self, index: Tensor) -> list[str]:
-        captions = self.captions if self.captions is not None else self.similarity.bank.captions
+        captions = self.captions
+        if captions is None:
+            if not hasattr(self.similarity, "bank"):
+                raise ValueError("guidance.captions: G_dup needs the captions of the training pictures; give captions=")
+            captions = self.similarity.bank.captions
         return [captions[i] for i in index.tolist()]
 
     @staticmethod

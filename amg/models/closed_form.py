@@ -40,8 +40,8 @@ class ClosedForm:
         size: int = 32,
         rank: int = 24,
         rest: float = 0.0025,
-        planted_weight: float = 0.06,
-        caption_weight: float = 0.4,
+        planted_weight: float = 0.03,
+        caption_weight: float = 0.2,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
@@ -127,8 +127,8 @@ class ClosedForm:
         return torch.stack([self.component_weights(condition).log() for condition in conditions])
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Pixels are pictures."""
-        return x0
+        """Pixels are pictures, clamped to [−1, 1] with a straight-through gradient: what is seen is what is judged."""
+        return x0 + (x0.clamp(-1, 1) - x0).detach()
 
     # -- what is known of the world ----------------------------------------------------------------------------------
 

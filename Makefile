@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# BACKEND=cpu or auto installs through uv, which then chooses the build of torch; else plain pip does (Linux: the CUDA
+# build, about 3 GB to download; the CPU build is 0.2 GB)
+BACKEND ?=
+
+.PHONY: help setup demo test lint bench tables lab
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(BIN)/.done ## a virtual environment with everything (first: 3 to 6 GB; BACKEND=cpu: 1 GB)
+
+$(BIN)/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(BACKEND),)
+	$(BIN)/pip install -q torch torchvision
+	$(BIN)/pip install -q -e ".[experiments,parallel,slurm,faiss,dev]"
+else
+	$(BIN)/pip install -q uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --torch-backend=$(BACKEND) torch torchvision
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --torch-backend=$(BACKEND) -e ".[experiments,parallel,slurm,faiss,dev]"
+endif
+	touch $@
+
+demo: setup ## pictures without and with AMG, table, curves, report: about three minutes on two cores
+	$(BIN)/python run.py
+
+test: setup ## all tests but those that need a browser
+	$(BIN)/python -m pytest -q -m "not browser"
+
+lint: setup ## ruff and the import contracts
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+
+bench: setup ## speed, as ratios measured side by side in one run
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+tables: setup ## every table of the paper that runs here
+	$(BIN)/python run.py experiment=table4

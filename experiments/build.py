@@ -1,0 +1,83 @@
+"""From a checked configuration to objects: cheap parts first, the model last."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from amg.bank import TrainingBank
+from experiments.config import ConfigError, RunConfig, locate
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run needs."""
+
+    model: Any
+    bank: TrainingBank
+    similarity: Any
+    judge: Any
+    threshold: Any
+    guidance: Any
+    scheduler: type
+    guidance_acts: bool
+    """Whether the guidance changes anything; plain sampling is only watched."""
+
+
+def build(run: RunConfig) -> Parts:
+    """Builds everything; a component that asks for `model`, `bank`, `similarity` or `threshold` is handed it."""
+    with told("threshold"):
+        threshold = component(run.threshold)
+    with told("sampler"):
+        scheduler = locate(run.sampler.scheduler)
+    with told("model"):
+        model = component(run.model)
+    with told("data"):
+        bank = component(run.data, model=model)
+    with told("similarity"):
+        similarity = component(run.similarity, bank=bank, model=model)
+    with told("judge"):
+        judge = component(run.judge, bank=bank, model=model)
+    with told("guidance"):
+        guidance = component(run.guidance, bank=bank, similarity=similarity, threshold=threshold, model=model)
+    acts = getattr(guidance, "terms", True) != ()
+    return Parts(model, bank, similarity, judge, threshold, guidance, scheduler, acts)
+
+
+def component(node: dict[str, Any], **parts: Any) -> Any:
+    """Calls a node's `_target_` with its keys; `name` is a label, nested nodes are built first."""
+    target = locate(node["_target_"])
+    wanted = inspect.signature(target).parameters
+    arguments = {name: value for name, value in parts.items() if name in wanted}
+    for name, value in node.items():
+        if name in ("_target_", "name"):
+            continue
+        if isinstance(value, dict) and "_target_" in value:
+            value = component(value, **parts)
+        elif isinstance(value, list) and value and all(isinstance(v, dict) and "_target_" in v for v in value):
+            value = [component(v, **parts) for v in value]
+        arguments[name] = value
+    return target(**arguments)
+
+
+def own_bank(model: Any) -> TrainingBank:
+    """The training set that a model ships with."""
+    if not hasattr(model, "bank"):
+        raise ValueError("this model brings no training set: data=folder data.path=… or data=parquet data.path=…")
+    return model.bank()
+
+
+class told:
+    """Turns a component's complaint about its input into one line that names the config group."""
+
+    def __init__(self, key: str):
+        self.key = key
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)):
+            text = " ".join(str(error).split())
+            raise ConfigError([text if text.startswith(f"{self.key}.") else f"{self.key}: {text}"]) from None

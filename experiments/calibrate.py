@@ -1,0 +1,91 @@
+"""`task=calibrate`: learns λ_t from unguided chains of ordinary samples and writes it as a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from amg.calibration import calibrate
+from amg.guidance import AntiMemorizationGuidance
+from amg.sampling import sample
+from amg.thresholds import Constant
+from experiments.build import build
+from experiments.conditions import conditions
+from experiments.config import ConfigError, RunConfig
+
+RATE = 0.01  # share of ordinary chains that may ever be flagged
+
+HEADER = """\
+# λ_t for model={model}, similarity={similarity}, sampler={sampler}; learned, not published.
+# {command}
+# Learned on {learned_n} unguided ordinary chains of {chains} drawn (seeds {first} to {last}), held out: {held_n}.
+# Ordinary: {ordinary}.
+# Chains flagged at any step: {learned:.1%} learned, {held_out:.1%} held out; with λ capped at the copy
+# threshold {cap}: {held_out_capped:.1%} of held-out ordinary chains.
+"""
+
+
+def calibrate_run(run: RunConfig) -> Path:
+    """Draws `n_samples` unguided chains, learns on half of the ordinary ones, reports on the other half."""
+    parts = build(run)
+    chosen = conditions(run, parts.model)
+    watch = AntiMemorizationGuidance(parts.similarity, Constant(float("inf")), terms=())
+    traces, times, copies = [], [], []
+    seeds = range(run.seed, run.seed + run.n_samples)
+    for start in track(range(0, len(seeds), run.batch_size), "unguided chains"):
+        batch = list(seeds[start : start + run.batch_size])
+        prompts = None if chosen is None else [chosen[(seed - run.seed) % len(chosen)] for seed in batch]
+        trace: list = []
+        times = []
+        x0 = sample(
+            parts.model,
+            batch,
+            guidance=watch,
+            prompts=prompts,
+            s0=run.s0,
+            scheduler=parts.scheduler,
+            steps=run.sampler.steps,
+            eta=run.sampler.eta,
+            on_step=lambda step, state, trace=trace: (trace.append(state.similarity), times.append(step.t[0].item())),
+        )
+        traces.append(torch.stack(trace))
+        images = parts.model.decode(x0).clamp(-1, 1)
+        if hasattr(parts.model, "responsible"):
+            copies.append(parts.model.is_copy(parts.model.responsible(images)))
+        else:
+            copies.append(parts.similarity(images).value > parts.similarity.copy)
+    ordinary = torch.cat(traces, dim=1)[:, ~torch.cat(copies)].cpu()
+    half = ordinary.shape[1] // 2
+    if half < 20:
+        raise ConfigError([f"n_samples={run.n_samples}: only {2 * half} ordinary chains; draw more to learn λ_t"])
+    cap = parts.similarity.copy
+    found = calibrate(torch.tensor(times), ordinary[:, :half], ordinary[:, half:], RATE, cap)
+    model, similarity = run.model["name"], run.similarity["name"]
+    sampler = run.sampler.scheduler.rsplit(".", 1)[-1].removesuffix("Scheduler").lower()
+    file = Path(run.output_dir or "conf/threshold/calibrated") / f"{model}-{similarity}-{sampler}.yaml"
+    truth = "the responsible component is no planted picture" if hasattr(parts.model, "responsible") else "no copy"
+    header = HEADER.format(
+        model=model,
+        similarity=similarity,
+        sampler=sampler,
+        command=f"python run.py task=calibrate model={model} similarity={similarity} conditioning={run.conditioning} "
+        f"n_samples={run.n_samples} seed={run.seed}",
+        learned_n=half,
+        held_n=ordinary.shape[1] - half,
+        chains=run.n_samples,
+        first=run.seed,
+        last=run.seed + run.n_samples - 1,
+        ordinary=truth,
+        learned=found.learned,
+        held_out=found.held_out,
+        held_out_capped=found.held_out_capped,
+        cap=cap,
+    )
+    lines = [f"times: [{', '.join(f'{t:.4f}' for t in found.threshold.times)}]"]
+    lines += [f"values: [{', '.join(f'{v:.4f}' for v in found.threshold.values)}]"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(header + "_target_: amg.thresholds.Calibrated\n" + "\n".join(lines) + "\n", encoding="utf8")
+    print(header + f"written to {file}")
+    return file

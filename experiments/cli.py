@@ -1,0 +1,106 @@
+"""From the command line to a checked configuration, a single run or a sweep. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.quoting import quote
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+
+
+def main(argv: list[str]) -> int:
+    """Runs what the arguments ask for; returns the exit code: 0 done, 1 failure, 2 bad input."""
+    from experiments.config import ConfigError
+
+    if {"--help", "-h"} & set(argv):
+        from experiments.help import page
+
+        print(page(CONF))
+        return DONE
+    arguments = [quote(argument) for argument in argv] or ["experiment=demo"]
+    try:
+        if any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments):
+            return _hydra(arguments)  # --cfg, --info, --shell-completion, -cd …
+        if _is_sweep(arguments):
+            return _sweep([argument for argument in arguments if argument not in ("-m", "--multirun")])
+        cfg = compose_config(arguments)
+        from experiments.run import run
+
+        run(cfg, command=" ".join(["python run.py", *argv]))
+        return DONE
+    except ConfigError as error:
+        for line in error.lines:
+            print(f"error: {line}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from here", file=sys.stderr)
+        return 130
+
+
+def compose_config(arguments: list[str]) -> DictConfig:
+    """Composes `conf/` with overrides.
+
+    Raises:
+        ConfigError: with one line per mistake that Hydra found.
+    """
+    from experiments.config import ConfigError, explain
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", overrides=arguments)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([explain(error, CONF)]) from None
+
+
+def _is_sweep(arguments: list[str]) -> bool:
+    """Whether `-m` was given, or a chosen experiment brings a grid of its own."""
+    from experiments.config import ConfigError
+
+    multirun = bool({"-m", "--multirun"} & set(arguments))
+    for argument in arguments:
+        if argument.startswith("experiment="):
+            name = argument.split("=", 1)[1]
+            if "," in name:
+                raise ConfigError([f"experiment={name}: one experiment at a time; each brings its own grid"])
+            file = CONF / "experiment" / f"{name}.yaml"
+            if file.is_file():
+                multirun |= OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") is not None
+    return multirun
+
+
+def _sweep(arguments: list[str]) -> int:
+    """A Hydra multirun; the jobs leave their results in the sweep's folder, from which table and report are made."""
+    folder = ROOT / "runs" / ".hydra" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
+    shown = Path(os.path.relpath(folder))
+    _hydra(["-m", *arguments, f"hydra.sweep.dir={shown}"])
+    from experiments.sweep import finish
+
+    return finish(folder)
+
+
+def _hydra(arguments: list[str]) -> int:
+    """Hands over to Hydra's own command line."""
+    sys.argv = [str(ROOT / "run.py"), *arguments]
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def job(cfg: DictConfig) -> None:
+        from experiments.sweep import one_job
+
+        one_job(cfg)
+
+    job()
+    return DONE

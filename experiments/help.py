@@ -1,0 +1,52 @@
+"""The page that `--help` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PAGE = """\
+Memorization-free diffusion: sample a diffusion model without copying its training pictures.
+
+  python run.py                                        the demo: pictures, table, curves, report
+  python run.py guidance=full prompt="goat"            one prompt, guarded
+  python run.py guidance=full n_samples=256 seed=1000  the model's default prompts; seeds 1000 to 1255
+  python run.py conditioning=none similarity=nl2 guidance=sim     unconditional
+  python run.py conditioning=label "labels=[3]"        one class
+  python run.py -m guidance=none,full s0=1,3,7.5       a sweep; the same command resumes
+  python run.py -m 'guidance=glob(*)'                  every guidance; n/a where a model cannot
+  python run.py experiment=table4                      a table of the paper
+
+The same command again resumes and recomputes nothing.
+Exit codes: 0 done, 1 failure, 2 bad input.
+
+Choices (group=choice)
+{groups}
+
+Keys (key=value; model.…, guidance.…, similarity.… reach into a choice)
+  seed=0            sample i draws from seed + i alone
+  n_samples=16      over all prompts together; sample i takes prompt i mod their number
+  batch_size=64     changes nothing but speed and memory
+  s0=…              CFG scale (Eq. 7)
+  conditioning=     none | label | prompt; the model sets it
+  prompt=           free text; prompts= a .txt, .jsonl or .csv file, or planted | ordinary; labels=[0,3]
+  sampler.steps=    network calls per sample; sampler.eta= for DDIM
+  guidance.c1= c2= c3=   strengths (Eqs. 13, 15, 17); strength=main|strong sets them
+  output_dir=       default runs/<name>/<model>-<guidance>-<hash of what decides a picture>
+
+  python run.py --cfg job      prints the composed configuration
+"""
+
+
+def page(conf: Path) -> str:
+    lines = []
+    for folder in sorted(path for path in conf.iterdir() if path.is_dir()):
+        names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+        text = "  ".join(names)
+        lines += _wrap(f"  {folder.name:<13}", text)
+    return PAGE.format(groups="\n".join(lines))
+
+
+def _wrap(label: str, text: str, width: int = 100) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width, initial_indent=label, subsequent_indent=" " * len(label))

@@ -1,0 +1,113 @@
+"""One run: one configuration, one folder, one row of a table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+
+from experiments.config import ConfigError, RunConfig, check, not_applicable
+
+DECIDES = ("seed", "s0", "conditioning", "prompt", "prompts", "labels", "sampler")
+NODES = ("data", "guidance", "judge", "model", "similarity", "threshold")
+PACKAGES = ("torch", "diffusers", "lightning", "hydra-core", "numpy")
+
+
+def run(cfg: DictConfig, command: str = "") -> Path:
+    """Checks the configuration, then does its task; returns the run's folder.
+
+    Raises:
+        ConfigError: for everything that is the user's to mend.
+    """
+    config = check(cfg)
+    reason = not_applicable(config)
+    if reason:
+        raise ConfigError([reason])
+    if config.task == "calibrate":
+        from experiments.calibrate import calibrate_run
+
+        return calibrate_run(config)
+    return _generate(config, command)
+
+
+def _generate(config: RunConfig, command: str) -> Path:
+    from experiments.build import build
+    from experiments.conditions import conditions
+    from experiments.generate import generate
+    from experiments.loggers import log
+    from experiments.present import present
+
+    parts = build(config)
+    chosen = conditions(config, parts.model)
+    run_dir = folder(config, parts, chosen)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            manifest = Manifest(run_dir)
+            manifest.write(status="running", command=command, **facts(config, parts))
+            (run_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
+            if config.task == "generate":
+                drawn = generate(config, parts, chosen, run_dir)
+            else:
+                drawn = 0
+            from experiments.measure import measure
+
+            metrics = measure(config, parts, run_dir)
+            manifest.write(status="done", metrics=metrics)
+            present(config, parts, run_dir, metrics, drawn)
+            log(config, run_dir, metrics)
+    except Timeout:
+        raise ConfigError([f"{run_dir} is in use by another process: wait for it, or choose another output_dir"]) from None
+    return run_dir
+
+
+def folder(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> Path:
+    """`output_dir`, or a name with the hash of all that decides a picture."""
+    if config.output_dir:
+        return Path(config.output_dir)
+    dump = config.model_dump()
+    decides = {key: dump[key] for key in (*DECIDES, *NODES)}
+    content = json.dumps([decides, chosen, parts.bank.digest(), getattr(parts.model, "digest", None)], sort_keys=True)
+    digest = hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
+    return Path("runs") / config.name / f"{config.model.get('name')}-{config.guidance.get('name')}-{digest}"
+
+
+def facts(config: RunConfig, parts: Any) -> dict[str, Any]:
+    """What one must know to believe a number."""
+    return {
+        "name": config.name,
+        "model": config.model.get("name"),
+        "guidance": config.guidance.get("name"),
+        "similarity": config.similarity.get("name"),
+        "judge": config.judge.get("name"),
+        "s0": config.s0,
+        "seed": config.seed,
+        "n_samples": config.n_samples,
+        "sampler": config.sampler.model_dump(),
+        "bank": {"digest": parts.bank.digest(), "pictures": len(parts.bank)},
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "machine": f"{platform.machine()}, {parts.model.device}",
+    }
+
+
+class Manifest:
+    """`manifest.json`: what a run is and how it went."""
+
+    def __init__(self, run_dir: Path):
+        self.path = run_dir / "manifest.json"
+
+    def read(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    def write(self, **entries: Any) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.read() | entries, indent=2, ensure_ascii=False))
+        temporary.replace(self.path)
