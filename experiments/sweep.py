@@ -20,8 +20,8 @@ def one_job(cfg: DictConfig) -> None:
     folder = Path(hydra.sweep.dir) / str(hydra.sweep.subdir)
     folder.mkdir(parents=True, exist_ok=True)
     overrides = list(hydra.overrides.task)
-    row = hydra.runtime.choices.get("row") or hydra.runtime.choices.get("guidance")
-    result: dict[str, Any] = {"row": row, "overrides": overrides, "name": cfg.get("name"), "run_dir": None}
+    key = hydra.runtime.choices.get("row") or " ".join(overrides)
+    result: dict[str, Any] = {"key": key, "overrides": overrides, "name": cfg.get("name"), "run_dir": None}
     if cfg.get("table"):
         result["table"] = OmegaConf.to_container(cfg.table, resolve=True)
     try:

@@ -1,0 +1,76 @@
+"""The metrics of a finished run, with the thresholds of its own similarity and judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from amg.bank import TrainingBank
+from experiments.build import Parts
+from experiments.config import ConfigError, RunConfig
+from experiments.evaluate import evaluate, matched, thresholds_used
+
+CACHE = Path("runs/.cache")
+
+
+def measure(run: RunConfig, parts: Parts, run_dir: Path) -> dict[str, Any]:
+    """All metrics of the samples that the run asks for."""
+    similarity, judge = parts.similarity, parts.judge
+    metrics = evaluate(
+        run_dir,
+        similarity.copy,
+        similarity.strict,
+        judge.copy,
+        extractor(run),
+        reference(run, parts),
+        CACHE,
+        seeds=_seeds(run),
+    )
+    metrics["thresholds"] = thresholds_used(similarity.copy, similarity.strict, judge.copy)
+    metrics["fid_reference"] = f"{run.metrics.reference} ({metrics.get('fid_reference_n')} pictures)"
+    metrics["by_cause"] = by_cause(metrics)
+    if run.conditioning == "none" and hasattr(parts.model, "true_copy_rate"):
+        metrics["true_copy_rate"] = parts.model.true_copy_rate()
+    return metrics
+
+
+def by_cause(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Counts of copies for each cause of memorization, as rows of a table."""
+    causes: dict[str, dict[str, Any]] = {}
+    for name in ("copies", "judge_copies", "truth_copies"):
+        for cause, found in (metrics.get(f"{name}_by_cause") or {}).items():
+            causes.setdefault(cause, {"n": found["n"]})[name] = found["count"]
+    return causes
+
+
+def against_unguided(run: RunConfig, parts: Parts, run_dir: Path, unguided_dir: Path) -> dict[str, Any]:
+    """Fréchet distance against as many unguided samples that are no copies: removing copies must not flatter."""
+    chosen, pictures = extractor(run), reference(run, parts)
+    if chosen is None or pictures is None:
+        return {}
+    return matched(run_dir, unguided_dir, parts.similarity.copy, chosen, pictures, CACHE, seeds=_seeds(run))
+
+
+def extractor(run: RunConfig):
+    from amg.metrics.extractors import efficientnet_lite0, inception
+
+    if run.metrics.extractor == "none":
+        return None
+    if run.metrics.extractor == "inception":
+        return inception()
+    if run.metrics.extractor == "efficientnet_lite0":
+        return efficientnet_lite0(size=96)  # ten times faster than 224 on a CPU; every table names it
+    raise ConfigError([f"metrics.extractor={run.metrics.extractor}: choose efficientnet_lite0, inception or none"])
+
+
+def reference(run: RunConfig, parts: Parts) -> Tensor | None:
+    """The pictures that the Fréchet distance compares with, at the model's own size."""
+    if run.metrics.reference == "bank":
+        return parts.bank.images
+    return TrainingBank.from_folder(run.metrics.reference).images
+
+
+def _seeds(run: RunConfig) -> range:
+    return range(run.seed, run.seed + run.n_samples)
