@@ -1,0 +1,176 @@
+"""Stable Diffusion 1.x, 2.x and XL, and any folder of diffusers' format with the same parts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amg.models.base import Condition
+from amg.models.latents import LatentDecoder
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+KEPT = 64
+"""Encoded batches that are remembered: a guided chain asks for the same captions at step after step."""
+
+
+class StableDiffusion:
+    """A text-conditional latent diffusion model as `amg.sampling.sample` sees it.
+
+    Without guidance its latents are those of the pipeline for the same noise, bit by bit on a CPU in float32: prompts
+    are encoded by the pipeline's own method and combined by Eq. 7 in the same order.
+
+    Args:
+        source: a folder in diffusers' format, a name on the hub, or a pipeline in memory. A network connection is
+            needed at most once; what is on disk is used as it is.
+        size: side of the pictures in pixels; the model's own where None.
+        scheduler: name of a diffusers scheduler class, built from the model's config; None keeps the model's own.
+        variant: e.g. `fp16`, for folders that hold several.
+        device, dtype: of the networks and the latents.
+    Raises:
+        FileNotFoundError: where the model is neither on disk nor to be fetched.
+        ValueError: for a pipeline of another kind.
+
+    The safety checker is left out: the black pictures that it makes would pass for novel ones.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Any,
+        size: int | None = None,
+        scheduler: str | None = "DDIMScheduler",
+        variant: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.pipe = load(source, variant, dtype) if isinstance(source, (str, Path)) else source
+        name = type(self.pipe).__name__
+        if name not in PIPELINES:
+            raise ValueError(f"model: {source} is a {name}; expected one of {', '.join(PIPELINES)}")
+        self.pipe.to(device)
+        self.pipe.set_progress_bar_config(disable=True)
+        for part in self.pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False).eval()
+        self.xl = name == PIPELINES[1]
+        self.unet, self.tokenizer = self.pipe.unet, self.pipe.tokenizer
+        self.scheduler = _scheduler(self.pipe.scheduler, scheduler)
+        self.device, self.dtype = torch.device(device), self.unet.dtype
+        factor, own = self.pipe.vae_scale_factor, self.unet.config.sample_size
+        if size is not None and size % factor:
+            raise ValueError(f"model.size must be a multiple of {factor}, got {size}")
+        side = own if size is None else size // factor
+        self.shape = (self.unet.config.in_channels, side, side)
+        if self.shape[0] != self.pipe.vae.config.latent_channels:
+            raise ValueError(f"model: {source} wants {self.shape[0]} channels, more than latents: an inpainting model?")
+        self.decode_latents = LatentDecoder(self.pipe.vae)
+        self._encoded: dict[tuple, Condition] = {}
+
+    def __call__(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> tuple[Tensor, None]:
+        """The U-Net's output, ε or v as the scheduler's config says, (B, C, h, w)."""
+        if isinstance(condition, dict):
+            extra = {name: value for name, value in condition.items() if name != "encoder_hidden_states"}
+            condition, ask = condition["encoder_hidden_states"], partial(self.unet, added_cond_kwargs=extra)
+        else:
+            ask = self.unet
+        return ask(x_t, timestep, encoder_hidden_states=condition, return_dict=False)[0], None
+
+    @torch.no_grad()
+    def encode(self, conditions: Sequence[str | None]) -> Condition:
+        """Prompts, or None for no condition, to embeddings; a dict with pooled embeddings and sizes for SDXL.
+
+        Raises:
+            ValueError: for a prompt that is empty or no string.
+        """
+        key = tuple(conditions)
+        if key not in self._encoded:
+            for i, prompt in enumerate(conditions):
+                if prompt is not None:
+                    self._check(i, prompt)
+            if len(self._encoded) >= KEPT:
+                self._encoded.pop(next(iter(self._encoded)))
+            if any(prompt is None for prompt in conditions) and any(conditions):
+                rows = [self.encode([prompt]) for prompt in conditions]  # mixed: one by one
+                self._encoded[key] = _stack(rows)
+            else:
+                self._encoded[key] = self._encode(list(conditions))
+        return self._encoded[key]
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Latents to pictures, (B, 3, H, W), about [−1, 1]."""
+        return self.decode_latents(x0)
+
+    def _encode(self, conditions: list[str | None]) -> Condition:
+        null = conditions[0] is None
+        prompts = ["" if prompt is None else prompt for prompt in conditions]
+        # as the pipeline does it: the null condition is what it makes of a negative prompt that nobody gave
+        encoded = self.pipe.encode_prompt(
+            prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=null
+        )
+        if not self.xl:
+            return encoded[1] if null else encoded[0]
+        sequence, pooled = (encoded[1], encoded[3]) if null else (encoded[0], encoded[2])
+        side = self.shape[1] * self.pipe.vae_scale_factor
+        projection = self.pipe.text_encoder_2.config.projection_dim
+        sizes = self.pipe._get_add_time_ids((side, side), (0, 0), (side, side), sequence.dtype, projection)
+        sizes = sizes.to(self.device).repeat(len(conditions), 1)
+        return {"encoder_hidden_states": sequence, "text_embeds": pooled, "time_ids": sizes}
+
+    def _check(self, i: int, prompt: Any) -> None:
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {i} is {prompt!r}: Stable Diffusion takes text, not labels")
+        if not prompt.strip():
+            raise ValueError(f"prompt {i} is empty: write one, or leave `prompt` out for the default set")
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
+        if len(tokens) > length:
+            lost = self.tokenizer.decode(tokens[length - 1 : -1]).strip()
+            warnings.warn(f"prompt {i} has {len(tokens)} tokens of {length}: cut off before {lost!r}", stacklevel=4)
+
+
+def load(source: str | Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A pipeline of diffusers from disk, or from the hub where it is not on disk; its safety checker is left out."""
+    from diffusers import DiffusionPipeline
+
+    options: dict[str, Any] = {"variant": variant, "torch_dtype": dtype, "use_safetensors": True}
+    last: Exception | None = None
+    for local in (True, False):
+        try:
+            name = DiffusionPipeline.load_config(source, local_files_only=local).get("_class_name")
+            if name == PIPELINES[0]:
+                options |= {"safety_checker": None, "requires_safety_checker": False}
+            return DiffusionPipeline.from_pretrained(source, local_files_only=local, **options)
+        except (OSError, ValueError) as error:  # what diffusers raises for a missing file, and for a broken one
+            last = error
+            if Path(source).is_dir():
+                break
+    where = "diffusers' cache or a folder" if not Path(source).is_dir() else "that folder"
+    reason = str(last).strip().splitlines()[0]
+    raise FileNotFoundError(
+        f"model {str(source)!r} could not be loaded ({reason}): put its files, in diffusers' format with safetensors, "
+        f"into {where} and set model.source to it; model=closed_form runs now and needs no files"
+    ) from None
+
+
+def _scheduler(own: Any, name: str | None) -> Any:
+    import diffusers
+
+    if name is None:
+        return own
+    kind = getattr(diffusers, name, None)
+    if kind is None:
+        raise ValueError(f"model.scheduler: diffusers has no {name}; e.g. DDIMScheduler, DPMSolverMultistepScheduler")
+    # latents have no bounds, but DDIM's default is to clip
+    clip = {"clip_sample": False} if "clip_sample" not in own.config else {}
+    return kind.from_config(own.config, **clip)
+
+
+def _stack(rows: list[Condition]) -> Condition:
+    if isinstance(rows[0], dict):
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return torch.cat(rows)

@@ -1,0 +1,167 @@
+"""Real pipelines of diffusers at toy size, with random weights, built in memory."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+LENGTH = 16
+WIDTH = 32
+
+
+def tokenizer() -> CLIPTokenizer:
+    """Letters only: each is a token, at the end of a word or not."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=LENGTH)
+
+
+def text_encoder(kind: type = CLIPTextModel, width: int = WIDTH) -> CLIPTextModel:
+    tokens = tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=width,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=WIDTH,
+        max_position_embeddings=LENGTH,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+    return kind(config).eval()
+
+
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    ).eval()
+
+
+BLOCKS = {
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+    "cross_attention_dim": WIDTH,
+}
+
+
+def unet(channels: int = 4, **options) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **(BLOCKS | options),
+    ).eval()
+
+
+def ddim(prediction_type: str = "epsilon") -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+
+
+def _quiet(pipe, dtype: torch.dtype):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(dtype=dtype)
+
+
+def _seeded(build):
+    def seeded(*args, **kwargs):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return build(*args, **kwargs)
+
+    return seeded
+
+
+@_seeded
+def stable_diffusion(kind: type = StableDiffusionPipeline, dtype=torch.float32, prediction_type="epsilon", channels=4):
+    extra = {}
+    if kind is StableDiffusionControlNetPipeline:
+        extra["controlnet"] = ControlNetModel(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            conditioning_embedding_out_channels=(8, 8),
+            **BLOCKS,
+        ).eval()
+        for weight in extra["controlnet"].parameters():  # its last layers begin at zero
+            torch.nn.init.normal_(weight, std=0.1)
+    pipe = kind(
+        vae=vae(),
+        text_encoder=text_encoder(),
+        tokenizer=tokenizer(),
+        unet=unet(channels),
+        scheduler=ddim(prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **extra,
+    )
+    return _quiet(pipe, dtype)
+
+
+@_seeded
+def sdxl(dtype=torch.float32):
+    times = 8
+    pipe = StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=text_encoder(),
+        text_encoder_2=text_encoder(CLIPTextModelWithProjection),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        unet=unet(
+            cross_attention_dim=2 * WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=times,
+            projection_class_embeddings_input_dim=6 * times + WIDTH,
+        ),
+        scheduler=ddim(),
+        add_watermarker=False,
+    )
+    return _quiet(pipe, dtype)
+
+
+@_seeded
+def unconditional(kind: type, scheduler, dtype=torch.float32):
+    net = UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    return _quiet(kind(net.eval(), scheduler), dtype)
+
+
+IMG2IMG, INPAINT = StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+CONTROLNET = StableDiffusionControlNetPipeline
