@@ -37,11 +37,15 @@ def to_x0(output: Tensor, x_t: Tensor, alpha_bar: Tensor, prediction_type: str) 
 
 
 def add_eps(output: Tensor, change: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """The output whose ε is larger by `change`, x_t fixed: Δv = Δε / √ᾱ, Δx_0 = −√(1−ᾱ)/√ᾱ Δε."""
+    """The output whose ε is larger by `change`, x_t fixed: Δv = Δε / √ᾱ, Δx_0 = −√(1−ᾱ)/√ᾱ Δε.
+
+    At ᾱ = 0 (zero terminal SNR) x_t is noise alone: no output has another ε, and none is changed.
+    """
     signal, noise = _roots(alpha_bar, output)
     if prediction_type == "epsilon":
         return output + change
-    return output + change * ((1 / signal) if prediction_type == "v_prediction" else -noise / signal)
+    inverse = (1 / signal).masked_fill(signal == 0, 0)
+    return output + change * (inverse if prediction_type == "v_prediction" else -noise * inverse)
 
 
 def _roots(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

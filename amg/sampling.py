@@ -13,6 +13,7 @@ from torch import Tensor
 from amg.guidance.base import Guidance
 from amg.models.base import Condition, Model, join
 from amg.parameterization import add_eps, to_eps, to_x0
+from amg.posterior import posterior_variance
 from amg.step import Step
 
 
@@ -47,6 +48,8 @@ def sample(
         x_0, (B, C, H, W), latents or pixels.
     """
     guidance = guidance or Guidance()
+    if prompts is not None and len(prompts) != len(seeds):
+        raise ValueError(f"got {len(prompts)} prompts and {len(seeds)} seeds: sample takes one prompt per seed")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = _scheduler(model, scheduler, steps)
     if prompts is not None:
@@ -85,9 +88,10 @@ def look(
     s0: float,
     seeds: Sequence[int],
 ) -> tuple[Step, Tensor, Tensor | None]:
-    """One network call: the step that a guidance sees, the network's output after CFG, and its variance channels."""
+    """One network call: the step that a guidance sees, the output after CFG, and the variance channels if used."""
     kind = scheduler.config.prediction_type
-    alpha_bar = scheduler.alphas_cumprod[timestep].to(x_t.device, x_t.dtype).expand(len(x_t))
+    precise = torch.promote_types(x_t.dtype, torch.float32)  # ᾱ_T underflows in half precision
+    alpha_bar = scheduler.alphas_cumprod[timestep].to(x_t.device, precise).expand(len(x_t))
     if uncond is None:
         output, variance = model(x_t, timestep, condition)
         eps = eps_uncond = to_eps(output, x_t, alpha_bar, kind)
@@ -106,10 +110,11 @@ def look(
         return to_eps(value, x_t[rows], alpha_bar[rows], kind)
 
     x0 = to_x0(output, x_t, alpha_bar, kind)
-    if scheduler.config.get("clip_sample"):
-        limit = scheduler.config.clip_sample_range
-        x0 = x0.clamp(-limit, limit)
-    fraction = timestep.to(x_t.dtype) / (scheduler.config.num_train_timesteps - 1)
+    clip = scheduler.config.clip_sample_range if _option(scheduler, "clip_sample") else None
+    if clip is not None:
+        x0 = x0.clamp(-clip, clip)
+    learned = variance is not None and str(_option(scheduler, "variance_type")).startswith("learned")
+    fraction = timestep.to(precise) / (scheduler.config.num_train_timesteps - 1)
     step = Step(
         x_t=x_t,
         t=fraction.to(x_t.device).expand(len(x_t)),
@@ -123,8 +128,10 @@ def look(
         x0=x0,
         denoise=denoise,
         decode=model.decode,
+        variance=posterior_variance(scheduler, timestep, variance) if learned else None,
+        clip=clip,
     )
-    return step, output, variance
+    return step, output, variance if learned else None
 
 
 def _scheduler(model: Model, kind: type | None, steps: int) -> Any:
@@ -132,11 +139,18 @@ def _scheduler(model: Model, kind: type | None, steps: int) -> Any:
     scheduler = (kind or type(model.scheduler)).from_config(model.scheduler.config)
     name = type(scheduler).__name__
     if not hasattr(scheduler, "alphas_cumprod") or float(scheduler.init_noise_sigma) != 1:
-        raise ValueError(f"{name} is not variance-preserving: sample with DDPM, DDIM or DPM-Solver, or guard a pipeline")
+        raise ValueError(
+            f"{name} is not variance-preserving: sample with DDPM, DDIM or DPM-Solver, or guard a pipeline"
+        )
     scheduler.set_timesteps(steps)
     if scheduler.order != 1 or len(scheduler.timesteps) != steps:
         raise ValueError(f"{name} calls the network more than once a step: sample with DDPM, DDIM or DPM-Solver")
     return scheduler
+
+
+def _option(scheduler: Any, name: str) -> Any:
+    """An option that this class of scheduler acts on, else None: `from_config` also keeps those of other classes."""
+    return scheduler.config.get(name) if name in inspect.signature(type(scheduler).__init__).parameters else None
 
 
 def _step_options(scheduler: Any, generators: list[torch.Generator], eta: float) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -41,8 +42,21 @@ class Step:
     """decode(x0) -> pictures, (B, 3, H, W) in [-1, 1]."""
     variance: Tensor | None = None
     """Σ of the posterior, (B, C, H, W), for models that learn it."""
+    clip: float | None = None
+    """The scheduler clips x̂0 to [−clip, clip]; None where it does not."""
 
     def predict_x0(self, eps: Tensor) -> Tensor:
         """x̂0 = (x_t − √(1−ᾱ_t) ε) / √ᾱ_t (Eq. 12), unclipped."""
-        alpha_bar = self.alpha_bar.to(eps.dtype).view(-1, 1, 1, 1)
-        return (self.x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+        alpha_bar = self.alpha_bar.view(-1, 1, 1, 1)
+        return (self.x_t - (1 - alpha_bar).sqrt().to(eps) * eps) / alpha_bar.sqrt().to(eps)
+
+    def with_eps(self, eps: Tensor) -> Step:
+        """This step with another noise prediction; x̂0 follows it, clipped as before.
+
+        Rows whose prediction is unchanged keep the bits of their x̂0, so that no sample depends on its batch.
+        """
+        x0 = self.predict_x0(eps)
+        if self.clip is not None:
+            x0 = x0.clamp(-self.clip, self.clip)
+        changed = (eps != self.eps).flatten(1).any(1).view(-1, 1, 1, 1)
+        return replace(self, eps=eps, x0=torch.where(changed, x0, self.x0))

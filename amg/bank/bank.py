@@ -41,16 +41,20 @@ class TrainingBank:
 
         Args:
             images: (N, 3, H, W) floats in [−1, 1].
-            captions: N captions, one per row.
+            captions: N captions, one per row; "" where a picture has none.
         Raises:
             ValueError: for another shape, range or number of captions, or for an empty bank.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise ValueError(f"bank pictures must be (N, 3, H, W) with N > 0, got {tuple(images.shape)}")
         if not images.is_floating_point():
-            raise ValueError(f"bank pictures must be floats in [-1, 1], got {images.dtype}: divide by 127.5, subtract 1")
+            raise ValueError(
+                f"bank pictures must be floats in [-1, 1], got {images.dtype}: divide by 127.5, subtract 1"
+            )
         lo, hi = images.min().item(), images.max().item()
-        if not (lo >= -1.001 and hi <= 1.001):  # NaN fails too
+        if lo != lo:
+            raise ValueError("bank pictures hold NaN: leave those pictures out")
+        if lo < -1.001 or hi > 1.001:
             raise ValueError(
                 f"bank pictures must lie in [-1, 1], got [{lo:.2f}, {hi:.2f}]: divide 8-bit values by 127.5, subtract 1"
             )
@@ -63,7 +67,9 @@ class TrainingBank:
         rows = list(groups.values())
         keep = torch.tensor([group[0] for group in rows], device=images.device)
         names = [
-            [name for name, _ in collections.Counter(captions[i] for i in group).most_common()] if captions else []
+            [name for name, _ in collections.Counter(captions[i] for i in group if captions[i]).most_common()]
+            if captions is not None
+            else []
             for group in rows
         ]
         return cls(images[keep], names, torch.tensor([len(group) for group in rows]))
@@ -105,16 +111,18 @@ class TrainingBank:
             )
         if not 1 <= k <= len(self):
             raise ValueError(f"k must lie in 1 … {len(self)} (the bank's distinct pictures), got {k}")
-        keys, norms = self._keys(queries.device, queries.dtype)
+        keys, norms = self.keys(queries.device, queries.dtype)
         distances, indices = nearest(queries.flatten(1).to(keys.dtype), keys, norms, k)
         return distances.to(queries.dtype), indices
 
-    def vectors(self, descriptor: Any, batch: int = 64) -> Tensor:
-        """Descriptors of all pictures, (N, D): `descriptor.descriptors(images)`, computed once."""
-        if descriptor not in self._vectors:
+    def vectors(self, descriptor: Any, device: torch.device, dtype: torch.dtype, batch: int = 64) -> Tensor:
+        """Descriptors of all pictures, (N, D): `descriptor.descriptors(images)`, computed once per device and dtype."""
+        key = descriptor, device, dtype
+        if key not in self._vectors:
             with torch.no_grad():
-                self._vectors[descriptor] = torch.cat([descriptor.descriptors(x) for x in self.images.split(batch)])
-        return self._vectors[descriptor]
+                parts = [descriptor.descriptors(x.to(device, dtype)) for x in self.images.split(batch)]
+                self._vectors[key] = torch.cat(parts).to(dtype)
+        return self._vectors[key]
 
     def digest(self) -> str:
         """A hash of pictures, captions and multiplicity: it names the bank in a run's record."""
@@ -122,8 +130,8 @@ class TrainingBank:
         content.update(repr((self.all_captions, self.multiplicity.tolist())).encode())
         return content.hexdigest()
 
-    def _keys(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Pictures and their square norms on the queries' device; float64 stays, half precision is searched in float32."""
+    def keys(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Pictures and their square norms on the queries' device; float64 stays, half precision becomes float32."""
         wanted = torch.float64 if dtype == torch.float64 else torch.float32
         if (self._flat.device, wanted) == (device, self._flat.dtype):
             return self._flat, self._square_norms

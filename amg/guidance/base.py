@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -60,7 +59,7 @@ class Chain(Guidance):
             eps, new = guidance(step, old)
             states.append(new)
             if eps is not step.eps:
-                step = replace(step, eps=eps, x0=step.predict_x0(eps))
+                step = step.with_eps(eps)
         return step.eps, tuple(states)
 
     def shift(self, step: Step, eps: Tensor, state: tuple) -> Tensor | None:

@@ -38,9 +38,8 @@ class DescriptorSimilarity:
         return F.normalize(self.embed(images if self.preprocess is None else self.preprocess(images)), dim=1)
 
     def __call__(self, images: Tensor) -> Match:
-        vectors = self.bank.vectors(self)
         descriptors = self.descriptors(images)
-        vectors = vectors.to(descriptors)
+        vectors = self.bank.vectors(self, descriptors.device, descriptors.dtype)
         with torch.no_grad():
             index = (descriptors.detach() @ vectors.T).argmax(1)
         return Match((descriptors * vectors[index]).sum(1), index)

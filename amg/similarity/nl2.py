@@ -29,8 +29,10 @@ class NormalizedL2:
         copy: float = -1.4,
         strict: float = -1.6,
     ):
-        if k < 1 or scale <= 0:
-            raise ValueError(f"nL2 needs k >= 1 and scale > 0, got k={k}, scale={scale}")
+        if k < 2 or scale <= 0:  # at k = 1 the distance is divided by itself
+            raise ValueError(f"nL2 needs k >= 2 and scale > 0, got k={k}, scale={scale}")
+        if len(bank) < 2:
+            raise ValueError("nL2 needs a bank of at least 2 distinct pictures, got 1")
         self.bank, self.k, self.scale, self.mean_gradient = bank, min(k, len(bank)), scale, mean_gradient
         self.copy, self.strict = copy, strict
 

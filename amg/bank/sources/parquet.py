@@ -41,13 +41,19 @@ def read_parquet(path: str | Path, size: int | None = None) -> tuple[Tensor, lis
         if image is None:
             raise ValueError(f"{file} has no image column; it has {', '.join(table.column_names)}")
         caption = next((name for name in CAPTION_COLUMNS if name in table.column_names), None)
-        for row in table.select([image] + [caption] * (caption is not None)).to_pylist():
+        for i, row in enumerate(table.select([image] + [caption] * (caption is not None)).to_pylist()):
             names = row[caption] if caption else None
-            names = names if isinstance(names, list) else [names]
+            names = (names or [None]) if isinstance(names, list) else [names]
             data = row[image]["bytes"] if isinstance(row[image], dict) else row[image]
-            images += [decode(data, size)] * len(names)
-            captions += names
-    return stack(images, path), None if captions[0] is None else captions
+            try:
+                picture = decode(data, size)
+            except (TypeError, OSError) as error:
+                raise ValueError(f"{file}, row {i}: its {image} column holds no readable picture: {error}") from None
+            images += [picture] * len(names)
+            captions += [name or "" for name in names]
+    if not images:
+        raise ValueError(f"{path} holds no rows: a bank needs at least one picture")
+    return stack(images, path), captions if any(captions) else None
 
 
 def decode(data: bytes, size: int | None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Diffusion models behind one protocol (`amg.models.base.Model`); one file each."""

@@ -1,0 +1,89 @@
+"""Descriptor similarity (Eq. 9) and the PCA descriptor."""
+
+import torch
+import torch.nn.functional as F
+
+from amg.bank import TrainingBank
+from amg.similarity import DescriptorSimilarity, PCASimilarity, PCAWhitening
+
+
+def pictures(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_pca_whitening_has_zero_mean_and_identity_covariance_on_the_bank():
+    bank = TrainingBank.from_tensors(pictures(80))
+    vectors = PCAWhitening(bank, directions=20)(bank.images.double())
+    assert vectors.shape == (80, 20)
+    assert vectors.mean(0).abs().max() < 1e-12
+    assert torch.allclose(vectors.T @ vectors / 80, torch.eye(20, dtype=torch.float64), atol=1e-10)
+
+
+def test_pca_keeps_the_directions_of_largest_variance():
+    images = 0.01 * pictures(60)
+    images[:, 1, 2, 3] = torch.linspace(-1, 1, 60)  # all but all of the variance in one pixel
+    direction = PCAWhitening(TrainingBank.from_tensors(images), directions=1).whiten[:, 0]
+    place = 1 * 16 + 2 * 4 + 3
+    assert direction.abs().argmax() == place
+    assert F.normalize(direction, dim=0)[place].abs() > 0.999
+
+
+def test_pca_of_few_pictures_keeps_one_direction_less_than_pictures():
+    bank = TrainingBank.from_tensors(pictures(5))
+    assert PCAWhitening(bank, directions=64)(bank.images).shape == (5, 4)
+
+
+def test_pca_counts_repeats_once():
+    images = pictures(30)
+    repeated = torch.cat([images, images[:3].repeat(20, 1, 1, 1)])
+    one, other = (PCAWhitening(TrainingBank.from_tensors(some), 8) for some in (images, repeated))
+    assert torch.equal(one.whiten, other.whiten)
+
+
+def test_copies_have_cosine_1_and_find_themselves():
+    bank = TrainingBank.from_tensors(pictures(40))
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        value, index = PCASimilarity(bank, directions=16)(bank.images.to(dtype))
+        assert value.dtype == dtype and (value - 1).abs().max() < tolerance
+        assert index.tolist() == list(range(40))
+
+
+def test_value_is_the_largest_cosine():
+    bank, x = TrainingBank.from_tensors(pictures(40)), pictures(5, seed=1).double()
+    similarity = PCASimilarity(bank, directions=16)
+    whiten = similarity.embed
+    cosines = F.cosine_similarity(whiten(x)[:, None], whiten(bank.images.double())[None], dim=2)
+    assert torch.allclose(similarity(x).value, cosines.max(1).values, atol=1e-12)
+    assert torch.equal(similarity(x).index, cosines.argmax(1))
+
+
+def test_preprocessing_comes_before_the_embedding_on_both_sides():
+    bank = TrainingBank.from_tensors(pictures(10))
+    similarity = DescriptorSimilarity(bank, lambda x: x.flatten(1), preprocess=lambda x: F.avg_pool2d(x, 2))
+    x = F.interpolate(F.avg_pool2d(bank.images, 2), scale_factor=2)  # other pictures, the same after preprocessing
+    assert torch.allclose(similarity(x).value, torch.ones(10), atol=1e-6)
+
+
+def test_vectors_of_the_bank_are_computed_once():
+    rows = []
+
+    def embed(x):
+        rows.append(len(x))
+        return x.flatten(1)
+
+    similarity = DescriptorSimilarity(TrainingBank.from_tensors(pictures(100)), embed)
+    first = similarity(pictures(2, seed=1))
+    assert sum(rows) == 100 + 2
+    assert torch.equal(similarity(pictures(2, seed=1)).value, first.value)
+    assert sum(rows) == 100 + 2 + 2
+
+
+def test_gradient_equals_finite_differences():
+    bank, x = TrainingBank.from_tensors(pictures(40)), pictures(1, seed=1).double()
+    similarity, h = PCASimilarity(bank, directions=16), 1e-6
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(similarity(leaf).value.sum(), leaf)
+    steps = h * torch.eye(x.numel(), dtype=torch.float64).view(-1, *x.shape[1:])
+    numeric = (similarity(x + steps).value - similarity(x - steps).value) / (2 * h)
+    assert (gradient.flatten() - numeric).abs().max() < 1e-8
+    assert numeric.abs().max() > 1e-3

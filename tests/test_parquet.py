@@ -1,0 +1,90 @@
+"""Banks read from Parquet files in the layouts that data sets come in."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from amg.bank import TrainingBank
+
+
+def png(value: int, size: int = 4) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_pixels_and_captions_come_through_exactly(tmp_path):
+    path = write(
+        tmp_path / "a.parquet", image=[{"bytes": png(v), "path": None} for v in (0, 51, 255)], text=list("xyz")
+    )
+    bank = TrainingBank.from_parquet(path)
+    assert bank.images[:, 0, 0, 0].tolist() == pytest.approx([-1, -0.6, 1])
+    assert bank.captions == ["x", "y", "z"]
+
+
+def test_plain_bytes_and_several_files_of_a_folder_are_read_in_order(tmp_path):
+    write(tmp_path / "b.parquet", img=[png(2)], caption=["second"])
+    write(tmp_path / "a.parquet", img=[png(1)], caption=["first"])
+    assert TrainingBank.from_parquet(tmp_path).captions == ["first", "second"]
+
+
+def test_a_list_of_captions_stands_for_repeats(tmp_path):
+    path = write(tmp_path / "a.parquet", image=[png(1), png(2)], captions=[["u", "v", "v"], []])
+    bank = TrainingBank.from_parquet(path)
+    assert bank.multiplicity.tolist() == [3, 1]
+    assert bank.all_captions == (("v", "u"), ())
+
+
+def test_missing_captions_leave_the_others_alone(tmp_path):
+    path = write(tmp_path / "a.parquet", image=[png(1), png(2)], caption=[None, "kept"])
+    assert TrainingBank.from_parquet(path).captions == ["", "kept"]
+
+
+def test_pictures_are_resized_by_averaging(tmp_path):
+    checks = np.zeros((4, 4, 3), np.uint8)
+    checks[::2], checks[1::2] = 51, 255
+    buffer = io.BytesIO()
+    Image.fromarray(checks).save(buffer, "PNG")
+    path = write(tmp_path / "a.parquet", image=[buffer.getvalue(), png(0, size=8)])
+    bank = TrainingBank.from_parquet(path, size=2)
+    assert bank.images.shape == (2, 3, 2, 2)
+    assert torch.allclose(bank.images[0], torch.tensor(153 / 127.5 - 1))
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"picture": [png(1)]}, "has no image column; it has picture"),
+        ({"image": [png(1), b"no png"]}, "row 1: its image column holds no readable picture"),
+        ({"image": [png(1), None]}, "row 1: its image column holds no readable picture"),
+        ({"image": [png(1), png(1, size=8)]}, "pictures of 2 sizes.*data.size"),
+        ({"image": pa.array([], pa.binary())}, "holds no rows"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path, columns, message):
+    path = write(tmp_path / "bad.parquet", **columns)
+    with pytest.raises(ValueError, match=rf"bad.parquet.*{message}"):
+        TrainingBank.from_parquet(path)
+
+
+def test_a_truncated_file_is_refused_by_name(tmp_path):
+    path = write(tmp_path / "cut.parquet", image=[png(1)])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="cut.parquet is no readable Parquet file"):
+        TrainingBank.from_parquet(path)
+
+
+@pytest.mark.parametrize("name", ["missing.parquet", "."])
+def test_a_missing_file_is_refused_by_name(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="no Parquet file at"):
+        TrainingBank.from_parquet(tmp_path / name)
