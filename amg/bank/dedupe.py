@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amg.bank.bank import TrainingBank
+from amg.bank.exact import nearest
 
 MARGIN = 1e-3
 """Closer than this to the threshold, a distance of the matrix products is computed again in float64."""
@@ -22,7 +23,7 @@ def dedupe(
     k: int = 50,
     scale: float = 0.5,
     cache: str | Path | None = None,
-    block: int = 2048,
+    block: int = 1024,
 ) -> TrainingBank:
     """Drops near-copies among the training pictures, so that they do not shrink the k-NN mean of Eq. 8.
 
@@ -35,7 +36,7 @@ def dedupe(
         threshold: the paper's 1.0.
         k, scale: those of `NormalizedL2`.
         cache: folder for the answer, named by a hash of pictures and settings; default $AMG_CACHE or ~/.cache/amg.
-        block: queries per matrix product; memory grows by block · N · 4 bytes.
+        block: queries per search.
     """
     if len(bank) <= k:
         raise ValueError(f"deduplication needs more than k={k} distinct pictures, the bank has {len(bank)}")
@@ -54,7 +55,7 @@ def dedupe(
 
 
 def kept_pictures(
-    pixels: Tensor, threshold: float = 1.0, k: int = 50, scale: float = 0.5, block: int = 2048, spare: int = 30
+    pixels: Tensor, threshold: float = 1.0, k: int = 50, scale: float = 0.5, block: int = 1024, spare: int = 30
 ) -> Tensor:
     """Indices of the pictures that the greedy pass leaves, ascending; see `dedupe`.
 
@@ -90,17 +91,15 @@ def subset(bank: TrainingBank, index: Tensor) -> TrainingBank:
 
 def _neighbours(pixels: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
     """Distances and indices of each picture's k nearest others, ascending, (N, k)."""
-    # mean-free pixels: ‖q‖² − 2 qᵀz + ‖z‖² then cancels fewer digits
-    pixels = pixels - pixels.mean(0)
+    pixels = pixels - pixels.mean(0)  # smaller norms cancel fewer digits
     norms = pixels.square().sum(1)
     distances, indices = [], []
     for start in range(0, len(pixels), block):
-        queries = pixels[start : start + block]
-        squares = torch.addmm(norms, queries, pixels.T, alpha=-2) + norms[start : start + block, None]
-        squares[torch.arange(len(queries)), torch.arange(start, start + len(queries))] = torch.inf  # not itself
-        values, places = squares.topk(k, dim=1, largest=False)
-        distances.append(values.clamp(min=0).sqrt().cpu())
-        indices.append(places.cpu())
+        near, places = nearest(pixels[start : start + block], pixels, norms, k + 1)
+        own = torch.arange(start, start + len(near), device=places.device)[:, None]
+        near, order = near.masked_fill(places == own, torch.inf).topk(k, dim=1, largest=False)
+        distances.append(near.cpu())
+        indices.append(places.gather(1, order).cpu())
     return torch.cat(distances), torch.cat(indices)
 
 
