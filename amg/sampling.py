@@ -58,7 +58,9 @@ def sample(
         condition = model.encode(prompts)
     x_t = torch.stack([torch.randn(model.shape, generator=g, dtype=model.dtype) for g in generators]).to(model.device)
     condition, x_t = guidance.prepare(model, prompts, condition, x_t, seeds)
-    uncond = None if condition is None or s0 == 1 else model.encode([None] * len(seeds))
+    uncond = None
+    if condition is not None and s0 != 1:
+        uncond = guidance.prepare_null(model, model.encode([None] * len(seeds)), seeds)
     options = _step_options(scheduler, generators, eta)
     state = None
     with guidance.attach(model) or nullcontext():

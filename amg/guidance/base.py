@@ -37,6 +37,10 @@ class Guidance:
         """Edits the encoded condition or the initial noise; returns (condition, x_T)."""
         return condition, x_T
 
+    def prepare_null(self, model: Any, null: Any, seeds: Sequence[int]) -> Any:
+        """Edits the encoded null condition of classifier-free guidance."""
+        return null
+
     def attach(self, model: Any) -> AbstractContextManager:
         """A context in which the model is changed, e.g. its attention."""
         return nullcontext()
@@ -76,6 +80,11 @@ class Chain(Guidance):
         for guidance in self.guidances:
             condition, x_T = guidance.prepare(model, prompts, condition, x_T, seeds)
         return condition, x_T
+
+    def prepare_null(self, model, null, seeds):
+        for guidance in self.guidances:
+            null = guidance.prepare_null(model, null, seeds)
+        return null
 
     @contextmanager
     def attach(self, model):
