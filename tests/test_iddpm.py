@@ -118,6 +118,20 @@ def test_null_label_is_the_row_that_the_folder_names(tmp_path):
     assert sample(model, [5], prompts=[3], s0=2.0, steps=2).isfinite().all()
 
 
+def test_digest_names_the_weights(tmp_path, small, small_cond):
+    again = DDPM(save(small[1].network, tmp_path))
+    assert small[1].digest == again.digest != small_cond[1].digest
+    with torch.no_grad():
+        again.network.conv_out.bias[0] += 1e-3
+    del again.digest
+    assert again.digest != small[1].digest
+
+
+def test_ten_labels_are_cifar10s_classes(tmp_path):
+    model = iddpm_cifar10_cond(save(unet(width=32, labels=10), tmp_path))
+    assert model.classes[3] == "cat" and len(model.classes) == 10
+
+
 @pytest.mark.parametrize("label", [-1, 10, 2.0, "cat", True])
 def test_bad_label_is_named(small_cond, label):
     with pytest.raises(ValueError, match=r"0 … 9, got"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from amg.bank.sources.cifar10 import CLASSES
 from amg.models.convert_iddpm import SETTINGS, URL
 
 
@@ -45,6 +48,16 @@ class DDPM:
         self.timestep_scale = settings.get("timestep_scale", 1.0) if timestep_scale is None else timestep_scale
         self.null_label = settings.get("null_label") if null_label is None else null_label
         self.labels = config.num_class_embeds - (self.null_label is not None) if config.num_class_embeds else 0
+        self.classes = [str(label) for label in range(self.labels)] or None
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the weights: it names the network in a run's record."""
+        content = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(self.network.state_dict().items()):
+            content.update(name.encode())
+            content.update(value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return content.hexdigest()
 
     def __call__(self, x_t: Tensor, timestep: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The scheduler's prediction type, (B, 3, H, W), and the variance channels in about [−1, 1], or None."""
@@ -113,6 +126,7 @@ def iddpm_cifar10_cond(
     model = DDPM(path, device=device, dtype=dtype)
     if model.labels != 10:
         raise ValueError(f"{path} holds a network of {model.labels} labels, CIFAR-10 has 10")
+    model.classes = list(CLASSES)
     return model
 
 
