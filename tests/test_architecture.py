@@ -1,4 +1,4 @@
-"""What must stay absent: imports, machine paths, long files."""
+"""What ARCHITECTURE.md says of the code as a whole."""
 
 import ast
 import re
@@ -7,77 +7,95 @@ import sys
 from pathlib import Path
 
 import pytest
+from importlinter.cli import lint_imports
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).parents[1]
 HEAVY = ("hydra", "lightning", "wandb", "torchmetrics", "diffusers", "transformers", "pandas", "matplotlib")
-TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".cff", ".html", ".css", ".js", ".json", ".txt", ".cfg", ".sh", ""}
+CODE = [ROOT / "run.py", *(p for folder in ("amg", "experiments", "benchmarks") for p in (ROOT / folder).rglob("*.py"))]
+ALONE = {  # besides the standard library
+    "amg/guidance/terms.py": {"torch"},
+    "amg/thresholds.py": {"torch"},
+    "amg/step.py": {"torch"},
+    "amg/parameterization.py": {"torch"},
+    "amg/bank/exact.py": {"torch"},
+}
 
 
-def python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." * node.level + (node.module or ""))
+    return found
 
 
-def project_files() -> list[Path]:
-    folders = ("amg", "benchmarks", "conf", "docs", "experiments", "tests", ".ci", ".github")
-    inside = [path for folder in folders for path in (ROOT / folder).rglob("*")]
-    files = [path for path in [*ROOT.glob("*"), *inside] if path.is_file() and path.suffix in TEXT]
-    return [path for path in files if "__pycache__" not in path.parts and path.name != ".git"]
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
 
 
-def test_import_contracts_hold():
-    done = python("from importlinter.cli import lint_imports_command as lint; lint(['--no-cache'])")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 kept, 0 broken" in done.stdout
+def tracked() -> list[Path]:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
 
 
-@pytest.mark.parametrize(
-    "statement, absent",
-    [
-        ("import amg", (*HEAVY, "torch")),
-        ("from amg import AntiMemorizationGuidance, TrainingBank, sample", HEAVY),
-        ("from amg.similarity import NormalizedL2, PCASimilarity; import amg.thresholds, amg.calibration", HEAVY),
-    ],
-)
-def test_importing_the_library_stays_light(statement, absent):
-    done = python(f"{statement}\nimport sys\nprint(*sorted({set(absent)!r} & sys.modules.keys()))")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == []
+def test_imports_point_down(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    failed = lint_imports(config_filename="pyproject.toml", no_cache=True)
+    assert not failed, capsys.readouterr().out
 
 
-def test_the_library_never_imports_what_belongs_to_experiments():
+def test_the_library_imports_neither_the_experiments_nor_their_tools():
+    for path in (ROOT / "amg").rglob("*.py"):
+        tops = {name.split(".")[0] for name in imports(path)}
+        assert not tops & {"experiments", "run", "hydra", "omegaconf", "lightning", "wandb", "pydantic"}, path
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_the_arithmetic_imports_torch_alone(name):
+    tops = {module.split(".")[0] for module in imports(ROOT / name)}
+    assert tops - set(sys.stdlib_module_names) - {"__future__"} <= ALONE[name]
+
+
+def test_import_amg_loads_nothing_heavy_not_even_torch():
+    assert not loaded_by("import amg") & {*HEAVY, "torch", "numpy", "pyarrow"}
+
+
+def test_the_public_names_load_torch_and_nothing_heavier():
+    loaded = loaded_by("from amg import AntiMemorizationGuidance, TrainingBank, guard, sample")
+    assert "torch" in loaded and not loaded & set(HEAVY)
+
+
+def test_run_py_loads_no_torch():
+    assert not loaded_by("import run") & {"torch", "numpy", "diffusers", "lightning", "wandb", "pandas", "matplotlib"}
+
+
+def test_public_names_are_listed_and_unknown_ones_refused():
+    import amg
+
+    assert set(amg.__all__) <= set(dir(amg))
+    assert all(callable(getattr(amg, name)) for name in amg.__all__)
+    with pytest.raises(AttributeError, match="module 'amg' has no attribute 'smaple'"):
+        amg.smaple  # noqa: B018
+
+
+def test_files_of_code_are_under_300_lines():
+    assert len(CODE) > 30
+    assert {str(path): n for path in CODE if (n := len(path.read_text().splitlines())) >= 300} == {}
+
+
+def test_tracked_text_holds_no_path_of_a_machine():
+    machine = re.compile(r"(?<![\w.~}-])/(?:root|work|home|Users)/[A-Za-z]|\.\./shared")
     found = []
-    files = sorted((ROOT / "amg").rglob("*.py"))
-    for path in files:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            found += [
-                f"{path.relative_to(ROOT)}: {name}"
-                for name in names
-                if name.split(".")[0] in ("hydra", "omegaconf", "lightning", "wandb", "experiments")
-            ]
-    assert len(files) > 30 and found == []
-
-
-def test_every_folder_of_the_library_is_a_package():
-    """A namespace package would be missed by import-linter."""
-    folders = {path.parent for path in (ROOT / "amg").rglob("*.py")}
-    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
-
-
-def test_no_machine_paths_in_the_text():
-    machine = re.compile(r"/(?:work|root|home/\w+|Users/\w+)/|\.\./shared")
-    files = project_files()
-    found = [
-        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}"
-        for path in files
-        for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), 1)
-        if machine.search(line)
-    ]
-    assert len(files) > 100 and found == []
-
-
-def test_no_file_holds_two_ideas():
-    files = [path for folder in ("amg", "experiments") for path in (ROOT / folder).rglob("*.py")]
-    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf8").splitlines()) for path in files}
-    assert len(files) > 50 and {name: count for name, count in lines.items() if count > 300} == {}
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:  # pictures, weights
+            continue
+        found += [f"{path.name}: {line.strip()[:80]}" for line in text.splitlines() if machine.search(line)]
+    assert found == []
