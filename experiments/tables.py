@@ -146,14 +146,14 @@ class Table:
     def to_html(self) -> str:
         """A fragment: <figure class="table"> with caption, table and notes; all text escaped."""
         escape = html.escape
-        head = "".join(f'<th scope="col">{escape(label)}</th>' for label in ("", *self.head))
+        head = "".join(f'<th scope="col">{_keep_arrow(escape(label))}</th>' for label in ("", *self.head))
         body = []
         for section, lines in self.sections():
             if section:
                 cell = f'<th scope="rowgroup" colspan="{len(self.head) + 1}">{escape(section)}</th>'
                 body.append(f'<tr class="section">{cell}</tr>')
             for line in lines:
-                cells = "".join(f"<td>{escape(cell)}</td>" for cell in line.cells)
+                cells = "".join(f"<td{_muted(cell)}>{escape(cell)}</td>" for cell in line.cells)
                 body.append(f'<tr class="{line.source}"><th scope="row">{escape(line.label)}</th>{cells}</tr>')
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         return (
@@ -259,6 +259,15 @@ def _fid_setting(metrics: Mapping[str, Any]) -> str:
         f"{name} {value}" for name, value in (("reference", reference), ("resize", metrics.get("fid_resize"))) if value
     ]
     return ", ".join(parts)
+
+
+def _keep_arrow(label: str) -> str:
+    """A no-break space before the arrow: it never stands alone on a line."""
+    return label[:-2] + "\u00a0" + label[-1] if label.endswith((" ↓", " ↑")) else label
+
+
+def _muted(cell: str) -> str:
+    return ' class="missing"' if cell in (MISSING, NOT_RUN, NOT_APPLICABLE) else ""
 
 
 def _tex(text: str) -> str:
