@@ -1,0 +1,105 @@
+"""A folder of pictures with captions beside them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from pathlib import Path
+
+from torch import Tensor
+
+from amg.bank.sources.parquet import decode, stack
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+FILE_COLUMNS = ("file_name", "file", "image", "path")
+CAPTION_COLUMNS = ("text", "caption", "prompt")
+LISTED = 5
+
+
+def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list[str] | None]:
+    """Reads all pictures of a folder and its sub-folders, in the order of their names.
+
+    A caption is that of `metadata.jsonl` or `metadata.csv` at the top (`file_name` and `text`, or near names; a picture
+    that is named several times is repeated), else that of a `.txt` file of the picture's name. Pictures that cannot be
+    read are left out, with one warning that counts and lists them.
+
+    Args:
+        path: the folder.
+        size: side of the squares to return; None keeps the pictures' own, which must then be equal.
+    Returns:
+        images (N, 3, size, size) in [−1, 1] and captions ("" where one has none), None where there are none at all.
+    Raises:
+        FileNotFoundError: for a missing folder, one without pictures, or a picture that the metadata names in vain.
+        ValueError: for metadata with a bad line, by number, or pictures of several sizes.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"data.path: there is no folder {path}")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise FileNotFoundError(f"data.path: no pictures in {path} (looked for {', '.join(SUFFIXES)})")
+    named = _metadata(path)
+    images, captions, broken = [], [], []
+    for file in files:
+        try:
+            picture = decode(file.read_bytes(), size)
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a corrupt file
+            broken.append(f"{file.relative_to(path)} ({type(error).__name__})")
+            continue
+        own = named.get(file.resolve()) or [_beside(file)]
+        images += [picture] * len(own)
+        captions += own
+    if broken:
+        more = f" and {len(broken) - LISTED} more" if len(broken) > LISTED else ""
+        warnings.warn(
+            f"{path}: {len(broken)} of {len(files)} pictures cannot be read and are left out: "
+            f"{', '.join(broken[:LISTED])}{more}",
+            stacklevel=2,
+        )
+    if not images:
+        raise ValueError(f"{path}: none of {len(files)} pictures can be read")
+    return stack(images, path), captions if any(captions) else None
+
+
+def _beside(file: Path) -> str:
+    text = file.with_suffix(".txt")
+    return text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+
+
+def _metadata(folder: Path) -> dict[Path, list[str]]:
+    """Captions by picture, several where it is named several times."""
+    captions: dict[Path, list[str]] = {}
+    for table, rows in ((folder / "metadata.jsonl", _json_rows), (folder / "metadata.csv", _csv_rows)):
+        if not table.is_file():
+            continue
+        for line, row in rows(table):
+            name, caption = _first(row, FILE_COLUMNS), _first(row, CAPTION_COLUMNS)
+            if not isinstance(name, str) or not isinstance(caption, str):
+                raise ValueError(f"{table}, line {line}: expected file_name and text, got {', '.join(map(str, row))}")
+            file = folder / name
+            if not file.is_file():
+                raise FileNotFoundError(f"{table}, line {line}: there is no picture {name}")
+            captions.setdefault(file.resolve(), []).append(caption.strip())
+    return captions
+
+
+def _json_rows(table: Path):
+    for line, text in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+        if text.strip():
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{table}, line {line}: no JSON: {error.msg}") from None
+            yield line, row if isinstance(row, dict) else {}
+
+
+def _csv_rows(table: Path):
+    with table.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            yield reader.line_num, row
+
+
+def _first(row: dict, names: tuple[str, ...]):
+    return next((row[name] for name in names if row.get(name) is not None), None)

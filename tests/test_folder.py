@@ -1,0 +1,115 @@
+"""Folders of pictures as banks, and the FAISS index."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amg.bank import TrainingBank
+from amg.bank.faiss import FaissIndex
+from amg.bank.sources.folder import read_folder
+
+
+def save(path, value, size=(4, 4)):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    Image.fromarray(np.full((*size, 3), value, dtype=np.uint8)).save(path)
+
+
+def test_pictures_come_in_the_order_of_names_with_the_text_beside_them(tmp_path):
+    save(tmp_path / "b.png", 255)
+    save(tmp_path / "a.png", 0)
+    save(tmp_path / "sub" / "c.PNG", 51)
+    (tmp_path / "a.txt").write_text("black\n", encoding="utf-8")
+    (tmp_path / "sub" / "c.txt").write_text("grün", encoding="utf-8")
+    images, captions = read_folder(tmp_path)
+    assert images[:, 0, 0, 0].tolist() == pytest.approx([-1.0, 1.0, 51 / 127.5 - 1])
+    assert images.shape == (3, 3, 4, 4)
+    assert captions == ["black", "", "grün"]
+
+
+def test_without_any_caption_there_are_none(tmp_path):
+    save(tmp_path / "a.png", 0)
+    assert read_folder(tmp_path)[1] is None
+
+
+def test_size_makes_squares_by_averaging(tmp_path):
+    halves = np.zeros((8, 8, 3), dtype=np.uint8)
+    halves[:, 4:] = 255
+    Image.fromarray(halves).save(tmp_path / "a.png")
+    images, _ = read_folder(tmp_path, 2)
+    assert images[0, 0].tolist() == [[-1, 1], [-1, 1]]
+    assert read_folder(tmp_path, 1)[0].flatten().tolist() == pytest.approx([0.0] * 3, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_metadata_wins_over_text_and_repeats_a_picture_named_twice(tmp_path, kind):
+    save(tmp_path / "a.png", 0)
+    save(tmp_path / "b.png", 9)
+    (tmp_path / "a.txt").write_text("ignored")
+    rows = [("a.png", 'one, "two"'), ("a.png", "again"), ("b.png", "bee")]
+    if kind == "jsonl":
+        text = "\n".join(json.dumps({"file_name": name, "text": caption}) for name, caption in rows)
+    else:
+        text = 'file_name,text\na.png,"one, ""two"""\na.png,again\nb.png,bee\n'
+    (tmp_path / f"metadata.{kind}").write_text(text)
+    images, captions = read_folder(tmp_path)
+    assert captions == ['one, "two"', "again", "bee"]
+    assert torch.equal(images[0], images[1])
+    bank = TrainingBank.from_folder(tmp_path)
+    assert bank.multiplicity.tolist() == [2, 1] and bank.all_captions[0] == ('one, "two"', "again")
+
+
+def test_corrupt_pictures_are_left_out_counted_and_listed(tmp_path):
+    save(tmp_path / "a.png", 0)
+    whole = (tmp_path / "a.png").read_bytes()
+    for i in range(6):
+        (tmp_path / f"broken{i}.png").write_bytes(whole[: 20 + i])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"7 of 8 pictures cannot be read.*broken0.png \(.*and 2 more"):
+        images, _ = read_folder(tmp_path)
+    assert len(images) == 1
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{oops', "metadata.jsonl, line 2: no JSON"),
+        ("metadata.jsonl", '{"file_name": "a.png"}', "line 1: expected file_name and text, got file_name"),
+        ("metadata.csv", "file_name,text\na.png,x\nnone.png,y\n", "metadata.csv, line 3: there is no picture none.png"),
+    ],
+)
+def test_bad_metadata_is_named_by_its_line(tmp_path, name, text, message):
+    save(tmp_path / "a.png", 0)
+    (tmp_path / name).write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_folder(tmp_path)
+
+
+def test_folders_that_cannot_serve_say_why(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data.path: there is no folder"):
+        read_folder(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="no pictures in"):
+        read_folder(tmp_path)
+    save(tmp_path / "a.png", 0)
+    save(tmp_path / "b.png", 0, (5, 5))
+    with pytest.raises(ValueError, match="pictures of 2 sizes.*data.size"):
+        read_folder(tmp_path)
+
+
+def test_faiss_candidates_are_ranked_exactly():
+    vectors = torch.nn.functional.normalize(torch.randn(3000, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    queries = vectors[:20].double() + 0.05
+    products, index = FaissIndex(vectors.double(), candidates=50, lists=20, probes=20).search(queries, 5)
+    expected = (queries @ vectors.double().T).topk(5)
+    assert torch.equal(index, expected.indices)
+    torch.testing.assert_close(products, expected.values)
+    few, found = FaissIndex(vectors, candidates=50, lists=20, probes=4).search(vectors[:200])
+    assert (found[:, 0] == torch.arange(200)).all()  # a picture lies in its own cell
+    torch.testing.assert_close(few[:, 0], torch.ones(200))
+
+
+def test_faiss_refuses_more_neighbours_than_vectors():
+    with pytest.raises(ValueError, match="1 … 3"):
+        FaissIndex(torch.eye(3)).search(torch.eye(3), 4)

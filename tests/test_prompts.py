@@ -1,0 +1,74 @@
+"""Prompts from whatever a user has."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+import amg.prompts
+from amg.prompts import read_prompts
+
+FOLDER = Path(amg.prompts.__file__).parent
+
+
+def test_the_shipped_sets_are_complete_and_distinct():
+    memorized, ordinary = read_prompts("memorized_laion"), read_prompts("ordinary_laion")
+    assert len(memorized) == len(set(memorized)) == 500 and len(ordinary) == len(set(ordinary)) == 500
+    assert not set(memorized) & set(ordinary)
+    assert memorized[0] == "The No Limits Business Woman Podcast"
+    assert ordinary[1] == "Soaring by Peter Eades"
+    with (FOLDER / "memorized_laion_prompts.csv").open(encoding="utf-8") as file:
+        kinds = [row["type"] for row in csv.DictReader(file, delimiter=";")]
+    assert (kinds.count("VM"), kinds.count("TM")) == (112, 388)
+    assert "ml-research@TUDarmstadt" in (FOLDER / "LICENSE").read_text()
+
+
+def test_a_string_is_one_prompt_and_a_list_is_itself():
+    assert read_prompts("a cat, (1/2) & 'more' !") == ["a cat, (1/2) & 'more' !"]
+    assert read_prompts(["a", "b"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("p.txt", "a cat\nélan; vital\n\n"),
+        ("p.jsonl", '{"caption": "a cat", "index": 3}\n"élan; vital"\n'),
+        ("p.csv", 'Prompt,n\na cat,1\n"élan; vital",2\n'),
+        ("q.csv", '﻿;Caption;n\n0;a cat;1\n1;"élan; vital";2\n'),
+    ],
+)
+def test_files_hold_the_same_prompts_in_each_format(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_prompts(tmp_path / name) == read_prompts(str(tmp_path / name)) == ["a cat", "élan; vital"]
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("p.txt", "a\n\nb\n", "p.txt, line 2: no prompt"),
+        ("p.jsonl", '{"text": "a"}\n{"text": \n', "p.jsonl, line 2: no JSON"),
+        (
+            "p.jsonl",
+            '{"text": "a"}\n{"txt": "b"}\n',
+            "p.jsonl, line 2: no column prompt or caption or text; it has txt",
+        ),
+        ("p.csv", "text\na\n  \n", "p.csv, line 3: no prompt"),
+        ("p.csv", "title\na\n", "line 2: no column.*it has title"),
+        ("p.txt", "", "holds no prompts"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_what_is_not_there_or_empty_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file none.txt; sets by name: memorized_laion"):
+        read_prompts("none.txt")
+    for source, message in (("  ", "prompt 0 must be"), ([], "is empty"), (["a", ""], "prompt 1 must be some text")):
+        with pytest.raises(ValueError, match=message):
+            read_prompts(source)
+    with pytest.raises(ValueError, match="prompts come as .txt, .jsonl, .csv"):
+        (tmp_path / "p.doc").write_text("a")
+        read_prompts(tmp_path / "p.doc")
