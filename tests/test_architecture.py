@@ -56,6 +56,12 @@ def test_the_library_imports_neither_the_experiments_nor_their_tools():
         assert not tops & {"experiments", "run", "hydra", "omegaconf", "lightning", "wandb", "pydantic"}, path
 
 
+def test_every_folder_of_the_library_is_a_package():
+    """A namespace package would be missed by import-linter."""
+    folders = {path.parent for path in (ROOT / "amg").rglob("*.py")}
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_the_arithmetic_imports_torch_alone(name):
     tops = {module.split(".")[0] for module in imports(ROOT / name)}
@@ -67,7 +73,8 @@ def test_import_amg_loads_nothing_heavy_not_even_torch():
 
 
 def test_the_public_names_load_torch_and_nothing_heavier():
-    loaded = loaded_by("from amg import AntiMemorizationGuidance, TrainingBank, guard, sample")
+    names = "from amg import AntiMemorizationGuidance, TrainingBank, guard, sample"
+    loaded = loaded_by(f"{names}\nimport amg.similarity, amg.thresholds, amg.calibration")
     assert "torch" in loaded and not loaded & set(HEAVY)
 
 
