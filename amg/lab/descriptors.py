@@ -1,0 +1,89 @@
+"""The lab's two copy descriptors, after the idea of SSCD (Pizzi et al., 2022): small, of different build and seed.
+
+Both map (B, 3, 32, 32) in [-1, 1] to unit vectors; the cosine of two is high where one picture is a copy of the other,
+however cropped, shifted, blurred or recoloured. `guide` gives AMG its gradient; `judge` only counts, so that a picture
+that merely fools the guide is still seen. Trained by `experiments/recipes/train_lab_descriptor.py`.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions beside the identity, each after group norm and SiLU."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, channels)
+        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in "12")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+
+
+class Guide(nn.Module):
+    """Residual, group-normalised, pooled over places by the generalised mean (GeM, p = 3)."""
+
+    def __init__(self, width: int = 40, size: int = 128):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, stride=2, padding=1)]
+        for factor in (1, 2):
+            layers += [Residual(factor * width), nn.Conv2d(factor * width, 2 * factor * width, 3, stride=2, padding=1)]
+        layers += [Residual(4 * width), nn.GroupNorm(8, 4 * width)]
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Linear(4 * width, size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.softplus(self.trunk(images)).clamp(min=1e-4)  # the root below has no gradient at 0
+        return F.normalize(self.head(x.pow(3).mean((2, 3)).pow(1 / 3)), dim=1)
+
+
+class Judge(nn.Module):
+    """Plain convolutions with max pooling, batch-normalised; its head sees a 4×4 map of places, not their mean."""
+
+    def __init__(self, widths: tuple[int, int, int] = (32, 64, 128), size: int = 192):
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for width in widths:
+            for _ in "12":
+                layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                before = width
+                if len(layers) == 3:
+                    layers.append(nn.MaxPool2d(2))  # already after the first: 32×32 costs too much
+            if width != widths[0]:
+                layers.append(nn.MaxPool2d(2))
+        self.trunk = nn.Sequential(*layers)
+        self.squeeze = nn.Conv2d(before, 32, 1)
+        self.head = nn.Linear(32 * 16, size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.head(self.squeeze(self.trunk(images)).flatten(1)), dim=1)
+
+
+DESCRIPTORS = {"guide": Guide, "judge": Judge}
+
+
+def descriptor(name: str) -> nn.Module:
+    """The shipped descriptor `guide` or `judge`, frozen, in float32; its copy threshold is its attribute `copy`.
+
+    The same network is shipped as TorchScript beside it, called like the published SSCD.
+
+    Raises:
+        ValueError: for another name, or a weight file that is not the one that was shipped.
+    """
+    from safetensors.torch import load_file
+
+    from amg.lab.weights import weights
+
+    if name not in DESCRIPTORS:
+        raise ValueError(f"no lab descriptor {name!r}: choose among {', '.join(DESCRIPTORS)}")
+    folder = weights(f"descriptor_{name}")
+    net = DESCRIPTORS[name]()
+    net.load_state_dict(load_file(folder / "descriptor.safetensors"))
+    net.copy = json.loads((folder / "measured.json").read_text())["threshold"]
+    return net.float().eval().requires_grad_(False)

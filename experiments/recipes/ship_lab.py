@@ -1,0 +1,97 @@
+"""Turns what the lab recipes trained into what is committed: fp16 safetensors, measured again, with SHA-256 sums.
+
+    python -m experiments.recipes.ship_lab vae descriptor_guide descriptor_judge scorer lab_sd
+
+Model cards are written by hand beside the weights, from the numbers that this prints and saves.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from amg.lab import scorer
+from amg.lab.descriptors import DESCRIPTORS
+from amg.lab.weights import FOLDER, write_sums
+from experiments.recipes import lab_data, train_lab_descriptor, train_lab_scorer, train_lab_vae
+
+LAB = Path(".lab")
+
+
+def halve(source: Path, target: Path) -> None:
+    """Writes the floating-point tensors of a safetensors file in fp16; counters stay integers."""
+    tensors = load_file(source)
+    save_file({name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}, target)
+
+
+def run_of(folder: Path, keys: tuple[str, ...] = ("steps", "minutes", "loss")) -> dict:
+    measured = json.loads((folder / "measured.json").read_text())
+    return {key: measured[key] for key in keys}
+
+
+def ship_vae(source: Path, target: Path) -> None:
+    AutoencoderKL.from_pretrained(source / "vae").half().save_pretrained(target)
+    vae = AutoencoderKL.from_pretrained(target, torch_dtype=torch.float32).eval()
+    numbers = run_of(source) | train_lab_vae.measure(vae, lab_data.load().images)
+    (target / "measured.json").write_text(json.dumps(numbers, indent=2))
+
+
+def ship_descriptor(source: Path, target: Path) -> None:
+    name = target.name.removeprefix("descriptor_")
+    halve(source / "descriptor.safetensors", target / "descriptor.safetensors")
+    net = DESCRIPTORS[name]()
+    net.load_state_dict(load_file(target / "descriptor.safetensors"))
+    train_lab_descriptor.finish(net.float(), lab_data.load(), target, run_of(source))
+    halve(target / "descriptor.safetensors", target / "descriptor.safetensors")  # finish saves float32
+
+
+def ship_scorer(source: Path, target: Path) -> None:
+    net = scorer_of(source)
+    train_lab_scorer.finish(net, lab_data.load(), target, run_of(source))
+    halve(target / "scorer.safetensors", target / "scorer.safetensors")
+
+
+def scorer_of(source: Path) -> torch.nn.Module:
+    net = scorer.load(source)
+    for tensor in net.state_dict().values():
+        tensor.copy_(tensor.half())  # measured as it will be shipped
+    return net
+
+
+def ship_sd(source: Path, target: Path) -> None:
+    """The whole pipeline; transformers opens a text encoder in the precision that its config names."""
+    StableDiffusionPipeline.from_pretrained(source / "pipeline").to(torch.float16).save_pretrained(target)
+    config = target / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+
+
+SHIP = {
+    "vae": ship_vae,
+    "descriptor_guide": ship_descriptor,
+    "descriptor_judge": ship_descriptor,
+    "scorer": ship_scorer,
+    "lab_sd": ship_sd,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=sorted(SHIP))
+    torch.set_num_threads(1)
+    for name in parser.parse_args().names:
+        source, target = LAB / name.removeprefix("lab_"), FOLDER / name
+        if not source.is_dir():
+            parser.error(f"{source} is missing: run experiments.recipes.train_lab_{name.removeprefix('lab_')} first")
+        target.mkdir(parents=True, exist_ok=True)
+        SHIP[name](source, target)
+        write_sums(target)
+        size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+        measured = target / "measured.json"
+        print(f"{target}: {size / 2**20:.2f} MiB", measured.read_text() if measured.exists() else "")
+
+
+if __name__ == "__main__":
+    main()

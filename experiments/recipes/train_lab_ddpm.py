@@ -1,0 +1,98 @@
+"""Trains `lab_ddpm`: a pixel-space, class-conditional DDPM at 32×32 that diffusers loads.
+
+    python -m experiments.recipes.train_lab_ddpm --minutes 480
+
+The classes are the Unicode groups; the label after the last of them means none, so that one set of weights serves both
+the unconditional and the class-conditional case. On two cores this takes a night or more.
+"""
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+from torch import Tensor
+
+from experiments.recipes import lab_data, lab_loop
+from experiments.recipes.train_lab_sd import nearest, scheduler, weighted_error
+
+BATCH = 32
+DROPOUT = 0.2  # of labels
+
+
+def network(classes: int, channels: tuple[int, ...] = (48, 96, 128)) -> UNet2DModel:
+    """Attention at the smallest size alone; `classes` + 1 labels."""
+    plain, depth = len(channels) - 1, len(channels)
+    return UNet2DModel(
+        sample_size=32,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (depth - 1),
+        attention_head_dim=16,
+        norm_num_groups=16,
+        num_class_embeds=classes + 1,
+    )
+
+
+def batch(data: lab_data.LabData, size: int = BATCH) -> tuple[Tensor, Tensor]:
+    """Pictures (B, 3, 32, 32), planted ones unchanged and others augmented, and labels (B,), some of them dropped."""
+    indices = data.batch(size)
+    images = data.images[indices]
+    ordinary = torch.isin(indices, data.ordinary)
+    images = torch.where(ordinary.view(-1, 1, 1, 1), lab_data.augment(images), images)
+    return images, data.labels[indices].masked_fill(torch.rand(size) < DROPOUT, len(data.groups))
+
+
+def loss(net: UNet2DModel, alphas_cumprod: Tensor, x0: Tensor, labels: Tensor) -> Tensor:
+    return weighted_error(lambda x_t, timestep: net(x_t, timestep, labels).sample, alphas_cumprod, x0)
+
+
+@torch.no_grad()
+def samples(net: UNet2DModel, labels: Tensor, seed: int, steps: int = 50) -> Tensor:
+    """One picture (3, 32, 32) per label by DDIM; the i-th from seed + i alone."""
+    ddim = DDIMScheduler.from_config(scheduler().config)
+    ddim.set_timesteps(steps)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(labels))]
+    x_t = torch.stack([torch.randn(net.config.in_channels, 32, 32, generator=g) for g in generators])
+    for timestep in ddim.timesteps:
+        x_t = ddim.step(net(x_t, timestep, labels).sample, timestep, x_t).prev_sample
+    return x_t
+
+
+def look(net: UNet2DModel, data: lab_data.LabData, out: Path, step: int, n: int = 48) -> dict:
+    """Unconditional samples, as a sheet and as shares of copies."""
+    images = samples(net, torch.full((n,), len(data.groups)), seed=0)
+    value, index = nearest(images, data.images)
+    copies = value < 1.4
+    numbers = {
+        "step": step,
+        "copies": copies.float().mean().item(),
+        "copies_of_planted": (copies & torch.isin(index, data.planted)).float().mean().item(),
+    }
+    lab_data.sheet(images, out / f"sheet_{step:06d}.png")
+    with (out / "looks.jsonl").open("a") as file:
+        file.write(json.dumps(numbers) + "\n")
+    return numbers
+
+
+def main() -> None:
+    args = lab_loop.arguments(__doc__, "ddpm", minutes=480)
+    data = lab_data.load()
+    net = network(len(data.groups))
+    ema = copy.deepcopy(net).requires_grad_(False).eval()
+    alphas_cumprod = scheduler().alphas_cumprod
+
+    def on_look(step: int) -> None:
+        DDPMPipeline(ema, scheduler()).save_pretrained(args.out / "pipeline")
+        look(ema, data, args.out, step)
+
+    def loss_of(step: int) -> Tensor:
+        return loss(net, alphas_cumprod, *batch(data))
+
+    print(lab_loop.train(loss_of, net, args.out, args.minutes, 4e-4, ema, on_look=on_look))
+
+
+if __name__ == "__main__":
+    main()

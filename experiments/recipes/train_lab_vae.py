@@ -1,0 +1,81 @@
+"""Trains the lab's autoencoder: 32×32 pictures to 8×8×8 latents.
+
+    python -m experiments.recipes.train_lab_vae --minutes 15
+
+All pictures are augmented, the planted ones too: what is memorized shall sit in the diffusion network.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from experiments.recipes import lab_data
+from experiments.recipes.lab_loop import arguments, train
+
+BATCH = 24
+KL_WEIGHT = 1e-4 / 64  # on the KL divergence summed over a picture's 512 latents
+
+
+def network(channels: tuple[int, ...] = (24, 48, 64)) -> AutoencoderKL:
+    depth = len(channels)
+    return AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        latent_channels=8,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=32,
+        mid_block_add_attention=False,
+    )
+
+
+def loss(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """L1 + ½ MSE + a small KL: L1 keeps flat colours flat, the KL keeps the latents near unit scale."""
+    posterior = vae.encode(images).latent_dist
+    decoded = vae.decode(posterior.sample()).sample
+    return F.l1_loss(decoded, images) + 0.5 * F.mse_loss(decoded, images) + KL_WEIGHT * posterior.kl().mean()
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderKL, images: Tensor) -> dict:
+    """Errors of encoding (mode) and decoding, and the spread of the latents whose inverse is the scaling factor."""
+    latents = torch.cat([vae.encode(batch).latent_dist.mode() for batch in images.split(64)])
+    decoded = torch.cat([vae.decode(batch).sample for batch in latents.split(64)]).clamp(-1, 1)
+    mse = F.mse_loss(decoded, images).item()
+    return {"mse": mse, "l1": F.l1_loss(decoded, images).item(), "latent_std": latents.std().item()}
+
+
+def finish(vae: AutoencoderKL, data: lab_data.LabData, out: Path, run: dict) -> dict:
+    """Sets the scaling factor, saves in diffusers' format, writes numbers and a sheet of originals over decodings."""
+    vae.eval()
+    numbers = run | measure(vae, data.images)
+    vae.register_to_config(scaling_factor=round(1 / numbers["latent_std"], 4))
+    vae.save_pretrained(out / "vae")
+    (out / "measured.json").write_text(json.dumps(numbers, indent=2))
+    chosen = data.images[:: len(data.images) // 48][:48]
+    with torch.no_grad():
+        decoded = vae.decode(vae.encode(chosen).latent_dist.mode()).sample
+    lab_data.sheet(torch.cat([chosen, decoded]), out / "sheet.png")
+    return numbers
+
+
+def main() -> None:
+    args = arguments(__doc__, "vae", minutes=15)
+    data = lab_data.load()
+    vae = network().to(memory_format=torch.channels_last)
+
+    def loss_of(step: int) -> Tensor:
+        images = lab_data.augment(data.images[torch.randint(len(data.images), (BATCH,))])
+        return loss(vae, images.contiguous(memory_format=torch.channels_last))
+
+    run = train(loss_of, vae, args.out, args.minutes, peak=2e-3)
+    print(finish(vae, data, args.out, run))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The lab's recipes at toy size: they learn, they survive a kill, their networks are what diffusers loads."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from amg.lab.descriptors import DESCRIPTORS
+from experiments.recipes import lab_data, lab_loop, lab_text
+from experiments.recipes import train_lab_ddpm as ddpm
+from experiments.recipes import train_lab_descriptor as descriptor
+from experiments.recipes import train_lab_scorer as scorer
+from experiments.recipes import train_lab_sd as sd
+from experiments.recipes import train_lab_vae as vae
+
+
+@pytest.fixture(scope="module")
+def data():
+    return lab_data.load()
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return lab_text.tokenizer(["red heart", "blue heart", "see-no-evil monkey", "japanese “monthly amount” button"])
+
+
+def falls(net: nn.Module, loss, steps: int = 25, rate: float = 3e-3) -> float:
+    """Trains on one repeated batch with repeated noise and returns last loss / first loss."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+    values = []
+    for _ in range(steps):
+        torch.manual_seed(1)
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    return values[-1] / values[0]
+
+
+def test_the_autoencoder_learns(data):
+    net = vae.network(channels=(8, 8, 8))
+    assert falls(net, lambda: vae.loss(net, data.images[:4]), rate=1e-2) < 0.8
+
+
+def test_the_text_conditional_network_learns(tokenizer):
+    model = sd.TextToLatents(tokenizer, width=16, channels=(16, 16))
+    ids = lab_text.ids(tokenizer, ["red heart", "blue heart"])
+    x0 = torch.stack([torch.ones(8, 8, 8), -torch.ones(8, 8, 8)])
+    alphas = sd.scheduler().alphas_cumprod
+    assert falls(model, lambda: sd.loss(model, alphas, x0, ids)) < 0.8
+
+
+@pytest.mark.parametrize("alpha_bar, weight", [(0.5, 1.0), (5 / 6, 1.0), (10 / 11, 0.5), (0.98, 5 / 49)])
+def test_the_error_of_eps_is_weighted_by_min_snr(alpha_bar, weight):
+    alphas, x0 = torch.tensor([alpha_bar]), torch.full((64, 1, 8, 8), 0.3)
+
+    def predict(x_t, timestep):  # the true noise, off by 0.1
+        return (x_t - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5 + 0.1
+
+    assert sd.weighted_error(predict, alphas, x0).item() == pytest.approx(0.01 * weight, rel=1e-3)
+
+
+def test_the_pixel_network_learns(data):
+    net = ddpm.network(len(data.groups), channels=(16, 16))
+    x0, labels = data.images[:4], data.labels[:4]
+    alphas = sd.scheduler().alphas_cumprod
+    assert falls(net, lambda: ddpm.loss(net, alphas, x0, labels)) < 0.9
+
+
+def test_a_batch_for_the_pixel_network_repeats_planted_pictures_unchanged(data):
+    images, labels = ddpm.batch(data, 64)
+    distance = torch.cdist(images.flatten(1), data.images.flatten(1)).amin(1)
+    assert 3 <= (distance < 1e-3).sum() <= 30  # about 64 / 5 planted ones; augmented pictures never equal theirs
+    assert (labels == len(data.groups)).any() and labels.max() <= len(data.groups)
+
+
+@pytest.mark.parametrize("name", DESCRIPTORS)
+def test_a_descriptor_learns_to_tell_pictures_apart(name, data):
+    net, images = DESCRIPTORS[name](), data.images[:64:4]
+    assert falls(net, lambda: descriptor.contrast(net(descriptor.distort(images)), net(images)), 15) < 0.7
+
+
+@pytest.mark.parametrize("name", DESCRIPTORS)
+def test_a_descriptor_gives_unit_vectors_with_finite_gradients_even_on_white(name):
+    net, images = DESCRIPTORS[name]().eval(), torch.ones(2, 3, 32, 32, requires_grad=True)
+    vectors = net(images)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
+    (gradient,) = torch.autograd.grad(vectors[:, 0].sum(), images)
+    assert gradient.isfinite().all()
+
+
+def test_a_nudge_lowers_the_cosine_and_stays_within_its_bound(data):
+    net, images = DESCRIPTORS["guide"]().eval(), data.images[:16] * 0.9
+    anchors = net(images).detach()
+    nudged = descriptor.nudge(net, images, anchors)
+    assert (nudged - images).abs().max() <= descriptor.NUDGE + 1e-6
+    assert (net(nudged) * anchors).sum(1).mean() < (net(images) * anchors).sum(1).mean()
+
+
+def test_held_out_pictures_are_neither_trained_on_nor_planted(data):
+    for split in (descriptor.split, scorer.split):
+        trained, held = split(data)
+        assert not torch.isin(held, trained).any() and not torch.isin(held, data.planted).any()
+        assert len(trained) + len(held) == len(data.images)
+    assert torch.isin(descriptor.batches(data, descriptor.split(data)[0])(), descriptor.split(data)[0]).all()
+
+
+def test_the_scorer_learns_pairs_and_ranks_them_first(data):
+    captions = [data.captions[i][0] for i in (0, 200, 400, 600)]
+    net, images = scorer.network(captions, width=32), data.images[[0, 200, 400, 600]]
+    assert falls(net, lambda: scorer.loss(net, images, captions), rate=3e-4) < 0.5
+    assert scorer.retrieval(net.eval(), images, captions)["top1"] == 1
+
+
+def test_pictures_with_one_caption_share_their_target(data):
+    net, images = scorer.network(["red heart"], width=32).eval(), data.images[:2]
+    alike = scorer.loss(net, images, ["red heart", "red heart"])  # two equal columns: all softmaxes are 1/2 …
+    columns = (net.log_scale.exp() * net.image(images) @ net.text(["red heart"]).T).flatten()
+    rows = torch.log_softmax(columns, 0).mean()  # … but the pictures may differ
+    assert alike.item() == pytest.approx(0.5 * (torch.log(torch.tensor(2.0)) - rows).item(), abs=1e-4)
+
+
+def test_the_tokenizer_loads_offline_and_gives_every_caption_back(tmp_path, data):
+    from transformers import CLIPTokenizer
+
+    captions = sorted({caption for captions in data.captions for caption in captions})
+    made = lab_text.tokenizer(captions)
+    made.save_pretrained(tmp_path)
+    loaded = CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    squeezed = [caption.replace(" ", "") for caption in captions]
+    for tokenizer in (made, loaded):
+        rows = lab_text.ids(tokenizer, captions)
+        assert (rows[:, -1] == tokenizer.eos_token_id).all()  # none is cut off
+        texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+        assert [text.replace(" ", "") for text in texts] == squeezed  # CLIP's decoding spaces out punctuation
+    assert lab_text.ids(made, captions).equal(lab_text.ids(loaded, captions))
+    assert len({tuple(row.tolist()) for row in lab_text.ids(loaded, captions)}) == len(captions)
+
+
+def test_the_pipeline_that_is_saved_samples_like_the_one_in_memory(tmp_path, tokenizer):
+    from diffusers import StableDiffusionPipeline
+
+    model = sd.TextToLatents(tokenizer, width=16, channels=(16, 16)).eval()
+    pipe = sd.pipeline(model, vae.network(channels=(8, 8, 8)).eval(), tokenizer)
+    before = sd.samples(pipe, ["red heart", "blue heart"], seed=3, steps=2)
+    pipe.save_pretrained(tmp_path)
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    torch.testing.assert_close(sd.samples(loaded, ["red heart", "blue heart"], seed=3, steps=2), before)
+    assert before.shape == (2, 3, 32, 32)
+
+
+def test_the_learning_rate_warms_up_and_ends_at_two_percent():
+    assert lab_loop.learning_rate(1.0, step=0, progress=0.0) == pytest.approx(0.01)
+    assert lab_loop.learning_rate(1.0, step=500, progress=0.5) == pytest.approx(0.51)
+    assert lab_loop.learning_rate(1.0, step=500, progress=1.0) == pytest.approx(0.02)
+
+
+def test_a_resumed_run_continues_bit_for_bit(tmp_path, monkeypatch):
+    """Time is counted in steps here: one minute is spent by each, and one checkpoint written."""
+    clock = iter(range(0, 10_000_000, 60))
+    monkeypatch.setattr(lab_loop.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(lab_loop, "learning_rate", lambda peak, step, progress: peak)
+
+    def run(folder, minutes):
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(7)
+        net = nn.Linear(4, 1)
+        ema = nn.Linear(4, 1)
+        ema.load_state_dict(net.state_dict())
+        lab_loop.train(lambda step: net(torch.randn(8, 4)).square().mean(), net, folder, minutes, 0.1, ema, every=1)
+        return net.weight.detach(), ema.weight.detach()
+
+    whole = run(tmp_path / "whole", 10)
+    run(tmp_path / "parts", 4)
+    parts = run(tmp_path / "parts", 10)
+    assert torch.equal(whole[0], parts[0]) and torch.equal(whole[1], parts[1])
+
+
+def test_a_killed_run_goes_on_where_its_checkpoint_was(tmp_path):
+    script = (
+        "import torch, time, pathlib, sys; from torch import nn; from experiments.recipes import lab_loop\n"
+        "net = nn.Linear(4, 1)\n"
+        "def loss(step):\n"
+        "    time.sleep(0.02); return net(torch.randn(8, 4)).square().mean()\n"
+        "print(lab_loop.train(loss, net, pathlib.Path(sys.argv[1]), float(sys.argv[2]), 0.1, every=0.05))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), "10"], stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / lab_loop.CHECKPOINT
+    deadline = time.time() + 120
+    while not checkpoint.exists() and time.time() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    kept = torch.load(checkpoint, weights_only=True)
+    assert kept["step"] > 0
+    net = nn.Linear(4, 1)
+    minutes = kept["spent"] / 60 + 0.002
+    done = lab_loop.train(lambda step: net(torch.randn(8, 4)).square().mean(), net, tmp_path, minutes, 0.1)
+    assert done["steps"] > kept["step"] and done["minutes"] >= minutes
