@@ -71,6 +71,7 @@ def calibrate_run(run: RunConfig) -> Path:
         similarity=similarity,
         sampler=sampler,
         command=f"python run.py task=calibrate model={model} similarity={similarity} conditioning={run.conditioning} "
+        f"s0={run.s0:g} {f'prompts={run.prompts} ' if run.prompts else ''}"
         f"n_samples={run.n_samples} seed={run.seed}",
         learned_n=half,
         held_n=ordinary.shape[1] - half,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.config import COMPONENTS, ConfigError, check, explain
 from experiments.quoting import quote
 
 ROOT = Path(__file__).parents[1]
@@ -23,14 +25,12 @@ DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 def main(argv: list[str]) -> int:
     """Runs what the arguments ask for; returns the exit code: 0 done, 1 failure, 2 bad input."""
-    from experiments.config import ConfigError
-
     if {"--help", "-h"} & set(argv):
         from experiments.help import page
 
         print(page(CONF))
         return DONE
-    arguments = [quote(argument) for argument in argv] or ["experiment=demo"]
+    arguments = [reach(quote(argument)) for argument in argv] or ["experiment=demo"]
     try:
         if any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments):
             return _hydra(arguments)  # --cfg, --info, --shell-completion, -cd …
@@ -50,26 +50,56 @@ def main(argv: list[str]) -> int:
         return 130
 
 
+def reach(argument: str) -> str:
+    """`model.rank=8` to `++model.rank=8`: a yaml states only what differs, so Hydra cannot know every component key.
+
+    They are bound to the component's signature later.
+    """
+    return f"++{argument}" if re.match(rf"({'|'.join(COMPONENTS)})\.", argument) else argument
+
+
 def compose_config(arguments: list[str]) -> DictConfig:
     """Composes `conf/` with overrides.
 
     Raises:
         ConfigError: with one line per mistake that Hydra found.
     """
-    from experiments.config import ConfigError, explain
-
     GlobalHydra.instance().clear()
+    lines: list[str] = []
+    left = list(arguments)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        while True:
+            try:
+                cfg = compose("config", overrides=left)
+                break
+            except (HydraException, OmegaConfBaseException) as error:
+                lines.append(explain(error, CONF))
+                culprit = _culprit(lines[-1], left)
+                if culprit is None:
+                    raise ConfigError(lines) from None
+                left.remove(culprit)  # and look for more mistakes
+    if lines:
+        raise ConfigError(lines + _told_anyway(cfg))
+    return cfg
+
+
+def _culprit(line: str, arguments: list[str]) -> str | None:
+    """The argument that a complaint is about."""
+    start = re.split(r"[=:]", line, maxsplit=1)[0]
+    return next((argument for argument in arguments if argument.lstrip("+~").split("=")[0] == start), None)
+
+
+def _told_anyway(cfg: DictConfig) -> list[str]:
+    """Mistakes in the rest of the configuration, so that all are told at once."""
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("config", overrides=arguments)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([explain(error, CONF)]) from None
+        check(cfg)
+    except ConfigError as error:
+        return error.lines
+    return []
 
 
 def _is_sweep(arguments: list[str]) -> bool:
     """Whether `-m` was given, or a chosen experiment brings a grid of its own."""
-    from experiments.config import ConfigError
-
     multirun = bool({"-m", "--multirun"} & set(arguments))
     for argument in arguments:
         if argument.startswith("experiment="):

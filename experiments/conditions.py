@@ -32,7 +32,9 @@ def conditions(run: RunConfig, model: Any) -> list[str | int] | None:
 def _prompt_set(run: RunConfig, model: Any) -> list[str | int]:
     if run.prompts in (None, "planted", "ordinary"):
         if not hasattr(model, "prompts"):
-            raise ConfigError([f"prompt: model={run.model.get('name')} has no default prompts; give prompt= or prompts="])
+            raise ConfigError(
+                [f"prompt: model={run.model.get('name')} has no default prompts; give prompt= or prompts="]
+            )
         every = model.prompts()
         if run.prompts is None:
             return every

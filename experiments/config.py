@@ -89,7 +89,6 @@ def check(cfg: DictConfig) -> RunConfig:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore
     except OmegaConfBaseException as error:
         raise ConfigError([_unresolved(error, cfg)]) from None
-    lines: list[str] = []
     plain.pop("hydra", None)
     for alone in ("row", "experiment"):
         plain.pop(alone, None)
@@ -100,8 +99,10 @@ def check(cfg: DictConfig) -> RunConfig:
     except ValidationError as error:
         raise ConfigError([_told(one) for one in error.errors()]) from None
     allowed = (*PREFIXES, *run.allow)
-    for key in COMPONENTS:
-        lines += _mistakes(key, getattr(run, key), allowed)
+    lines = [line for key in COMPONENTS if (line := _bad_target(key, getattr(run, key), allowed))]
+    if not lines:  # nothing is imported while a target is not to be trusted, and Lightning (slow) last
+        for key in sorted(COMPONENTS, key="trainer".__eq__):
+            lines += [] if lines and key == "trainer" else _mistakes(key, getattr(run, key), allowed)
     if lines:
         raise ConfigError(lines)
     return run
@@ -134,13 +135,21 @@ def locate(target: str) -> Any:
     raise ImportError(target)
 
 
-def _mistakes(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> list[str]:
-    """Why a component cannot be built: bad target, unknown or missing keys; nested components too."""
+def _bad_target(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> str | None:
+    """Why a component's `_target_` is refused."""
     target = node.get("_target_")
     if target is None:
-        return [f"{key}: no _target_; choose one of conf/{key}"]
+        return f"{key}: no _target_; choose one of conf/{key}"
     if not isinstance(target, str) or not target.startswith(allowed):
-        return [f"{key}._target_={target}: must begin with {', '.join(allowed)} (allow=[…] adds more)"]
+        return f"{key}._target_={target}: must begin with {', '.join(allowed)} (allow=[…] adds more)"
+    return None
+
+
+def _mistakes(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> list[str]:
+    """Why a component cannot be built: bad target, unknown or missing keys; nested components too."""
+    if refused := _bad_target(key, node, allowed):
+        return [refused]
+    target = node["_target_"]
     try:
         signature = inspect.signature(locate(target))
     except (ImportError, AttributeError):

@@ -72,7 +72,9 @@ def rows(parts: Parts, seeds: list[int], chosen: list | None, images: torch.Tens
     with torch.no_grad():
         match, judged = parts.similarity(images), parts.judge(images)
     component = model.responsible(images).tolist() if hasattr(model, "responsible") else None
-    stacked = {name: torch.stack([getattr(state, name) for _, state in trace]).T.cpu() for name in State.__annotations__}
+    stacked = {
+        name: torch.stack([getattr(state, name) for _, state in trace]).T.cpu() for name in State.__annotations__
+    }
     times = torch.stack([t for t, _ in trace]).T.cpu()
     result = []
     for i, seed in enumerate(seeds):
@@ -163,7 +165,7 @@ def generate(run: RunConfig, parts: Parts, conditions: list[str | int] | None, r
     bar = Bar(f"{run.model.get('name')} · {run.guidance.get('name')}", len(missing))
     options = {"callbacks": [Writer(run_dir), bar], "logger": False, "enable_progress_bar": False}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*|.*treespec.*")
         trainer = component({**run.trainer, **options, "default_root_dir": str(run_dir)})
         trainer.predict(Generate(run, parts, conditions), loader, return_predictions=False)
     return len(missing)

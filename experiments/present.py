@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table as RichTable
 
 from experiments.config import RunConfig
-from experiments.tables import render
+from experiments.tables import Table, render
 
 COLUMNS = [
     {"key": "top5", "label": "Top5 %", "format": ".2f", "better": "lower"},
@@ -23,11 +24,13 @@ COLUMNS = [
     {"key": "samples_guided", "label": "Samples guided", "format": "share"},
     {"key": "steps_guided_share", "label": "Steps guided", "format": "percent"},
 ]
-RATIO_NOTE = "FID ratio: to that of as many unguided samples that are no copies, same reference; copies must not flatter."
+RATIO_NOTE = (
+    "FID ratio: to that of as many unguided samples that are no copies, same reference; copies must not flatter."
+)
 
 
-def present(run: RunConfig, parts: Any, run_dir: Path, metrics: dict[str, Any], drawn: int) -> None:
-    """Table and report of one run."""
+def present(run: RunConfig, parts: Any, run_dir: Path, metrics: dict[str, Any], drawn: int, in_sweep: bool) -> None:
+    """Table and report of one run; a sweep prints its own over all rows."""
     from experiments.report import write_report
 
     label = run.guidance.get("name")
@@ -40,10 +43,23 @@ def present(run: RunConfig, parts: Any, run_dir: Path, metrics: dict[str, Any], 
     }
     table = render(spec, {"run": metrics})
     table.write(run_dir)
-    Console().print(table.to_rich())
+    if in_sweep:
+        return
+    _print_upright(table)
     report = write_report(run_dir, tables=[table], bank_images=parts.bank.images)
     word = f"{drawn} drawn" if drawn else "nothing left to draw"
     print(f"{word}; pictures, records and report: {report}")
+
+
+def _print_upright(table: Table) -> None:
+    """One run reads better as a list than as a row of ten columns."""
+    upright = RichTable(title=table.title, title_justify="left", box=None, show_header=False, padding=(0, 2))
+    for name, cell in zip(table.head, table.lines[0].cells, strict=True):
+        upright.add_row(name, cell)
+    console = Console()
+    console.print(upright)
+    for note in table.notes:
+        console.print(note, style="dim")
 
 
 def present_sweep(results: list[dict[str, Any]]) -> None:
@@ -62,10 +78,12 @@ def present_sweep(results: list[dict[str, Any]]) -> None:
         Console(width=max(120, Console().width)).print(table.to_rich())
     folder.mkdir(parents=True, exist_ok=True)
     for i, table in enumerate(tables):
-        table.write(folder / f"table-{i + 1}" if len(tables) > 1 else folder)
+        place = folder / f"table-{i + 1}" if len(tables) > 1 else folder
+        place.mkdir(exist_ok=True)
+        table.write(place)
     runs = {result["key"]: Path(result["run_dir"]) for result in results if result["status"] == "done"}
     images = parts_of(str(next(iter(runs.values())))).bank.images
-    report = write_report(folder, tables=tables, runs=runs, claims=claims(metrics), bank_images=images)
+    report = write_report(folder, tables=tables, runs=runs, claims=claims(metrics), metrics=metrics, bank_images=images)
     print(f"table and report: {report}")
 
 

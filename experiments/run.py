@@ -20,7 +20,7 @@ NODES = ("data", "guidance", "judge", "model", "similarity", "threshold")
 PACKAGES = ("torch", "diffusers", "lightning", "hydra-core", "numpy")
 
 
-def run(cfg: DictConfig, command: str = "") -> Path:
+def run(cfg: DictConfig, command: str = "", in_sweep: bool = False) -> Path:
     """Checks the configuration, then does its task; returns the run's folder.
 
     Raises:
@@ -34,10 +34,10 @@ def run(cfg: DictConfig, command: str = "") -> Path:
         from experiments.calibrate import calibrate_run
 
         return calibrate_run(config)
-    return _generate(config, command)
+    return _generate(config, command, in_sweep)
 
 
-def _generate(config: RunConfig, command: str) -> Path:
+def _generate(config: RunConfig, command: str, in_sweep: bool) -> Path:
     from experiments.build import build
     from experiments.conditions import conditions
     from experiments.generate import generate
@@ -52,7 +52,9 @@ def _generate(config: RunConfig, command: str) -> Path:
         with FileLock(run_dir / ".lock", timeout=0):
             manifest = Manifest(run_dir)
             manifest.write(status="running", command=command, **facts(config, parts))
-            (run_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
+            (run_dir / "config.yaml").write_text(
+                yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+            )
             if config.task == "generate":
                 drawn = generate(config, parts, chosen, run_dir)
             else:
@@ -61,10 +63,12 @@ def _generate(config: RunConfig, command: str) -> Path:
 
             metrics = measure(config, parts, run_dir)
             manifest.write(status="done", metrics=metrics)
-            present(config, parts, run_dir, metrics, drawn)
+            present(config, parts, run_dir, metrics, drawn, in_sweep)
             log(config, run_dir, metrics)
     except Timeout:
-        raise ConfigError([f"{run_dir} is in use by another process: wait for it, or choose another output_dir"]) from None
+        raise ConfigError(
+            [f"{run_dir} is in use by another process: wait for it, or choose another output_dir"]
+        ) from None
     return run_dir
 
 

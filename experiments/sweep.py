@@ -32,7 +32,8 @@ def one_job(cfg: DictConfig) -> None:
         else:
             from experiments.run import run
 
-            result |= {"status": "done", "run_dir": str(run(cfg, command="python run.py " + " ".join(overrides)))}
+            run_dir = run(cfg, command="python run.py " + " ".join(overrides), in_sweep=True)
+            result |= {"status": "done", "run_dir": str(run_dir)}
     except ConfigError as error:
         result |= {"status": "bad input", "message": "; ".join(error.lines)}
     except Exception as error:  # a sweep goes on; the failure is told at the end and its traceback kept

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from amg.bank import TrainingBank
@@ -45,6 +44,8 @@ class ClosedForm:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
+        from diffusers import DDIMScheduler  # slow to import, and a mistake in the keys should be told before
+
         for name, value in (("planted_weight", planted_weight), ("caption_weight", caption_weight)):
             if not 0 < value < 1:
                 raise ValueError(f"model.{name} must lie in (0, 1), got {value}")
@@ -142,7 +143,9 @@ class ClosedForm:
             inside = [group == self.classes[condition] for group in self.component_group]
             weights = self.weights * torch.tensor(inside, device=self.device)
         else:
-            raise ValueError(f"label {condition} is out of range: 0 … {len(self.classes) - 1} ({', '.join(self.classes)})")
+            raise ValueError(
+                f"label {condition} is out of range: 0 … {len(self.classes) - 1} ({', '.join(self.classes)})"
+            )
         return weights / weights.sum()
 
     def true_copy_rate(self, condition: str | int | None = None) -> float:

@@ -59,7 +59,9 @@ class Mixture:
         across = signal * self.rest / (signal**2 * self.rest + noise)  # gain of all others, (B, 1)
         weights = torch.cat([responsibility[:, :points], gaussian * (1 - across * signal)], dim=1)
         steps = gaussian[:, :, None] * (along - across[:, :, None]) * projected
-        return weights @ self.centers + gaussian.sum(1, keepdim=True) * across * x_t + steps.flatten(1) @ self.directions
+        return (
+            weights @ self.centers + gaussian.sum(1, keepdim=True) * across * x_t + steps.flatten(1) @ self.directions
+        )
 
     def draw(self, component: Tensor, generator: torch.Generator) -> Tensor:
         """Exact samples of the given components, (n,) to (n, D)."""
@@ -82,7 +84,9 @@ class Mixture:
     def _log_density(self, x_t: Tensor, alpha_bar: Tensor, projected: Tensor) -> Tensor:
         signal = alpha_bar.sqrt()[:, None]
         noise = (1 - alpha_bar).clamp(min=1e-12)[:, None]
-        square = x_t.square().sum(1, keepdim=True) - 2 * signal * (x_t @ self.centers.T) + signal**2 * self._square_norms
+        square = (
+            x_t.square().sum(1, keepdim=True) - 2 * signal * (x_t @ self.centers.T) + signal**2 * self._square_norms
+        )
         points, dimension = len(self.points), x_t.shape[1]
         point = -0.5 * (square[:, :points] / noise + dimension * noise.log())
         across = signal**2 * self.rest + noise  # variance outside the directions, (B, 1)
