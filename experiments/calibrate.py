@@ -32,13 +32,12 @@ def calibrate_run(run: RunConfig) -> Path:
     parts = build(run)
     chosen = conditions(run, parts.model)
     watch = AntiMemorizationGuidance(parts.similarity, Constant(float("inf")), terms=())
-    traces, times, copies = [], [], []
+    traces, copies = [], []
     seeds = range(run.seed, run.seed + run.n_samples)
     for start in track(range(0, len(seeds), run.batch_size), "unguided chains"):
         batch = list(seeds[start : start + run.batch_size])
         prompts = None if chosen is None else [chosen[(seed - run.seed) % len(chosen)] for seed in batch]
         trace: list = []
-        times = []
         x0 = sample(
             parts.model,
             batch,
@@ -48,9 +47,10 @@ def calibrate_run(run: RunConfig) -> Path:
             scheduler=parts.scheduler,
             steps=run.sampler.steps,
             eta=run.sampler.eta,
-            on_step=lambda step, state, trace=trace: (trace.append(state.similarity), times.append(step.t[0].item())),
+            on_step=lambda step, state, trace=trace: trace.append((step.t[0], state.similarity)),
         )
-        traces.append(torch.stack(trace))
+        times = torch.stack([t for t, _ in trace]).cpu()
+        traces.append(torch.stack([similarity for _, similarity in trace]))
         images = parts.model.decode(x0).clamp(-1, 1)
         if hasattr(parts.model, "responsible"):
             copies.append(parts.model.is_copy(parts.model.responsible(images)))
@@ -61,7 +61,7 @@ def calibrate_run(run: RunConfig) -> Path:
     if half < 20:
         raise ConfigError([f"n_samples={run.n_samples}: only {2 * half} ordinary chains; draw more to learn λ_t"])
     cap = parts.similarity.copy
-    found = calibrate(torch.tensor(times), ordinary[:, :half], ordinary[:, half:], RATE, cap)
+    found = calibrate(times, ordinary[:, :half], ordinary[:, half:], RATE, cap)
     model, similarity = run.model["name"], run.similarity["name"]
     sampler = run.sampler.scheduler.rsplit(".", 1)[-1].removesuffix("Scheduler").lower()
     file = Path(run.output_dir or "conf/threshold/calibrated") / f"{model}-{similarity}-{sampler}.yaml"

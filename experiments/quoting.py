@@ -8,7 +8,10 @@ FREE_TEXT = re.compile(r"^(\+{0,2})(prompt|negative_prompt)=(.*)$", re.DOTALL)
 
 
 def quote(argument: str) -> str:
-    """`prompt=a goat, (red)` to `prompt='a goat, (red)'`; what is quoted, a list, `null` or no text key stays as it is."""
+    """`prompt=a goat, (red)` to `prompt='a goat, (red)'`.
+
+    What is quoted already, a list, `null`, or no text key, stays as it is.
+    """
     match = FREE_TEXT.match(argument)
     if not match:
         return argument
