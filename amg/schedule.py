@@ -30,10 +30,10 @@ SEVERAL_CALLS = (
 )
 """They look at the network twice to make one step, the second time at a point that is on no chain."""
 
-SMALLEST_ALPHA_BAR = 5e-5
+SMALLEST_ALPHA_BAR = 1e-5
 """Schedules of zero terminal SNR begin at ᾱ = 0, where ε says nothing of x_0: seen from here, all is finite.
 
-It is below what G_sim needs, so that G_sim rests there.
+It is below what G_sim needs, so that G_sim rests there, and below the linear schedule's last ᾱ, 4e-5.
 """
 
 
@@ -59,7 +59,7 @@ def noise_level(scheduler: Any, timestep: Tensor | int | float) -> tuple[Tensor,
     To be asked before `scheduler.step`, which moves the scheduler on.
 
     Returns:
-        ᾱ_t in [5e-5, 1] and the factor (1 for variance-preserving schedulers), two numbers on the CPU.
+        ᾱ_t in [1e-5, 1] and the factor (1 for variance-preserving schedulers), two numbers on the CPU.
     """
     if hasattr(scheduler, "step_index") and hasattr(scheduler, "sigmas"):
         index = scheduler.step_index
