@@ -12,8 +12,9 @@ from torch import Tensor
 
 from amg.guidance.base import Guidance
 from amg.models.base import Condition, Model, join
-from amg.parameterization import add_eps, to_eps, to_x0
+from amg.parameterization import add_eps, to_eps
 from amg.posterior import posterior_variance
+from amg.schedule import clean_sample, clip, fraction, noise_level, option
 from amg.step import Step
 
 
@@ -92,8 +93,8 @@ def look(
 ) -> tuple[Step, Tensor, Tensor | None]:
     """One network call: the step that a guidance sees, the output after CFG, and the variance channels if used."""
     kind = scheduler.config.prediction_type
-    precise = torch.promote_types(x_t.dtype, torch.float32)  # ᾱ_T underflows in half precision
-    alpha_bar = scheduler.alphas_cumprod[timestep].to(x_t.device, precise).expand(len(x_t))
+    precise = {"device": x_t.device, "dtype": torch.promote_types(x_t.dtype, torch.float32)}  # ᾱ_T underflows in half
+    alpha_bar = noise_level(scheduler, timestep)[0].to(**precise).expand(len(x_t))
     if uncond is None:
         output, variance = model(x_t, timestep, condition)
         eps = eps_uncond = to_eps(output, x_t, alpha_bar, kind)
@@ -111,15 +112,10 @@ def look(
         value, _ = model(x_t[rows], timestep, model.encode(list(captions)))
         return to_eps(value, x_t[rows], alpha_bar[rows], kind)
 
-    x0 = to_x0(output, x_t, alpha_bar, kind)
-    clip = scheduler.config.clip_sample_range if _option(scheduler, "clip_sample") else None
-    if clip is not None:
-        x0 = x0.clamp(-clip, clip)
-    learned = variance is not None and str(_option(scheduler, "variance_type")).startswith("learned")
-    fraction = timestep.to(precise) / (scheduler.config.num_train_timesteps - 1)
+    learned = variance is not None and str(option(scheduler, "variance_type")).startswith("learned")
     step = Step(
         x_t=x_t,
-        t=fraction.to(x_t.device).expand(len(x_t)),
+        t=torch.full((len(x_t),), fraction(scheduler, timestep), **precise),
         timestep=timestep,
         alpha_bar=alpha_bar,
         eps=eps,
@@ -127,11 +123,11 @@ def look(
         eps_cond=eps_cond,
         s0=s0,
         seeds=tuple(seeds),
-        x0=x0,
+        x0=clean_sample(output, x_t, alpha_bar, scheduler),
         denoise=denoise,
         decode=model.decode,
         variance=posterior_variance(scheduler, timestep, variance) if learned else None,
-        clip=clip,
+        clip=clip(scheduler),
     )
     return step, output, variance if learned else None
 
@@ -148,11 +144,6 @@ def _scheduler(model: Model, kind: type | None, steps: int) -> Any:
     if scheduler.order != 1 or len(scheduler.timesteps) != steps:
         raise ValueError(f"{name} calls the network more than once a step: sample with DDPM, DDIM or DPM-Solver")
     return scheduler
-
-
-def _option(scheduler: Any, name: str) -> Any:
-    """An option that this class of scheduler acts on, else None: `from_config` also keeps those of other classes."""
-    return scheduler.config.get(name) if name in inspect.signature(type(scheduler).__init__).parameters else None
 
 
 def _step_options(scheduler: Any, generators: list[torch.Generator], eta: float) -> dict[str, Any]:
