@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.text import Text
 
 from amg import records
 from amg.lab.pictures import CAUSES
@@ -199,24 +200,38 @@ def privacy_utility(
 
 
 def _name_points(figure: Any, axis: Any, points: Sequence[tuple[str, float, float]]) -> None:
-    """Names each point where its name covers no other name or point, as near as possible."""
+    """Names each point where its name covers nothing and no other point is nearer; else farther off, by a line."""
     renderer = figure.canvas.get_renderer()
     dots = axis.transData.transform([(x, y) for _, x, y in points])
-    taken: list[Any] = []
-    for name, x, y in sorted(points, key=lambda point: (point[1], point[2])):
-        for dx, dy in _OFFSETS:
+    taken = [text.get_window_extent(renderer) for text in axis.texts]
+    for name, x, y in sorted(points, key=lambda point: -point[2]):
+        own = axis.transData.transform((x, y))
+        for dx, dy in (*_NEAR, *_FAR):
+            far = (dx, dy) in _FAR
             text = axis.annotate(
                 name, (x, y), xytext=(dx, dy), textcoords="offset points", fontsize=8, va="center",
                 ha="left" if dx > 0 else "right" if dx < 0 else "center",
+                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": ORDINARY, "shrinkB": 4} if far else None,
             )  # fmt: skip
-            box = text.get_window_extent(renderer).padded(1)
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer).padded(1)  # of the words, without the line
+            gaps = [_gap(box, dot) for dot in dots]
             inside = axis.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and axis.bbox.y0 <= box.y0
-            if inside and not any(box.overlaps(other) for other in taken) and not box.count_contains(dots):
+            free = min(gaps) > 0 and not any(box.overlaps(other) for other in taken)
+            last = (dx, dy) == _FAR[-1]  # all places taken: a name left out would hide the row
+            if last or (inside and free and (far or _gap(box, own) <= min(gaps))):
+                taken.append(box)
                 break
             text.remove()
-        else:  # all places taken: beside the point all the same, a name left out would hide the row
-            text = axis.annotate(name, (x, y), xytext=(7, 0), textcoords="offset points", fontsize=8, va="center")
-        taken.append(text.get_window_extent(renderer))
 
 
-_OFFSETS = [(7, 7), (7, -8), (-7, 7), (-7, -8), (0, 11), (0, -12), (7, 18), (7, -19), (-7, 18), (7, 29), (7, -30)]
+def _gap(box: Any, dot: np.ndarray) -> float:
+    """Pixels between a box and a point; 0 inside."""
+    low, high = np.array(box.p0), np.array(box.p1)
+    return float(np.linalg.norm(np.maximum(np.maximum(low - dot, dot - high), 0)))
+
+
+_NEAR = [(7, 7), (7, -8), (-7, 7), (-7, -8), (0, 11), (0, -12)]
+_FAR = [
+    (dx, dy) for dx in (28, 56, 84) for dy in range(48, -49, -12)
+]  # from the top, as the points: lines do not cross
