@@ -123,3 +123,9 @@ def test_size_sets_the_latents_side():
     assert StableDiffusion(stable_diffusion(), size=32).shape == (4, 16, 16)
     with pytest.raises(ValueError, match="multiple of 2"):
         StableDiffusion(stable_diffusion(), size=33)
+
+
+def test_a_name_that_is_not_on_disk_fails_soon_where_the_hub_is_out_of_reach(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(FileNotFoundError, match="'a/b' could not be loaded .not on disk, and the hub is out of reach"):
+        StableDiffusion("a/b")

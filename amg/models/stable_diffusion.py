@@ -31,7 +31,7 @@ class StableDiffusion:
         size: side of the pictures in pixels; the model's own where None.
         scheduler: name of a diffusers scheduler class, built from the model's config; None keeps the model's own.
         variant: e.g. `fp16`, for folders that hold several.
-        device, dtype: of the networks and the latents.
+        device, dtype: of the networks and the latents; a dtype or its name. A pipeline in memory keeps its own dtype.
     Raises:
         FileNotFoundError: where the model is neither on disk nor to be fetched.
         ValueError: for a pipeline of another kind.
@@ -46,8 +46,9 @@ class StableDiffusion:
         scheduler: str | None = "DDIMScheduler",
         variant: str | None = None,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
     ):
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.pipe = load(source, variant, dtype) if isinstance(source, (str, Path)) else source
         name = type(self.pipe).__name__
         if name not in PIPELINES:
@@ -138,23 +139,36 @@ def load(source: str | Path, variant: str | None = None, dtype: torch.dtype = to
     from diffusers import DiffusionPipeline
 
     options: dict[str, Any] = {"variant": variant, "torch_dtype": dtype, "use_safetensors": True}
-    last: Exception | None = None
+    reason = ""
     for local in (True, False):
+        if not local and not _reachable():
+            reason = "not on disk, and the hub is out of reach"
+            break
         try:
             name = DiffusionPipeline.load_config(source, local_files_only=local).get("_class_name")
             if name == PIPELINES[0]:
                 options |= {"safety_checker": None, "requires_safety_checker": False}
             return DiffusionPipeline.from_pretrained(source, local_files_only=local, **options)
         except (OSError, ValueError) as error:  # what diffusers raises for a missing file, and for a broken one
-            last = error
+            reason = str(error).strip().splitlines()[0].rstrip(".")
             if Path(source).is_dir():
                 break
-    where = "diffusers' cache or a folder" if not Path(source).is_dir() else "that folder"
-    reason = str(last).strip().splitlines()[0]
+    where = "that folder" if Path(source).is_dir() else "a folder"
     raise FileNotFoundError(
         f"model {str(source)!r} could not be loaded ({reason}): put its files, in diffusers' format with safetensors, "
         f"into {where} and set model.source to it; model=closed_form runs now and needs no files"
     ) from None
+
+
+def _reachable() -> bool:
+    """One try: the hub's own client tries for half a minute before it gives up."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # of whichever HTTP library the hub's client is built on, or its offline mode
+        return False
+    return True
 
 
 def _scheduler(own: Any, name: str | None) -> Any:
