@@ -232,6 +232,4 @@ def _gap(box: Any, dot: np.ndarray) -> float:
 
 
 _NEAR = [(7, 7), (7, -8), (-7, 7), (-7, -8), (0, 11), (0, -12)]
-_FAR = [
-    (dx, dy) for dx in (28, 56, 84) for dy in range(48, -49, -12)
-]  # from the top, as the points: lines do not cross
+_FAR = [(dx, dy) for dx in (28, 56, 84) for dy in range(48, -49, -12)]  # from the top, as the points
