@@ -15,8 +15,6 @@ from experiments.build import build
 from experiments.conditions import conditions
 from experiments.config import ConfigError, RunConfig
 
-RATE = 0.01  # share of ordinary chains that may ever be flagged
-
 HEADER = """\
 # λ_t for model={model}, similarity={similarity}, sampler={sampler}; learned, not published.
 # {command}
@@ -61,7 +59,7 @@ def calibrate_run(run: RunConfig) -> Path:
     if half < 20:
         raise ConfigError([f"n_samples={run.n_samples}: only {2 * half} ordinary chains; draw more to learn λ_t"])
     cap = parts.similarity.copy
-    found = calibrate(times, ordinary[:, :half], ordinary[:, half:], RATE, cap)
+    found = calibrate(times, ordinary[:, :half], ordinary[:, half:], run.rate, cap)
     model, similarity = run.model["name"], run.similarity["name"]
     sampler = run.sampler.scheduler.rsplit(".", 1)[-1].removesuffix("Scheduler").lower()
     file = Path(run.output_dir or "conf/threshold/calibrated") / f"{model}-{similarity}-{sampler}.yaml"
@@ -71,7 +69,7 @@ def calibrate_run(run: RunConfig) -> Path:
         similarity=similarity,
         sampler=sampler,
         command=f"python run.py task=calibrate model={model} similarity={similarity} conditioning={run.conditioning} "
-        f"s0={run.s0:g} {f'prompts={run.prompts} ' if run.prompts else ''}"
+        f"rate={run.rate:g} s0={run.s0:g} {f'prompts={run.prompts} ' if run.prompts else ''}"
         f"n_samples={run.n_samples} seed={run.seed}",
         learned_n=half,
         held_n=ordinary.shape[1] - half,

@@ -53,6 +53,7 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
     labels: list[int] | None
     output_dir: str | None
     table: dict[str, Any] | None
+    rate: float = Field(gt=0, lt=1)  # task=calibrate: share of ordinary chains that may ever be flagged
     allow: list[str]
     sampler: SamplerConfig
     metrics: MetricsConfig
