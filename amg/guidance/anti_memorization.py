@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from amg.bank import TrainingBank
 from amg.guidance.base import Guidance
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
 from amg.similarity.base import Similarity
@@ -89,6 +90,13 @@ class AntiMemorizationGuidance(Guidance):
         self.c1, self.c2, self.c3, self.normalize, self.terms = c1, c2, c3, normalize, terms
         self.captions = captions
         self.needs_prompts = bool(self.terms) and "sim" not in self.terms
+
+    @classmethod
+    def preset(cls, name: str, bank: TrainingBank, similarity: Similarity | None = None) -> AntiMemorizationGuidance:
+        """Named settings, e.g. "sd-main"; see `amg.guidance.presets`."""
+        from amg.guidance.presets import preset
+
+        return cls(**preset(name, bank, similarity))
 
     @torch.no_grad()
     def __call__(self, step: Step, state: State | None) -> tuple[Tensor, State]:
