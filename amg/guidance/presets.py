@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amg.bank import TrainingBank
-from amg.similarity import SSCD
+from amg.similarity.sscd import SSCD
 from amg.similarity.base import Similarity
 from amg.thresholds import Exponential, Threshold
 
