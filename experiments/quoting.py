@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 FREE_TEXT = re.compile(r"^(\+{0,2})(prompt|negative_prompt)=(.*)$", re.DOTALL)
+ONE = r"""('(\\.|[^'\\])*'|"(\\.|[^"\\])*")"""
+QUOTED = re.compile(rf"{ONE}(\s*,\s*{ONE})*", re.DOTALL)  # 'one' or, for a sweep, 'one','two'
 
 
 def quote(argument: str) -> str:
@@ -16,12 +18,9 @@ def quote(argument: str) -> str:
     if not match:
         return argument
     plus, key, text = match.groups()
-    if text == "null" or _is_quoted(text) or (text.startswith("[") and text.endswith("]")):
+    if text == "null" or QUOTED.fullmatch(text) or (text.startswith("[") and text.endswith("]")):
         return argument
+    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)  # else OmegaConf takes ${…} for a reference
     # Hydra reads \' as a quote and doubles of backslashes only before a quote or the end
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"{plus}{key}='{escaped}'"
-
-
-def _is_quoted(text: str) -> bool:
-    return len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
