@@ -11,6 +11,7 @@ from pathlib import Path
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -58,8 +59,11 @@ def reach(argument: str) -> str:
     return f"++{argument}" if re.match(rf"({'|'.join(COMPONENTS)})\.", argument) else argument
 
 
-def compose_config(arguments: list[str]) -> DictConfig:
+def compose_config(arguments: list[str], whole: bool = True) -> DictConfig:
     """Composes `conf/` with overrides.
+
+    Args:
+        whole: after a mistake that Hydra found, look for more in the rest of the configuration too.
 
     Raises:
         ConfigError: with one line per mistake that Hydra found.
@@ -79,7 +83,7 @@ def compose_config(arguments: list[str]) -> DictConfig:
                     raise ConfigError(lines) from None
                 left.remove(culprit)  # and look for more mistakes
     if lines:
-        raise ConfigError(lines + _told_anyway(cfg))
+        raise ConfigError(lines + (_told_anyway(cfg) if whole else []))
     return cfg
 
 
@@ -114,12 +118,34 @@ def _is_sweep(arguments: list[str]) -> bool:
 
 def _sweep(arguments: list[str]) -> int:
     """A Hydra multirun; the jobs leave their results in the sweep's folder, from which table and report are made."""
-    folder = ROOT / "runs" / ".hydra" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
-    shown = Path(os.path.relpath(folder))
-    _hydra(["-m", *arguments, f"hydra.sweep.dir={shown}"])
+    _check_choices(arguments)
+    folder = Path("runs") / ".hydra" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
+    _hydra(["-m", *arguments, f"hydra.sweep.dir={folder}"])
     from experiments.sweep import finish
 
     return finish(folder)
+
+
+def _check_choices(arguments: list[str]) -> None:
+    """Composes with each value of each swept key, so that a typo is told before the first job starts.
+
+    Raises:
+        ConfigError: with one line per mistake.
+    """
+    try:
+        overrides = OverridesParser.create().parse_overrides(arguments)
+    except HydraException as error:
+        raise ConfigError([explain(error, CONF)]) from None
+    fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
+    swept = [o for o in overrides if o.is_choice_sweep()]  # a glob finds only what is there; ranges are numbers
+    lines: list[str] = []
+    for one in [[], *([f"{o.get_key_element()}={value}"] for o in swept for value in o.sweep_string_iterator())]:
+        try:
+            compose_config([*fixed, *one], whole=False)
+        except ConfigError as error:
+            lines += [line for line in error.lines if line not in lines]
+    if lines:
+        raise ConfigError(lines)
 
 
 def _hydra(arguments: list[str]) -> int:

@@ -186,7 +186,9 @@ def explain(error: Exception, conf: Path) -> str:
     if match := re.search(r"Could not find '([\w./-]+)/([\w.-]+)'", text):
         group, option = match.groups()
         options = sorted(file.stem for file in (conf / group).glob("*.yaml"))
-        return f"{group}={option}: no such choice{did_you_mean(option, options)}; choices: {', '.join(options)}"
+        near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else f"; choices: {', '.join(options)}"
+        return f"{group}={option}: no such choice{hint}"
     if match := re.search(r"Could not override '([\w.@-]+)'|Key '([\w-]+)' is not in struct", text):
         key = match[1] or match[2]
         return f"{key}: unknown key{did_you_mean(key, top_level_keys(conf))}"
