@@ -14,7 +14,7 @@ _HOME = {
     "descriptor": "amg.lab.descriptors",
     "emoji": "amg.lab.pictures",
     "lab_sd": "amg.lab.diffusion",
-    "scorer": "amg.lab.scorer",
+    "scorer": "amg.lab.scorers",
 }
 __all__ = sorted(_HOME)
 
