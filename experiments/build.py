@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from amg.bank import TrainingBank
 from experiments.config import ConfigError, RunConfig, locate
+
+WORLD = ("model", "data", "similarity", "judge")
 
 
 @dataclass(frozen=True)
@@ -31,18 +35,21 @@ def build(run: RunConfig) -> Parts:
         threshold = component(run.threshold)
     with told("sampler"):
         scheduler = locate(run.sampler.scheduler)
-    with told("model"):
-        model = component(run.model)
-    with told("data"):
-        bank = component(run.data, model=model)
-    with told("similarity"):
-        similarity = component(run.similarity, bank=bank, model=model)
-    with told("judge"):
-        judge = component(run.judge, bank=bank, model=model)
+    model, bank, similarity, judge = _world(*(json.dumps(getattr(run, key)) for key in WORLD))
     with told("guidance"):
         guidance = component(run.guidance, bank=bank, similarity=similarity, threshold=threshold, model=model)
     acts = getattr(guidance, "terms", True) != ()
     return Parts(model, bank, similarity, judge, threshold, guidance, scheduler, acts)
+
+
+@lru_cache(maxsize=1)  # the rows of a table share their model and bank, which take seconds to build
+def _world(*nodes: str) -> tuple[Any, TrainingBank, Any, Any]:
+    """Model, bank, similarity and judge of their nodes, which are given as JSON."""
+    parts: dict[str, Any] = {}
+    for key, node in zip(WORLD, map(json.loads, nodes), strict=True):
+        with told(key):
+            parts["bank" if key == "data" else key] = component(node, **parts)
+    return tuple(parts.values())
 
 
 def component(node: dict[str, Any], **parts: Any) -> Any:
