@@ -94,9 +94,9 @@ def _culprit(line: str, arguments: list[str]) -> str | None:
 
 
 def _told_anyway(cfg: DictConfig) -> list[str]:
-    """Mistakes in the rest of the configuration, so that all are told at once."""
+    """Run-level mistakes in the rest of the configuration, so that all are told at once."""
     try:
-        check(cfg)
+        check(cfg, bind=False)
     except ConfigError as error:
         return error.lines
     return []

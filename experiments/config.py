@@ -15,7 +15,15 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 PREFIXES = ("amg.", "experiments.", "lightning.", "diffusers.", "torchmetrics.")
 COMPONENTS = ("data", "guidance", "judge", "logger", "model", "similarity", "threshold", "trainer")
-PROVIDED = {"bank", "model", "similarity", "threshold"}  # handed to components that ask for them by name
+PROVIDED = {
+    "bank",
+    "model",
+    "similarity",
+    "threshold",
+    "run",
+    "run_dir",
+    "metrics",
+}  # handed to components that ask for them by name
 
 
 class ConfigError(Exception):
@@ -80,8 +88,11 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
         return self
 
 
-def check(cfg: DictConfig) -> RunConfig:
+def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     """Validates run-level keys, then binds every component's keys to its signature.
+
+    Args:
+        bind: False stops after what is known without importing a component, which takes seconds.
 
     Raises:
         ConfigError: with all mistakes.
@@ -101,7 +112,7 @@ def check(cfg: DictConfig) -> RunConfig:
         raise ConfigError([_told(one) for one in error.errors()]) from None
     allowed = (*PREFIXES, *run.allow)
     lines = [line for key in COMPONENTS if (line := _bad_target(key, getattr(run, key), allowed))]
-    if not lines:  # nothing is imported while a target is not to be trusted, and Lightning (slow) last
+    if not lines and bind:  # nothing is imported while a target is not to be trusted, and Lightning (slow) last
         for key in sorted(COMPONENTS, key="trainer".__eq__):
             lines += [] if lines and key == "trainer" else _mistakes(key, getattr(run, key), allowed)
     if lines:
@@ -170,7 +181,7 @@ def _mistakes(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> list[
             parameter.POSITIONAL_OR_KEYWORD,
             parameter.KEYWORD_ONLY,
         )
-        if required and name not in node and name not in PROVIDED and name != "run":
+        if required and name not in node and name not in PROVIDED:
             lines.append(f"{key}.{name}: missing; {target} needs it")
     return lines
 

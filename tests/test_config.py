@@ -1,0 +1,223 @@
+"""Every yaml composes and binds; every mistake is told, at once, in a line, before anything heavy is loaded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiments.cli import CONF, compose_config
+from experiments.cli import main as run_main
+from experiments.config import COMPONENTS, ConfigError, RunConfig, check, not_applicable
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(file.relative_to(CONF).with_suffix("") for file in CONF.rglob("*.yaml"))
+PAIRED = {"similarity/sscd": ["model=sd"]}  # a similarity for other pictures than the closed-form world's
+MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
+
+
+def composed(*overrides: str):
+    """The full configuration, with a word wherever only the user can say what to put."""
+    cfg = compose_config(list(overrides))
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    return compose_config([*overrides, *(f"++{key}=given" for key in missing)]) if missing else cfg
+
+
+def choosing(file: Path) -> list[str]:
+    """What chooses a yaml on the command line."""
+    if str(file) == "config":
+        return []
+    return [*PAIRED.get(str(file), []), f"{file.parts[0]}={'/'.join(file.parts[1:])}"]
+
+
+def mistakes(*arguments: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check(compose_config(list(arguments)))
+    return caught.value.lines
+
+
+def test_no_yaml_is_left_out():
+    groups = {file.parts[0] for file in FILES if len(file.parts) > 1}
+    assert groups == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    assert set(COMPONENTS) - {"judge"} <= groups
+    assert len(FILES) == sum(name.endswith(".yaml") for _, _, names in os.walk(CONF) for name in names)
+    assert len(FILES) >= 64
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_yaml_composes_into_a_run_whose_parts_bind_to_their_signatures(file):
+    run = check(composed(*choosing(file)))
+    assert isinstance(run, RunConfig)
+    for component in COMPONENTS:
+        assert getattr(run, component)["_target_"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("strength", ["main", "strong"])
+def test_every_model_has_the_constants_of_the_full_guidance_at_both_strengths(model, strength):
+    run = check(composed(f"model={model}", "guidance=full", f"strength={strength}"))
+    assert run.model["name"] == model and run.guidance["c3"] > 0
+
+
+def test_every_row_of_every_experiment_composes_and_binds():
+    visited = 0
+    for file in sorted((CONF / "experiment").glob("*.yaml")):
+        params = OmegaConf.load(file).hydra.sweeper.params
+        assert list(params) == ["row"], f"{file.name} sweeps over {list(params)}"
+        rows = params.row.split(",")
+        table = OmegaConf.load(file).table
+        shown = {row.row for one in table.get("tables", [table]) for row in one.rows}
+        assert shown == set(rows), f"{file.name} draws and shows different rows"
+        for row in rows:
+            check(compose_config([f"experiment={file.stem}", f"row={row}"]))
+            visited += 1
+    assert visited >= 25
+
+
+def test_a_row_overrides_what_its_experiment_says():
+    run = check(compose_config(["experiment=demo", "row=unconditional_full"]))
+    assert (run.conditioning, run.s0, run.guidance["name"], run.name) == ("none", 1.0, "sim", "demo")
+
+
+def test_the_command_line_overrides_row_and_experiment():
+    run = check(compose_config(["experiment=demo", "row=full", "n_samples=7", "s0=2", "guidance=dup"]))
+    assert (run.n_samples, run.s0, run.guidance["name"]) == (7, 2.0, "dup")
+
+
+def test_all_run_level_mistakes_are_told_at_once():
+    lines = mistakes("sed=3", "guidance=ful", "n_samples=-3", "sampler.steps=2000", "sampler.eta=x")
+    assert len(lines) == 5
+    assert "sed: unknown key; did you mean seed?" in lines
+    assert "guidance=ful: no such choice; did you mean full?" in lines
+    for key in ("n_samples=-3", "sampler.steps=2000", "sampler.eta='x'"):
+        assert any(line.startswith(f"{key}: ") for line in lines), lines
+
+
+def test_all_component_mistakes_are_told_at_once():
+    lines = mistakes("++model.rnk=3", "guidance=full", "++guidance.c4=1", "++similarity.direction=2", "++trainer.x=1")
+    assert any(line.startswith("model.rnk: ") and "did you mean rank?" in line for line in lines)
+    assert any(line.startswith("guidance.c4: ") for line in lines)
+    assert any(line.startswith("similarity.direction: ") and "directions?" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("seed=abc", "integer"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("n_samples=1.5", "integer"),
+        ("n_samples=0", "greater than 0"),
+        ("batch_size=0", "greater than 0"),
+        ("s0=-1", "greater than or equal to 0"),
+        ("rate=1", "less than 1"),
+        ("conditioning=text", "'none', 'label' or 'prompt'"),
+        ("task=generat", "did you mean generate?"),
+        ("labels=3", "list"),
+        ("name='a/b'", "pattern"),
+    ],
+)
+def test_a_wrong_type_or_range_names_its_key_and_what_is_expected(argument, said):
+    (line,) = mistakes(argument)
+    assert line.startswith(argument.split("=")[0]) and said in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["prompt=goat", "labels=[1]"], "prompt and labels: give one of them"),
+        (["prompt=goat", "prompts=planted"], "prompt and prompts: give one of them"),
+        (["prompt='  '"], "prompt: empty"),
+        (["prompt=[]"], "prompt: empty"),
+        (["conditioning=none", "prompt=goat"], "conditioning=none takes no condition"),
+        (["conditioning=none", "labels=[1]"], "conditioning=none takes no condition"),
+    ],
+)
+def test_conditions_that_exclude_each_other_are_told(arguments, said):
+    assert any(said in line for line in mistakes(*arguments))
+
+
+@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "amgx.Thing", "subprocess.run"])
+def test_a_target_outside_the_project_is_refused_unless_allowed(target):
+    (line,) = mistakes(f"++model._target_={target}")
+    assert line.startswith(f"model._target_={target}: must begin with")
+
+
+def test_a_nested_target_is_refused_too():
+    (line,) = mistakes("guidance=released_iddpm", "++guidance.threshold._target_=os.system")
+    assert line.startswith("guidance.threshold._target_=os.system")
+
+
+def test_an_allowed_prefix_opens_the_door_to_ones_own_components(tmp_path, monkeypatch):
+    (tmp_path / "ones_own.py").write_text("def bank(shelf): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["++data._target_=ones_own.bank", "++data.shelf=3"]
+    assert mistakes(*own)[0].startswith("data._target_=ones_own.bank: must begin with")
+    assert check(compose_config([*own, "allow=[ones_own.]"])).data["shelf"] == 3
+    assert mistakes("++data._target_=ones_own.bank", "allow=[ones_own.]") == [
+        "data.shelf: missing; ones_own.bank needs it"
+    ]
+
+
+def test_a_target_that_does_not_exist_is_told():
+    (line,) = mistakes("++model._target_=amg.models.closed_form.ClosedFrom")
+    assert line == "model._target_=amg.models.closed_form.ClosedFrom: no such class or function"
+
+
+def test_a_missing_strength_constant_names_model_and_similarity():
+    (line,) = mistakes("model=iddpm_cifar10", "similarity=pca", "guidance=full")
+    assert "model=iddpm_cifar10" in line and "similarity=pca" in line and "conf/strength" in line
+
+
+def test_a_value_that_only_the_user_can_give_is_asked_for():
+    assert mistakes("data=folder") == ["data.path: needs a value"]
+
+
+def test_text_guidance_without_text_is_not_applicable_and_says_what_is():
+    for guidance in ("spe", "dup", "spe_dup"):
+        reason = not_applicable(check(compose_config(["conditioning=none", f"guidance={guidance}"])))
+        assert reason and f"guidance={guidance}" in reason and "guidance=sim" in reason
+    for guidance in ("none", "sim", "full"):
+        assert not_applicable(check(compose_config(["conditioning=none", f"guidance={guidance}"]))) is None
+    assert not_applicable(check(compose_config(["guidance=spe_dup"]))) is None
+
+
+PROBE = """
+import sys
+sys.path.insert(0, {root!r})
+from experiments.cli import main
+code = main({arguments!r})
+heavy = sorted({{"torch", "lightning", "diffusers", "transformers", "numpy", "pandas", "wandb"}} & set(sys.modules))
+print("heavy:", *heavy)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["n_samples=-3", "seed=x"], 2, "n_samples=-3"),
+        (["sed=3"], 2, "did you mean seed?"),
+        (["guidance=ful"], 2, "did you mean full?"),
+        (["-m", "guidance=none,ful"], 2, "did you mean full?"),
+        (["prompt=goat", "labels=[1]"], 2, "give one of them"),
+        (["++model._target_=os.system"], 2, "must begin with"),
+        (["--help"], 0, "guidance=full"),
+    ],
+)
+def test_run_level_mistakes_and_help_load_nothing_heavy(arguments, code, said, tmp_path):
+    probe = PROBE.format(root=str(ROOT), arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["heavy:"]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_exit_code_of_bad_input_is_2_also_in_component_keys(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_main(["model.rnk=3", "guidance=full", "guidance.c4=1"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all(line.startswith("error: ") for line in told)
