@@ -12,6 +12,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -137,7 +138,9 @@ def _check_choices(arguments: list[str]) -> None:
     except HydraException as error:
         raise ConfigError([explain(error, CONF)]) from None
     fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
-    swept = [o for o in overrides if o.is_choice_sweep()]  # a glob finds only what is there; ranges are numbers
+    swept = [
+        o for o in overrides if isinstance(o.value(), ChoiceSweep)
+    ]  # a glob finds only what is there; ranges are numbers
     lines: list[str] = []
     for one in [[], *([f"{o.get_key_element()}={value}"] for o in swept for value in o.sweep_string_iterator())]:
         try:
