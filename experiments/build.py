@@ -64,8 +64,20 @@ def component(node: dict[str, Any], **parts: Any) -> Any:
             value = component(value, **parts)
         elif isinstance(value, list) and value and all(isinstance(v, dict) and "_target_" in v for v in value):
             value = [component(v, **parts) for v in value]
+        elif name == "dtype" and isinstance(value, str):
+            value = dtype(value)
         arguments[name] = value
     return target(**arguments)
+
+
+def dtype(name: str) -> Any:
+    """torch's floating type of that name."""
+    import torch
+
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype={name}: choose float32, float64, float16 or bfloat16")
+    return found
 
 
 def own_bank(model: Any) -> TrainingBank:

@@ -50,6 +50,9 @@ class Generate(L.LightningModule):
         seconds = (time.perf_counter() - start) / len(seeds)
         return rows(parts, seeds, chosen, images, trace, seconds), images.cpu()
 
+    def on_predict_end(self) -> None:
+        self.trainer.strategy.barrier()  # what is measured next is the work of all processes
+
     def _condition(self, seed: int) -> str | int:
         return self.conditions[(seed - self.run.seed) % len(self.conditions)]
 

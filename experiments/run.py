@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -48,9 +49,14 @@ def _generate(config: RunConfig, command: str, in_sweep: bool) -> Path:
     chosen = conditions(config, parts.model)
     run_dir = folder(config, parts, chosen)
     run_dir.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to draw its share, no more
+        generate(config, parts, chosen, run_dir)
+        return run_dir
     try:
         with FileLock(run_dir / ".lock", timeout=0):
             manifest = Manifest(run_dir)
+            if config.task == "generate":
+                _same_as_before(config, run_dir)
             manifest.write(status="running", command=command, **facts(config, parts))
             (run_dir / "config.yaml").write_text(
                 yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
@@ -70,6 +76,19 @@ def _generate(config: RunConfig, command: str, in_sweep: bool) -> Path:
             [f"{run_dir} is in use by another process: wait for it, or choose another output_dir"]
         ) from None
     return run_dir
+
+
+def _same_as_before(config: RunConfig, run_dir: Path) -> None:
+    """Refuses a folder with samples of another configuration: a table over both would mean nothing."""
+    file = run_dir / "config.yaml"
+    if not file.is_file() or not any((run_dir / "records").glob("*.parquet")):
+        return
+    before, now = yaml.safe_load(file.read_text()), config.model_dump()
+    changed = [key for key in (*DECIDES, *NODES) if before.get(key) != now[key]]
+    if changed:
+        raise ConfigError(
+            [f"output_dir={run_dir}: holds samples of another {', '.join(changed)}; choose another folder or empty it"]
+        )
 
 
 def folder(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> Path:
