@@ -1,6 +1,6 @@
 """Turns what the lab recipes trained into what is committed: fp16 safetensors, measured again, with SHA-256 sums.
 
-    python -m experiments.recipes.ship_lab vae descriptor_guide descriptor_judge scorer lab_sd
+    python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer lab_sd
 
 Model cards are written by hand beside the weights, from the numbers that this prints and saves.
 """
@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from amg.lab import scorer
+from amg.lab import scorers
 from amg.lab.descriptors import DESCRIPTORS
 from amg.lab.weights import FOLDER, write_sums
-from experiments.recipes import lab_data, train_lab_descriptor, train_lab_scorer, train_lab_vae
+from experiments.recipes import lab_data, train_lab_descriptor, train_lab_scorer
 
 LAB = Path(".lab")
 
@@ -32,19 +32,14 @@ def run_of(folder: Path, keys: tuple[str, ...] = ("steps", "minutes", "loss")) -
     return {key: measured[key] for key in keys}
 
 
-def ship_vae(source: Path, target: Path) -> None:
-    AutoencoderKL.from_pretrained(source / "vae").half().save_pretrained(target)
-    vae = AutoencoderKL.from_pretrained(target, torch_dtype=torch.float32).eval()
-    numbers = run_of(source) | train_lab_vae.measure(vae, lab_data.load().images)
-    (target / "measured.json").write_text(json.dumps(numbers, indent=2))
-
-
 def ship_descriptor(source: Path, target: Path) -> None:
     name = target.name.removeprefix("descriptor_")
     halve(source / "descriptor.safetensors", target / "descriptor.safetensors")
     net = DESCRIPTORS[name]()
     net.load_state_dict(load_file(target / "descriptor.safetensors"))
-    train_lab_descriptor.finish(net.float(), lab_data.load(), target, run_of(source))
+    data = lab_data.load()
+    _, held = train_lab_descriptor.split(data)
+    train_lab_descriptor.finish(net.float(), data, held, target, run_of(source))
     halve(target / "descriptor.safetensors", target / "descriptor.safetensors")  # finish saves float32
 
 
@@ -55,21 +50,24 @@ def ship_scorer(source: Path, target: Path) -> None:
 
 
 def scorer_of(source: Path) -> torch.nn.Module:
-    net = scorer.load(source)
+    net = scorers.load(source)
     for tensor in net.state_dict().values():
         tensor.copy_(tensor.half())  # measured as it will be shipped
     return net
 
 
 def ship_sd(source: Path, target: Path) -> None:
-    """The whole pipeline; transformers opens a text encoder in the precision that its config names."""
+    """The whole pipeline; the text encoder is opened in the precision that its config names."""
     StableDiffusionPipeline.from_pretrained(source / "pipeline").to(torch.float16).save_pretrained(target)
-    config = target / "text_encoder" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    for path in (target / "model_index.json", *target.glob("*/config.json")):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)  # where it was trained is nobody's business
+        if path.parent.name == "text_encoder":
+            config["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 SHIP = {
-    "vae": ship_vae,
     "descriptor_guide": ship_descriptor,
     "descriptor_judge": ship_descriptor,
     "scorer": ship_scorer,

@@ -65,7 +65,8 @@ def measure(net: nn.Module, data: lab_data.LabData, held: Tensor, views: int = 8
     """ROC on held-out pictures: distorted views against their own original and against the nearest other picture.
 
     A query counts as a false positive if *any* other of the N pictures passes the threshold, as in use, where the
-    nearest of a whole bank is taken; the 1 % of single pairs would let most queries pass.
+    nearest of a whole bank is taken; the 1 % of single pairs would let most queries pass. A row of the ROC holds the
+    share of queries that another picture attracts, the share that their own attracts, and the threshold.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -77,16 +78,14 @@ def measure(net: nn.Module, data: lab_data.LabData, held: Tensor, views: int = 8
     others = cosine.scatter(1, queries[:, None], -1.0)
     rates = torch.logspace(-3, 0, 25)
     nearest, pairs = others.amax(1), others[others > -1]
-    thresholds = torch.quantile(nearest, 1 - rates)
+    roc = list(zip(rates.tolist(), torch.quantile(nearest, 1 - rates).tolist(), strict=True))
     threshold = torch.quantile(nearest, 0.99).item()
     return {
         "threshold": threshold,
         "recall_at_threshold": (own > threshold).float().mean().item(),
         "pair_threshold": pairs.sort().values[int(0.99 * len(pairs))].item(),
         "rank1": (own > nearest).float().mean().item(),
-        "roc": [
-            [rate.item(), (own > limit).float().mean().item()] for rate, limit in zip(rates, thresholds, strict=True)
-        ],
+        "roc": [[rate, (own > limit).float().mean().item(), limit] for rate, limit in roc],
         "queries": len(queries),
     }
 
