@@ -43,7 +43,7 @@ def wandb(
         logger = WandbLogger(
             project=project,
             offline=offline,
-            save_dir=str(run_dir),
+            save_dir=str(run_dir.absolute()),  # its service keeps the folder it was started in
             group=run.name,
             job_type=run.guidance.get("name"),
             config=run.model_dump(),
@@ -52,8 +52,11 @@ def wandb(
         logger.log_metrics({key: value for key, value in flat.items() if isinstance(value, (int, float))})
         table = records.read(run_dir)
         plain = table[[name for name in table.columns if not name.startswith("trace_")]]
+        plain = plain.astype(object).where(plain.notna(), None)  # W&B knows no pandas.NA
         logger.experiment.log({"samples": wb.Table(dataframe=plain)})
-        for figure in sorted(run_dir.glob("*.png")):
+        printed = pandas.read_csv(run_dir / "table.csv", dtype=str, keep_default_na=False)
+        logger.experiment.log({"table": wb.Table(dataframe=printed)})
+        for figure in sorted((run_dir / "figures").glob("*.png")):
             logger.experiment.log({figure.stem: wb.Image(str(figure))})
     finally:
         wb.finish()  # or the next job of a sweep would write into this run
