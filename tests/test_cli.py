@@ -36,6 +36,7 @@ def test_help_is_a_page_that_names_every_group_key_and_exit_code(command):
     assert max(map(len, page.splitlines())) <= 120
 
 
+@pytest.mark.slow
 def test_a_run_from_any_folder_leaves_everything_below_that_folder_and_exits_with_0(tmp_path):
     before = sorted(path.name for path in RUN.parent.iterdir())
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -60,6 +61,7 @@ def test_text_guidance_without_text_exits_with_2_and_says_what_to_use(command):
     assert code == 2 and "use guidance=sim" in told
 
 
+@pytest.mark.slow
 def test_a_failure_exits_with_1(tmp_path):
     (tmp_path / "runs").write_text("a file where a folder must go")
     done = subprocess.run([sys.executable, str(RUN), *SMALL], cwd=tmp_path, capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """`logger=wandb` writes an offline run without account or network, and leaves the process as it was."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,9 @@ def test_an_offline_run_is_written_and_wandb_mode_is_as_before(mode, monkeypatch
     assert os.environ.get("WANDB_MODE") == mode
     (folder,) = Path("out/wandb").glob("offline-run-*")
     (log,) = folder.glob("run-*.wandb")
+    deadline = time.monotonic() + 20
+    while log.stat().st_size < 1000 and time.monotonic() < deadline:  # W&B's own process writes it
+        time.sleep(0.1)
     content = log.read_bytes()
     assert len(content) > 1000
     for word in (b"memorization-free-diffusion", b"closed_form", b"truth_copies", b"similarity"):
