@@ -70,6 +70,7 @@ def test_odd_texts_survive_hydras_parser(text):
 
 @given(st.text(st.characters(blacklist_categories=("Cs",)), max_size=40))
 def test_any_text_but_quotes_lists_and_null_survives(text):
+    assume("${" not in text)  # escaped for OmegaConf, which reads after the parser: see the last test
     assume(text != "null" and text[:1] + text[-1:] not in ("''", '""', "[]"))  # these mean something to Hydra
     assert parsed(quote(f"prompt={text}")) == text
 
