@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amg.bank import TrainingBank
-from amg.similarity.sscd import SSCD
 from amg.similarity.base import Similarity
+from amg.similarity.sscd import SSCD
 from amg.thresholds import Exponential, Threshold
 
 

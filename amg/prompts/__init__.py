@@ -1,8 +1,8 @@
 """Prompts from a string, a list or a file, and two sets of captions of LAION that are known with Stable Diffusion 1.4.
 
 `memorized_laion` (500, of which 112 are memorized verbatim and 388 as a template; the captions of Wen et al., 2024) and
-`ordinary_laion` (500) are the files of NeMo (Hintersdorf et al., 2024), © 2024 ml-research@TUDarmstadt, MIT licence: see
-LICENSE beside them. Captions and addresses are LAION's (CC BY 4.0).
+`ordinary_laion` (500) are the files of NeMo (Hintersdorf et al., 2024), © 2024 ml-research@TUDarmstadt, MIT licence:
+see LICENSE beside them. Captions and addresses are LAION's (CC BY 4.0).
 """
 
 from __future__ import annotations
