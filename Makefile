@@ -37,5 +37,14 @@ lint: setup ## ruff and the import contracts
 bench: setup ## speed, as ratios measured side by side in one run
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-tables: setup ## every table of the paper that runs here
-	$(BIN)/python run.py experiment=table4
+tables: setup ## every table of the paper, measured in the closed-form world
+	for table in table2 table3 table4 table5; do $(BIN)/python run.py experiment=$$table || exit 1; done
+
+lab: setup ## trains the lab's networks again: hours on two cores, resumable
+	$(BIN)/python -m experiments.recipes.train_lab_vae
+	$(BIN)/python -m experiments.recipes.train_lab_sd
+	$(BIN)/python -m experiments.recipes.train_lab_descriptor --name guide --seed 10
+	$(BIN)/python -m experiments.recipes.train_lab_descriptor --name judge --seed 20
+	$(BIN)/python -m experiments.recipes.train_lab_scorer --seed 30
+	$(BIN)/python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer lab_sd
+	$(BIN)/python -m experiments.recipes.measure_lab_sd

@@ -1,0 +1,22 @@
+"""The lab's own copy descriptors as similarities: one guides, the other only judges."""
+
+from __future__ import annotations
+
+from amg.bank import TrainingBank
+from amg.similarity.descriptor import DescriptorSimilarity
+
+
+class LabDescriptor(DescriptorSimilarity):
+    """Cosine of a shipped descriptor; its copy threshold is its own (1 % of distinct pictures lie beyond it).
+
+    Args:
+        bank: training pictures, 32×32.
+        which: `guide` or `judge`; of different build and seed.
+        strict: the stricter threshold.
+    """
+
+    def __init__(self, bank: TrainingBank, which: str = "guide", strict: float = 0.9):
+        from amg.lab import descriptor
+
+        embed = descriptor(which)
+        super().__init__(bank, embed, copy=embed.copy, strict=strict)
