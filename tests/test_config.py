@@ -14,7 +14,11 @@ from experiments.config import COMPONENTS, ConfigError, RunConfig, check, not_ap
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(file.relative_to(CONF).with_suffix("") for file in CONF.rglob("*.yaml"))
-PAIRED = {"similarity/sscd": ["model=sd"]}  # a similarity for other pictures than the closed-form world's
+PAIRED = {  # similarities for other models than the closed-form world
+    "similarity/sscd": ["model=sd"],
+    "similarity/lab_guide": ["model=lab_sd"],
+    "similarity/lab_judge": ["model=lab_sd"],
+}
 MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 
 
