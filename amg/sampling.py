@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -64,7 +63,7 @@ def sample(
         uncond = guidance.prepare_null(model, model.encode([None] * len(seeds)), seeds)
     options = _step_options(scheduler, generators, eta)
     state = None
-    with guidance.attach(model) or nullcontext():
+    with guidance.attach(model):
         for timestep in scheduler.timesteps:
             step, output, variance = look(model, scheduler, x_t, timestep, condition, uncond, s0, seeds)
             eps, state = guidance(step, state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,6 @@ def config(result: dict[str, Any]) -> RunConfig:
     return RunConfig.model_validate(yaml.safe_load((Path(result["run_dir"]) / "config.yaml").read_text()))
 
 
-@cache
 def parts_of(run_dir: str) -> Parts:
     return build(config({"run_dir": run_dir}))
 
