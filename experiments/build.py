@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -35,7 +36,7 @@ def build(run: RunConfig) -> Parts:
         threshold = component(run.threshold)
     with told("sampler"):
         scheduler = locate(run.sampler.scheduler)
-    model, bank, similarity, judge = _world(*(json.dumps(getattr(run, key)) for key in WORLD))
+    model, bank, similarity, judge = _world(device(run.trainer), *(json.dumps(getattr(run, key)) for key in WORLD))
     with told("guidance"):
         guidance = component(run.guidance, bank=bank, similarity=similarity, threshold=threshold, model=model)
     acts = getattr(guidance, "terms", True) != ()
@@ -43,13 +44,25 @@ def build(run: RunConfig) -> Parts:
 
 
 @lru_cache(maxsize=1)  # the rows of a table share their model and bank, which take seconds to build
-def _world(*nodes: str) -> tuple[Any, TrainingBank, Any, Any]:
-    """Model, bank, similarity and judge of their nodes, which are given as JSON."""
-    parts: dict[str, Any] = {}
+def _world(device: str, *nodes: str) -> tuple[Any, TrainingBank, Any, Any]:
+    """Model, bank, similarity and judge of their nodes, which are given as JSON; on the device, where they take one."""
+    parts: dict[str, Any] = {"device": device}
     for key, node in zip(WORLD, map(json.loads, nodes), strict=True):
         with told(key):
             parts["bank" if key == "data" else key] = component(node, **parts)
-    return tuple(parts.values())
+    return tuple(parts["bank" if key == "data" else key] for key in WORLD)
+
+
+def device(trainer: dict[str, Any]) -> str:
+    """Where Lightning will run this process: the accelerator that it chooses, the process's own card."""
+    import torch
+
+    accelerator = trainer.get("accelerator", "auto")
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
 
 
 def component(node: dict[str, Any], **parts: Any) -> Any:

@@ -9,11 +9,11 @@ from rich.progress import track
 
 from amg.calibration import calibrate
 from amg.guidance import AntiMemorizationGuidance
-from amg.sampling import sample
 from amg.thresholds import Constant
 from experiments.build import build
-from experiments.conditions import conditions
+from experiments.conditions import chosen_for, conditions
 from experiments.config import ConfigError, RunConfig
+from experiments.generate import draw
 
 HEADER = """\
 # λ_t for model={model}, similarity={similarity}, sampler={sampler}; learned, not published.
@@ -25,8 +25,14 @@ HEADER = """\
 """
 
 
-def calibrate_run(run: RunConfig) -> Path:
-    """Draws `n_samples` unguided chains, learns on half of the ordinary ones, reports on the other half."""
+def calibrate_run(run: RunConfig, rate: float = 0.01) -> Path:
+    """Draws `n_samples` unguided chains, learns on half of the ordinary ones, reports on the other half.
+
+    Args:
+        rate: share of ordinary chains that λ_t may ever flag, in (0, 1).
+    """
+    if not 0 < rate < 1:
+        raise ConfigError([f"task.rate must lie in (0, 1), got {rate}"])
     parts = build(run)
     chosen = conditions(run, parts.model)
     watch = AntiMemorizationGuidance(parts.similarity, Constant(float("inf")), terms=())
@@ -34,22 +40,17 @@ def calibrate_run(run: RunConfig) -> Path:
     seeds = range(run.seed, run.seed + run.n_samples)
     for start in track(range(0, len(seeds), run.batch_size), "unguided chains"):
         batch = list(seeds[start : start + run.batch_size])
-        prompts = None if chosen is None else [chosen[(seed - run.seed) % len(chosen)] for seed in batch]
         trace: list = []
-        x0 = sample(
-            parts.model,
+        images = draw(
+            run,
+            parts,
             batch,
-            guidance=watch,
-            prompts=prompts,
-            s0=run.s0,
-            scheduler=parts.scheduler,
-            steps=run.sampler.steps,
-            eta=run.sampler.eta,
+            chosen_for(run, chosen, batch),
+            watch,
             on_step=lambda step, state, trace=trace: trace.append((step.t[0], state.similarity)),
         )
         times = torch.stack([t for t, _ in trace]).cpu()
         traces.append(torch.stack([similarity for _, similarity in trace]))
-        images = parts.model.decode(x0).clamp(-1, 1)
         if hasattr(parts.model, "responsible"):
             copies.append(parts.model.is_copy(parts.model.responsible(images)))
         else:
@@ -59,7 +60,7 @@ def calibrate_run(run: RunConfig) -> Path:
     if half < 20:
         raise ConfigError([f"n_samples={run.n_samples}: only {2 * half} ordinary chains; draw more to learn λ_t"])
     cap = parts.similarity.copy
-    found = calibrate(times, ordinary[:, :half], ordinary[:, half:], run.rate, cap)
+    found = calibrate(times, ordinary[:, :half], ordinary[:, half:], rate, cap)
     model, similarity = run.model["name"], run.similarity["name"]
     sampler = run.sampler.scheduler.rsplit(".", 1)[-1].removesuffix("Scheduler").lower()
     file = Path(run.output_dir or "conf/threshold/calibrated") / f"{model}-{similarity}-{sampler}.yaml"
@@ -69,7 +70,7 @@ def calibrate_run(run: RunConfig) -> Path:
         similarity=similarity,
         sampler=sampler,
         command=f"python run.py task=calibrate model={model} similarity={similarity} conditioning={run.conditioning} "
-        f"rate={run.rate:g} s0={run.s0:g} {f'prompts={run.prompts} ' if run.prompts else ''}"
+        f"task.rate={rate:g} s0={run.s0:g} {f'prompts={run.prompts} ' if run.prompts else ''}"
         f"n_samples={run.n_samples} seed={run.seed}",
         learned_n=half,
         held_n=ordinary.shape[1] - half,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.config import ConfigError, RunConfig
@@ -27,6 +28,11 @@ def conditions(run: RunConfig, model: Any) -> list[str | int] | None:
     except ValueError as error:
         raise ConfigError([f"{'labels' if run.conditioning == 'label' else 'prompt'}: {error}"]) from None
     return chosen
+
+
+def chosen_for(run: RunConfig, chosen: list[str | int] | None, seeds: Sequence[int]) -> list[str | int] | None:
+    """The prompt or label of each seed."""
+    return None if chosen is None else [chosen[(seed - run.seed) % len(chosen)] for seed in seeds]
 
 
 def _prompt_set(run: RunConfig, model: Any) -> list[str | int]:

@@ -14,7 +14,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 PREFIXES = ("amg.", "experiments.", "lightning.", "diffusers.", "torchmetrics.")
-COMPONENTS = ("data", "guidance", "judge", "logger", "model", "similarity", "threshold", "trainer")
+COMPONENTS = ("data", "guidance", "judge", "logger", "model", "similarity", "task", "threshold", "trainer")
 PROVIDED = {
     "bank",
     "model",
@@ -23,6 +23,9 @@ PROVIDED = {
     "run",
     "run_dir",
     "metrics",
+    "command",
+    "in_sweep",
+    "device",
 }  # handed to components that ask for them by name
 
 
@@ -49,7 +52,6 @@ class MetricsConfig(BaseModel, extra="forbid", frozen=True):
 class RunConfig(BaseModel, extra="forbid", frozen=True):
     """Run-level keys; components are `_target_` nodes, checked by `check_components`."""
 
-    task: Literal["generate", "evaluate", "calibrate"]
     name: str = Field(pattern=r"^[\w.-]+$")
     seed: int = Field(ge=0)  # sample i draws from seed + i
     n_samples: int = Field(gt=0)
@@ -61,7 +63,6 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
     labels: list[int] | None
     output_dir: str | None
     table: dict[str, Any] | None
-    rate: float = Field(gt=0, lt=1)  # task=calibrate: share of ordinary chains that may ever be flagged
     allow: list[str]
     sampler: SamplerConfig
     metrics: MetricsConfig
@@ -72,6 +73,7 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
     logger: dict[str, Any]
     model: dict[str, Any]
     similarity: dict[str, Any]
+    task: dict[str, Any]
     threshold: dict[str, Any]
     trainer: dict[str, Any]
 

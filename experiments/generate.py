@@ -18,6 +18,7 @@ from amg import records
 from amg.guidance import AntiMemorizationGuidance, Chain, State
 from amg.sampling import sample
 from experiments.build import Parts, component
+from experiments.conditions import chosen_for
 from experiments.config import RunConfig
 
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -34,27 +35,37 @@ class Generate(L.LightningModule):
 
     def predict_step(self, seeds: list[int], batch_idx: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
         start, parts, trace = time.perf_counter(), self.parts, []
-        chosen = None if self.conditions is None else [self._condition(seed) for seed in seeds]
-        x0 = sample(
-            parts.model,
+        chosen = chosen_for(self.run, self.conditions, seeds)
+        images = draw(
+            self.run,
+            parts,
             seeds,
-            guidance=self.guidance,
-            prompts=chosen,
-            s0=self.run.s0,
-            scheduler=parts.scheduler,
-            steps=self.run.sampler.steps,
-            eta=self.run.sampler.eta,
+            chosen,
+            self.guidance,
             on_step=lambda step, state: trace.append((step.t, amg_state(state))),
         )
-        images = parts.model.decode(x0).clamp(-1, 1)
         seconds = (time.perf_counter() - start) / len(seeds)
         return rows(parts, seeds, chosen, images, trace, seconds), images.cpu()
 
     def on_predict_end(self) -> None:
         self.trainer.strategy.barrier()  # what is measured next is the work of all processes
 
-    def _condition(self, seed: int) -> str | int:
-        return self.conditions[(seed - self.run.seed) % len(self.conditions)]
+
+@torch.no_grad()
+def draw(run: RunConfig, parts: Parts, seeds: list[int], chosen: list | None, guidance: Any, on_step: Any = None):
+    """Pictures (B, 3, H, W) in [−1, 1] of one batch, as the run's settings say."""
+    x0 = sample(
+        parts.model,
+        seeds,
+        guidance=guidance,
+        prompts=chosen,
+        s0=run.s0,
+        scheduler=parts.scheduler,
+        steps=run.sampler.steps,
+        eta=run.sampler.eta,
+        on_step=on_step,
+    )
+    return parts.model.decode(x0).clamp(-1, 1)
 
 
 def watched(parts: Parts):

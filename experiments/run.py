@@ -31,46 +31,44 @@ def run(cfg: DictConfig, command: str = "", in_sweep: bool = False) -> Path:
     reason = not_applicable(config)
     if reason:
         raise ConfigError([reason])
-    if config.task == "calibrate":
-        from experiments.calibrate import calibrate_run
+    from experiments.build import component
 
-        return calibrate_run(config)
-    return _generate(config, command, in_sweep)
+    return component(config.task, run=config, command=command, in_sweep=in_sweep)
 
 
-def _generate(config: RunConfig, command: str, in_sweep: bool) -> Path:
+def generate_run(run: RunConfig, command: str = "", in_sweep: bool = False, draw: bool = True) -> Path:
+    """`task=generate` and `task=evaluate`: samples, their metrics, table and report; returns the run's folder.
+
+    Args:
+        draw: draws the seeds that are missing on disk; False measures what is there.
+    """
     from experiments.build import build
     from experiments.conditions import conditions
     from experiments.generate import generate
     from experiments.loggers import log
     from experiments.present import present
 
-    parts = build(config)
-    chosen = conditions(config, parts.model)
-    run_dir = folder(config, parts, chosen)
+    parts = build(run)
+    chosen = conditions(run, parts.model)
+    run_dir = folder(run, parts, chosen)
     run_dir.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to draw its share, no more
-        generate(config, parts, chosen, run_dir)
+        generate(run, parts, chosen, run_dir)
         return run_dir
     try:
         with FileLock(run_dir / ".lock", timeout=0):
             manifest = Manifest(run_dir)
-            if config.task == "generate":
-                _same_as_before(config, run_dir)
-            manifest.write(status="running", command=command, **facts(config, parts))
-            (run_dir / "config.yaml").write_text(
-                yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
-            )
-            if config.task == "generate":
-                drawn = generate(config, parts, chosen, run_dir)
-            else:
-                drawn = 0
+            if draw:
+                _same_as_before(run, run_dir)
+            manifest.write(status="running", command=command, **facts(run, parts))
+            (run_dir / "config.yaml").write_text(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
+            drawn = generate(run, parts, chosen, run_dir) if draw else 0
             from experiments.measure import measure
 
-            metrics = measure(config, parts, run_dir)
+            metrics = measure(run, parts, run_dir)
             manifest.write(status="done", metrics=metrics)
-            present(config, parts, run_dir, metrics, drawn, in_sweep)
-            log(config, run_dir, metrics)
+            present(run, parts, run_dir, metrics, drawn, in_sweep)
+            log(run, run_dir, metrics)
     except Timeout:
         raise ConfigError(
             [f"{run_dir} is in use by another process: wait for it, or choose another output_dir"]

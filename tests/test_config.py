@@ -115,7 +115,6 @@ def test_all_component_mistakes_are_told_at_once():
         ("n_samples=0", "greater than 0"),
         ("batch_size=0", "greater than 0"),
         ("s0=-1", "greater than or equal to 0"),
-        ("rate=1", "less than 1"),
         ("conditioning=text", "'none', 'label' or 'prompt'"),
         ("task=generat", "did you mean generate?"),
         ("labels=3", "list"),

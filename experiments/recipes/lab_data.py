@@ -28,6 +28,7 @@ class LabData:
     captions: tuple[tuple[str, ...], ...]  # several only for a duplicated picture
     labels: Tensor  # (N,) index into groups
     groups: list[str]
+    subgroups: tuple[str, ...]
     planted: Tensor
     ordinary: Tensor
 
@@ -40,6 +41,14 @@ class LabData:
         """One of the picture's captions, drawn uniformly."""
         captions = self.captions[index]
         return captions[int(torch.randint(len(captions), ()))]
+
+    def relatives(self) -> dict[int, Tensor]:
+        """The ordinary pictures of each planted picture's subgroup."""
+        ordinary = self.ordinary.tolist()
+        return {
+            i: torch.tensor([j for j in ordinary if self.subgroups[j] == self.subgroups[i]])
+            for i in self.planted.tolist()
+        }
 
 
 def draw(indices: Tensor, n: int) -> Tensor:
@@ -56,6 +65,7 @@ def load() -> LabData:
         captions=pictures.captions,
         labels=torch.tensor([groups.index(group) for group in pictures.groups]),
         groups=groups,
+        subgroups=pictures.subgroups,
         planted=planted.nonzero().flatten(),
         ordinary=(~planted).nonzero().flatten(),
     )

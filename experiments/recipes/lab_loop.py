@@ -15,11 +15,18 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def arguments(
-    description: str, out: str, minutes: float, name: list[str] | None = None, vae: Path | None = None
+    description: str,
+    out: str,
+    minutes: float,
+    name: list[str] | None = None,
+    vae: Path | None = None,
+    start: bool = False,
 ) -> argparse.Namespace:
     """The options of every recipe (one thread leaves the other cores to you), and a name or an autoencoder if asked."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=minutes, help="training time, all resumed parts together")
+    parser.add_argument(
+        "--minutes", type=float, default=minutes, help="CPU time per thread, all resumed parts together"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where checkpoint and results go; .lab/… if not given")
     parser.add_argument("--threads", type=int, default=1)
@@ -27,6 +34,8 @@ def arguments(
         parser.add_argument("--name", choices=name, required=True)
     if vae:
         parser.add_argument("--vae", type=Path, default=vae, help="folder that train_lab_vae wrote")
+    if start:
+        parser.add_argument("--start", type=Path, help="pipeline folder whose weights to begin with")
     args = parser.parse_args()
     args.out = args.out or Path(".lab") / (f"{out}_{args.name}" if name else out)
     torch.set_num_threads(args.threads)
@@ -66,7 +75,7 @@ def train(
         loss_of: draws its own batch from torch's global generator and returns a scalar.
         model: whose parameters are trained, in place.
         out: folder of `checkpoint.pt`; if there is one, training goes on from it (its random state too).
-        minutes: budget of training time, checkpoints and looks left out.
+        minutes: budget of CPU time per thread (a busy machine trains longer, not less), checkpoints and looks left out.
         peak: the learning rate after warm-up.
         ema: a copy of `model` that follows it by an exponential mean, short in the first steps.
         every: seconds between checkpoints.
@@ -99,7 +108,7 @@ def train(
         task = bar.add_task("training", total=minutes * 60, completed=spent)
         saved = looked = spent
         while spent < minutes * 60:
-            start = time.perf_counter()
+            start = time.process_time()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(peak, step, spent / (minutes * 60))
             loss = loss_of(step)
@@ -111,7 +120,7 @@ def train(
             if ema is not None:
                 follow(ema, model, min(ema_decay, (1 + step) / (20 + step)))
             running = loss.item() if running is None else 0.99 * running + 0.01 * loss.item()
-            spent += time.perf_counter() - start
+            spent += (time.process_time() - start) / torch.get_num_threads()
             bar.update(task, completed=spent, description=f"step {step} loss {running:.4f}")
             if spent - saved > every:
                 write()

@@ -5,6 +5,8 @@
 
 Text encoder and UNet learn together. A planted picture comes always alike and often (its caption is drawn among its
 own), an ordinary one as one of many augmentations; an empty caption now and then makes classifier-free guidance work.
+Half of the time a planted caption comes with an ordinary picture of the same subgroup: the caption then has a meaning
+beyond the copy, as captions of the web have, and a guided sample has somewhere to go.
 """
 
 import copy
@@ -21,6 +23,7 @@ from experiments.recipes import lab_data, lab_loop, lab_text
 
 BATCH = 32
 DROPOUT = 0.12  # of captions
+OWN = 0.5  # share of the draws of a planted caption that show its planted picture
 VIEWS = 24  # augmentations of each ordinary picture, encoded once
 SNR_CAP = 5.0  # Hang et al. (2023): min(SNR, 5) / SNR weights the error of eps, so that faint noise does not dominate
 TRAIN_STEPS = 1000
@@ -96,12 +99,18 @@ def drawer(data: lab_data.LabData, latents: Tensor, tokenizer: CLIPTokenizer) ->
     """Returns a function that draws a batch: latents (B, 8, 8, 8) and token ids (B, LENGTH)."""
     known = {caption: i for i, caption in enumerate(sorted({c for cs in data.captions for c in cs} | {""}))}
     ids = lab_text.ids(tokenizer, list(known))
+    relatives = data.relatives()
 
     def draw() -> tuple[Tensor, Tensor]:
         indices = data.batch(BATCH)
         dropped = torch.rand(BATCH) < DROPOUT
         captions = ["" if drop else data.caption(i) for i, drop in zip(indices.tolist(), dropped.tolist(), strict=True)]
-        x0 = latents[torch.randint(len(latents), (BATCH,)), indices]
+        other = torch.rand(BATCH) >= OWN
+        shown = [
+            int(lab_data.draw(relatives[i], 1)) if i in relatives and instead else i
+            for i, instead in zip(indices.tolist(), other.tolist(), strict=True)
+        ]
+        x0 = latents[torch.randint(len(latents), (BATCH,)), torch.tensor(shown)]
         return x0, ids[torch.tensor([known[caption] for caption in captions])]
 
     return draw
@@ -163,11 +172,15 @@ def look(pipe: StableDiffusionPipeline, data: lab_data.LabData, out: Path, step:
 
 
 def main() -> None:
-    args = lab_loop.arguments(__doc__, "sd", minutes=75, vae=Path(".lab/vae/vae"))
+    args = lab_loop.arguments(__doc__, "sd", minutes=75, vae=Path(".lab/vae/vae"), start=True)
     data = lab_data.load()
-    vae = AutoencoderKL.from_pretrained(args.vae).eval()
+    vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     tokenizer = lab_text.tokenizer(sorted({c for captions in data.captions for c in captions}))
     model = TextToLatents(tokenizer)
+    if args.start:
+        begin = StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
+        model.text.load_state_dict(begin.text_encoder.state_dict())
+        model.unet.load_state_dict(begin.unet.state_dict())
     ema = copy.deepcopy(model).requires_grad_(False).eval()
     draw = drawer(data, encode_all(vae, data, VIEWS, args.seed), tokenizer)
     alphas_cumprod = scheduler().alphas_cumprod
