@@ -1,6 +1,6 @@
 """What AMG adds to a CIFAR-10 sampling step: time per picture of network, search and guidance.
 
-    python benchmarks/bench_cifar.py --synthetic                     # any clone: 50,000 random pictures
+    python benchmarks/bench_cifar.py                                 # 50,000 random pictures
     python benchmarks/bench_cifar.py --data data/cifar10             # the real training set
 
 The network has the true size of iDDPM and random weights; its time does not depend on them. Budgets: exact search at
@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 
 import torch
+from timing import seconds
 
 from amg import TrainingBank, sample
 from amg.bank.sources.cifar10 import read_cifar10
@@ -28,21 +27,9 @@ from amg.similarity import NormalizedL2
 from amg.thresholds import Always, Constant
 
 
-def seconds(actions: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median time of each action; they take turns, so that a busy machine is unjust to none."""
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(repeats + 1):
-        for name, action in actions.items():
-            start = clock()
-            action()
-            times[name].append(clock() - start)
-    return {name: statistics.median(some[1:]) for name, some in times.items()}  # the first warms up
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="data/cifar10", help="Parquet file or folder, or torchvision's root")
-    parser.add_argument("--synthetic", action="store_true", help="50,000 random pictures instead")
+    parser.add_argument("--data", help="Parquet file or folder, or torchvision's root; random pictures where not given")
     parser.add_argument("--pictures", type=int, default=50_000)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--steps", type=int, default=2, help="sampling steps per chain that is timed")
@@ -54,10 +41,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     clock = time.perf_counter if args.wall else time.process_time
 
-    if args.synthetic:
-        images = torch.rand(args.pictures, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    else:
+    if args.data:
         images = read_cifar10(args.data)[0][: args.pictures]
+    else:
+        images = torch.rand(args.pictures, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     bank = TrainingBank.from_tensors(images)
     with tempfile.TemporaryDirectory() as folder:
         model = DDPM(save(unet(args.width), folder))
@@ -70,7 +57,7 @@ def main() -> None:
     print(
         f"{platform.processor() or platform.machine()}, {args.threads} thread(s), torch {torch.__version__}, ", end=""
     )
-    print(f"{len(bank):,} {'random' if args.synthetic else 'training'} pictures, network of {weights:.1f} M weights")
+    print(f"{len(bank):,} {'training' if args.data else 'random'} pictures, network of {weights:.1f} M weights")
     print(f"{'wall' if args.wall else 'CPU'} milliseconds per picture and step, median of {args.repeats}\n")
     head = [
         "batch",

@@ -80,10 +80,32 @@ def test_vectors_of_the_bank_are_computed_once():
 
 def test_gradient_equals_finite_differences():
     bank, x = TrainingBank.from_tensors(pictures(40)), pictures(1, seed=1).double()
-    similarity, h = PCASimilarity(bank, directions=16), 1e-6
+    similarity, h = PCASimilarity(bank, directions=16, norm_gradient=True), 1e-6
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(similarity(leaf).value.sum(), leaf)
     steps = h * torch.eye(x.numel(), dtype=torch.float64).view(-1, *x.shape[1:])
     numeric = (similarity(x + steps).value - similarity(x - steps).value) / (2 * h)
     assert (gradient.flatten() - numeric).abs().max() < 1e-8
     assert numeric.abs().max() > 1e-3
+
+
+def test_the_norm_is_held_fixed_in_the_gradient():
+    bank, x = TrainingBank.from_tensors(pictures(40)), pictures(1, seed=1).double().requires_grad_()
+    similarity = PCASimilarity(bank, directions=16)
+    value, index = similarity(x)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    neighbour = F.normalize(similarity.embed(bank.images[index].double()), dim=1)
+    by_hand = similarity.embed.whiten @ neighbour[0] / similarity.embed(x).norm()  # E is linear: ∇(E(x)ᵀ n̂) / ‖E(x)‖
+    assert torch.allclose(gradient.flatten(), by_hand, atol=1e-12)
+
+
+def test_the_gradient_survives_at_an_exact_copy_and_through_the_norm_it_does_not():
+    bank = TrainingBank.from_tensors(pictures(40))
+
+    def slope(**options):
+        x = bank.images[:1].double().requires_grad_()
+        (gradient,) = torch.autograd.grad(PCASimilarity(bank, 16, **options)(x).value.sum(), x)
+        return gradient.norm().item()
+
+    assert slope(norm_gradient=True) < 1e-10
+    assert slope() > 0.1

@@ -37,9 +37,13 @@ class Guide(nn.Module):
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Linear(4 * width, size)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
+        """Before it is taken to unit length."""
         x = F.softplus(self.trunk(images)).clamp(min=1e-4)  # the root below has no gradient at 0
-        return F.normalize(self.head(x.pow(3).mean((2, 3)).pow(1 / 3)), dim=1)
+        return self.head(x.pow(3).mean((2, 3)).pow(1 / 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.embed(images), dim=1)
 
 
 class Judge(nn.Module):
@@ -61,8 +65,12 @@ class Judge(nn.Module):
         self.squeeze = nn.Conv2d(before, 32, 1)
         self.head = nn.Linear(32 * 16, size)
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Before it is taken to unit length."""
+        return self.head(self.squeeze(self.trunk(images)).flatten(1))
+
     def forward(self, images: Tensor) -> Tensor:
-        return F.normalize(self.head(self.squeeze(self.trunk(images)).flatten(1)), dim=1)
+        return F.normalize(self.embed(images), dim=1)
 
 
 DESCRIPTORS = {"guide": Guide, "judge": Judge}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from amg.bank import TrainingBank
@@ -20,6 +19,9 @@ class DescriptorSimilarity:
         embed: (B, 3, H, W) to (B, D), differentiable; normalised here.
         preprocess: applied to pictures in [−1, 1] before `embed`.
         copy, strict: a picture is memorized if σ > copy (paper, SSCD: 0.5; strict: 0.4).
+        norm_gradient: lets the gradient through the norm of E(x) as well; by default it is held fixed, as the mean of
+            Eq. 8 is. Through the norm ∇σ vanishes exactly where a copy is reached, and guidance never lets go of it.
+            An `embed` that normalises inside has the norm's gradient whatever is said here.
     """
 
     def __init__(
@@ -29,13 +31,16 @@ class DescriptorSimilarity:
         preprocess: Callable[[Tensor], Tensor] | None = None,
         copy: float = 0.5,
         strict: float = 0.4,
+        norm_gradient: bool = False,
     ):
         self.bank, self.embed, self.preprocess = bank, embed, preprocess
-        self.copy, self.strict = copy, strict
+        self.copy, self.strict, self.norm_gradient = copy, strict, norm_gradient
 
     def descriptors(self, images: Tensor) -> Tensor:
         """E(x), (B, D), of unit length."""
-        return F.normalize(self.embed(images if self.preprocess is None else self.preprocess(images)), dim=1)
+        embedding = self.embed(images if self.preprocess is None else self.preprocess(images))
+        norm = embedding.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return embedding / (norm if self.norm_gradient else norm.detach())
 
     def __call__(self, images: Tensor) -> Match:
         descriptors = self.descriptors(images)

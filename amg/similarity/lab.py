@@ -13,10 +13,11 @@ class LabDescriptor(DescriptorSimilarity):
         bank: training pictures, 32×32.
         which: `guide` or `judge`; of different build and seed.
         strict: the stricter threshold.
+        norm_gradient: as `DescriptorSimilarity`'s.
     """
 
-    def __init__(self, bank: TrainingBank, which: str = "guide", strict: float = 0.9):
+    def __init__(self, bank: TrainingBank, which: str = "guide", strict: float = 0.9, norm_gradient: bool = False):
         from amg.lab import descriptor
 
-        embed = descriptor(which)
-        super().__init__(bank, embed, copy=embed.copy, strict=strict)
+        net = descriptor(which)
+        super().__init__(bank, net.embed, copy=net.copy, strict=strict, norm_gradient=norm_gradient)

@@ -39,5 +39,12 @@ class PCASimilarity(DescriptorSimilarity):
     strict one, 0.8; copies lie at 1.0.
     """
 
-    def __init__(self, bank: TrainingBank, directions: int = 128, copy: float = 0.9, strict: float = 0.8):
-        super().__init__(bank, PCAWhitening(bank, directions), copy=copy, strict=strict)
+    def __init__(
+        self,
+        bank: TrainingBank,
+        directions: int = 128,
+        copy: float = 0.9,
+        strict: float = 0.8,
+        norm_gradient: bool = False,
+    ):
+        super().__init__(bank, PCAWhitening(bank, directions), None, copy, strict, norm_gradient)
