@@ -193,7 +193,7 @@ class ClosedForm:
 
     def prompts(self) -> list[str]:
         """The default prompts: the caption of every planted picture, and as many ordinary ones, in turn."""
-        planted = [self.pictures.captions[i][0] for i in self.planted]
+        planted = [self.pictures.captions[i][-1] for i in self.planted]  # the bank knows a picture by its first
         ordinary = [self.subgroups[k % len(self.subgroups)] for k in range(len(planted))]
         return [prompt for pair in zip(planted, ordinary, strict=True) for prompt in pair]
 

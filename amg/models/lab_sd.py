@@ -35,7 +35,7 @@ class LabStableDiffusion(StableDiffusion):
     def prompts(self) -> list[str]:
         """The caption of every planted picture, and as many ordinary ones, in turn."""
         found = zip(self.pictures.captions, self.pictures.causes, strict=True)
-        planted = [captions[0] for captions, cause in found if cause]
+        planted = [captions[-1] for captions, cause in found if cause]  # the bank knows a picture by its first
         names = [name for name, cause in zip(self.pictures.names, self.pictures.causes, strict=True) if not cause]
         ordinary = names[:: len(names) // len(planted)][: len(planted)]
         return [prompt for pair in zip(planted, ordinary, strict=True) for prompt in pair]
