@@ -23,6 +23,7 @@ PROVIDED = {
     "run",
     "run_dir",
     "metrics",
+    "jobs",
     "command",
     "in_sweep",
     "device",

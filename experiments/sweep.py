@@ -74,18 +74,29 @@ def finish(folder: Path) -> int:
     results = [json.loads(file.read_text()) for file in files]
     if not results:
         return 1
-    if any(result["status"] == "done" for result in results):
-        from experiments.present import present_sweep
-        from experiments.sweep_metrics import keys
-
-        for result, key in zip(results, keys(results), strict=True):
-            result["key"] = key
-        present_sweep(results)
-    for result in results:
-        if result["status"] == "n/a":
-            print(f"n/a: {result['message']}", file=sys.stderr)
-    for result in results:
-        if result["status"] in ("failed", "bad input"):
-            print(f"error: {' '.join(result['overrides'])}: {result['message']}", file=sys.stderr)
+    try:
+        _show(results)
+    finally:
+        for result in results:
+            if result["status"] == "n/a":
+                print(f"n/a: {result['message']}", file=sys.stderr)
+        for result in results:
+            if result["status"] in ("failed", "bad input"):
+                print(f"error: {' '.join(result['overrides'])}: {result['message']}", file=sys.stderr)
     statuses = {result["status"] for result in results}
     return 1 if "failed" in statuses else 2 if "bad input" in statuses else 0
+
+
+def _show(results: list[dict[str, Any]]) -> None:
+    """Tables and report over the jobs that are done, logged where the first of them logs."""
+    done = [result for result in results if result["status"] == "done"]
+    if not done:
+        return
+    from experiments.loggers import log
+    from experiments.present import present_sweep
+    from experiments.sweep_metrics import config, keys
+
+    for result, key in zip(results, keys(results), strict=True):
+        result["key"] = key
+    folder = present_sweep(results)
+    log(config(done[0]["run_dir"]), folder, {}, jobs=[result["overrides"] for result in results])
