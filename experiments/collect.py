@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from experiments.config import ConfigError, RunConfig
 from experiments.labels import labels
 from experiments.pool import pool
-from experiments.present import notes, useful
+from experiments.present import notes, show, useful
 from experiments.run import DECIDES, NODES
 from experiments.seeds import refuse_overlap
 from experiments.tables import render
@@ -77,7 +76,7 @@ def collect_run(run: RunConfig, runs: list[str]) -> Path:
     table = render(spec, metrics)
     place = Path(run.output_dir or "runs/collected")
     table.write(place)
-    Console(width=max(120, Console().width)).print(table.to_rich())
+    show(table)
     folders = {
         f"{name} seed={one.seeds.start}" if len(group) > 1 else name: one.folder
         for name, group in zip(names, groups.values(), strict=True)

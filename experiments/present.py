@@ -51,6 +51,11 @@ def present(run: RunConfig, parts: Any, run_dir: Path, metrics: dict[str, Any], 
     print(f"{word}; pictures, records and report: {report}")
 
 
+def show(table: Table) -> None:
+    """Prints a table of several rows; ten columns of shares need the width."""
+    Console(width=max(140, Console().width)).print(table.to_rich())
+
+
 def _print_upright(table: Table) -> None:
     """One run reads better as a list than as a row of ten columns."""
     upright = RichTable(title=table.title, title_justify="left", box=None, show_header=False, padding=(0, 2))
@@ -79,7 +84,7 @@ def present_sweep(results: list[dict[str, Any]]) -> Path:
     for spec in _specs(results, metrics):
         table = render(spec, metrics)
         tables.append(table)
-        Console(width=max(120, Console().width)).print(table.to_rich())
+        show(table)
     folder.mkdir(parents=True, exist_ok=True)
     for i, table in enumerate(tables):
         place = folder / f"table-{i + 1}" if len(tables) > 1 else folder
