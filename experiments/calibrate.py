@@ -15,6 +15,9 @@ from experiments.conditions import chosen_for, conditions
 from experiments.config import ConfigError, RunConfig
 from experiments.generate import draw
 
+CALIBRATED = Path(__file__).parents[1] / "conf" / "threshold" / "calibrated"
+"""Where `threshold=calibrated/…` is looked for, whatever folder one works in."""
+
 HEADER = """\
 # λ_t for model={model}, similarity={similarity}, sampler={sampler}; learned, not published.
 # {command}
@@ -63,7 +66,7 @@ def calibrate_run(run: RunConfig, rate: float = 0.01) -> Path:
     found = calibrate(times, ordinary[:, :half], ordinary[:, half:], rate, cap)
     model, similarity = run.model["name"], run.similarity["name"]
     sampler = run.sampler.scheduler.rsplit(".", 1)[-1].removesuffix("Scheduler").lower()
-    file = Path(run.output_dir or "conf/threshold/calibrated") / f"{model}-{similarity}-{sampler}.yaml"
+    file = Path(run.output_dir or CALIBRATED) / f"{model}-{similarity}-{sampler}.yaml"
     truth = "the responsible component is no planted picture" if hasattr(parts.model, "responsible") else "no copy"
     header = HEADER.format(
         model=model,

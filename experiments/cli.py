@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -19,29 +20,37 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import COMPONENTS, ConfigError, check, explain
 from experiments.quoting import quote
+from experiments.seeds import refuse_overlap
+from experiments.sweep import one_device
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
+MULTIRUN = ("-m", "--multirun")
+ELSEWHERE = ("-cn", "--config-name", "-cp", "--config-path", "-r", "--run", "--experimental-rerun")
+"""Flags of Hydra that would run something else than `main` does."""
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 
 def main(argv: list[str]) -> int:
     """Runs what the arguments ask for; returns the exit code: 0 done, 1 failure, 2 bad input."""
-    if {"--help", "-h"} & set(argv):
-        from experiments.help import page
-
-        print(page(CONF))
-        return DONE
-    arguments = [reach(quote(argument)) for argument in argv] or ["experiment=demo"]
     try:
-        if any(argument.startswith("-") and argument not in ("-m", "--multirun") for argument in arguments):
-            return _hydra(arguments)  # --cfg, --info, --shell-completion, -cd …
+        arguments = own_folder([reach(quote(argument)) for argument in argv]) or ["experiment=demo"]
+        if {"--help", "-h"} & set(argv):
+            from experiments.help import page
+
+            print(page(folders(arguments)))
+            return DONE
+        flags = [argument for argument in arguments if argument.startswith("-") and argument not in MULTIRUN]
+        if refused := [flag for flag in flags if flag.split("=")[0] in ELSEWHERE]:
+            raise ConfigError([f"{refused[0]}: not taken here; put yamls of your own into a folder and add -cd FOLDER"])
+        if flags:
+            return _hydra(arguments)  # --cfg, --info, --shell-completion …
         if _is_sweep(arguments):
-            return _sweep([argument for argument in arguments if argument not in ("-m", "--multirun")])
+            return _sweep([argument for argument in arguments if argument not in MULTIRUN])
         cfg = compose_config(arguments)
         from experiments.run import run
 
-        run(cfg, command=" ".join(["python run.py", *argv]))
+        run(cfg, command=shlex.join(["python", "run.py", *argv]))
         return DONE
     except ConfigError as error:
         for line in error.lines:
@@ -58,6 +67,35 @@ def reach(argument: str) -> str:
     They are bound to the component's signature later.
     """
     return f"++{argument}" if re.match(rf"({'|'.join(COMPONENTS)})\.", argument) else argument
+
+
+def own_folder(arguments: list[str]) -> list[str]:
+    """`-cd FOLDER`, the user's own yamls beside `conf/`, as the override that says the same to Hydra everywhere.
+
+    Raises:
+        ConfigError: where there is no such folder.
+    """
+    left, given = [], iter(arguments)
+    for argument in given:
+        flag, _, value = argument.partition("=")
+        if flag not in ("-cd", "--config-dir"):
+            left.append(argument)
+            continue
+        folder = value or next(given, "")
+        if not folder or not Path(folder).is_dir():
+            raise ConfigError([f"{flag} {folder}: no such folder; give one that holds yamls as conf/ does"])
+        path = str(Path(folder).absolute()).replace("\\", "\\\\").replace("'", "\\'")
+        left.append(f"hydra.searchpath=['file://{path}']")
+    return left
+
+
+def folders(arguments: list[str]) -> list[Path]:
+    """`conf/`, and the folder of `-cd`."""
+    own = next((argument for argument in arguments if argument.startswith("hydra.searchpath=")), None)
+    if own is None:
+        return [CONF]
+    paths = OverridesParser.create().parse_override(own).value()
+    return [CONF, *(Path(str(path).removeprefix("file://")) for path in paths)]
 
 
 def compose_config(arguments: list[str], whole: bool = True) -> DictConfig:
@@ -78,7 +116,7 @@ def compose_config(arguments: list[str], whole: bool = True) -> DictConfig:
                 cfg = compose("config", overrides=left)
                 break
             except (HydraException, OmegaConfBaseException) as error:
-                lines.append(explain(error, CONF))
+                lines.append(explain(error, folders(arguments)))
                 culprit = _culprit(lines[-1], left)
                 if culprit is None:
                     raise ConfigError(lines) from None
@@ -105,15 +143,15 @@ def _told_anyway(cfg: DictConfig) -> list[str]:
 
 def _is_sweep(arguments: list[str]) -> bool:
     """Whether `-m` was given, or a chosen experiment brings a grid of its own."""
-    multirun = bool({"-m", "--multirun"} & set(arguments))
+    multirun = bool(set(MULTIRUN) & set(arguments))
     for argument in arguments:
         if argument.startswith("experiment="):
             name = argument.split("=", 1)[1]
             if "," in name:
                 raise ConfigError([f"experiment={name}: one experiment at a time; each brings its own grid"])
-            file = CONF / "experiment" / f"{name}.yaml"
-            if file.is_file():
-                multirun |= OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") is not None
+            for file in (folder / "experiment" / f"{name}.yaml" for folder in folders(arguments)):
+                if file.is_file():
+                    multirun |= OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") is not None
     return multirun
 
 
@@ -121,10 +159,13 @@ def _sweep(arguments: list[str]) -> int:
     """A Hydra multirun; the jobs leave their results in the sweep's folder, from which table and report are made."""
     _check_choices(arguments)
     folder = Path("runs") / ".hydra" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
-    _hydra(["-m", *arguments, f"hydra.sweep.dir={folder}"])
+    try:
+        code = _hydra(["-m", *arguments, f"hydra.sweep.dir={folder}"])
+    except SystemExit as error:  # a launcher lost a job's process
+        code = int(error.code or 0)
     from experiments.sweep import finish
 
-    return finish(folder)
+    return finish(folder) or code
 
 
 def _check_choices(arguments: list[str]) -> None:
@@ -136,7 +177,7 @@ def _check_choices(arguments: list[str]) -> None:
     try:
         overrides = OverridesParser.create().parse_overrides(arguments)
     except HydraException as error:
-        raise ConfigError([explain(error, CONF)]) from None
+        raise ConfigError([explain(error, folders(arguments))]) from None
     fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
     swept = [
         o for o in overrides if isinstance(o.value(), ChoiceSweep)
@@ -144,11 +185,16 @@ def _check_choices(arguments: list[str]) -> None:
     lines: list[str] = []
     for one in [[], *([f"{o.get_key_element()}={value}"] for o in swept for value in o.sweep_string_iterator())]:
         try:
-            compose_config([*fixed, *one], whole=False)
+            cfg = compose_config([*fixed, *one], whole=False)
+            one_device(cfg)
         except ConfigError as error:
             lines += [line for line in error.lines if line not in lines]
     if lines:
         raise ConfigError(lines)
+    keys = {o.get_key_element(): o for o in overrides if o.is_sweep_override()}
+    if "seed" in keys and "n_samples" not in keys:
+        starts = [value for value in keys["seed"].sweep_string_iterator() if value.isdecimal()]
+        refuse_overlap([(f"seed={value}", None, range(int(value), int(value) + cfg.n_samples)) for value in starts])
 
 
 def _hydra(arguments: list[str]) -> int:
@@ -157,6 +203,8 @@ def _hydra(arguments: list[str]) -> int:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(cfg: DictConfig) -> None:
+        if str(ROOT) not in sys.path:  # a launcher's process knows where Python is, not where this project is
+            sys.path.insert(0, str(ROOT))
         from experiments.sweep import one_job
 
         one_job(cfg)

@@ -23,10 +23,12 @@ PROVIDED = {
     "run",
     "run_dir",
     "metrics",
+    "jobs",
     "command",
     "in_sweep",
     "device",
 }  # handed to components that ask for them by name
+PLUGINS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher: our extra
 
 
 class ConfigError(Exception):
@@ -193,24 +195,30 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(sorted(known)) or 'none'}"
 
 
-def explain(error: Exception, conf: Path) -> str:
-    """Hydra's complaint in one line."""
+def explain(error: Exception, folders: list[Path]) -> str:
+    """Hydra's complaint in one line.
+
+    Args:
+        folders: `conf/` and the user's own, where choices are looked for.
+    """
     text = str(error)
     if match := re.search(r"Could not find '([\w./-]+)/([\w.-]+)'", text):
         group, option = match.groups()
-        options = sorted(file.stem for file in (conf / group).glob("*.yaml"))
+        if option in PLUGINS:
+            return f"hydra/launcher={option}: needs a plugin: pip install -e '.[{PLUGINS[option]}]'"
+        options = sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
         near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else f"; choices: {', '.join(options)}"
         return f"{group}={option}: no such choice{hint}"
     if match := re.search(r"Could not override '([\w.@-]+)'|Key '([\w-]+)' is not in struct", text):
         key = match[1] or match[2]
-        return f"{key}: unknown key{did_you_mean(key, top_level_keys(conf))}"
+        return f"{key}: unknown key{did_you_mean(key, top_level_keys(folders))}"
     return " ".join(text.split())
 
 
-def top_level_keys(conf: Path) -> list[str]:
-    groups = [folder.name for folder in conf.iterdir() if folder.is_dir()]
-    plain = [key for key in OmegaConf.load(conf / "config.yaml") if key not in ("defaults", "hydra")]
+def top_level_keys(folders: list[Path]) -> list[str]:
+    groups = [group.name for folder in folders for group in folder.iterdir() if group.is_dir()]
+    plain = [key for key in OmegaConf.load(folders[0] / "config.yaml") if key not in ("defaults", "hydra")]
     return sorted({*groups, *plain})
 
 

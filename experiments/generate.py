@@ -181,5 +181,8 @@ def generate(run: RunConfig, parts: Parts, conditions: list[str | int] | None, r
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*|.*treespec.*")
         trainer = component({**run.trainer, **options, "default_root_dir": str(run_dir)})
-        trainer.predict(Generate(run, parts, conditions), loader, return_predictions=False)
+        try:
+            trainer.predict(Generate(run, parts, conditions), loader, return_predictions=False)
+        except SystemExit as error:  # what Lightning makes of Ctrl-C; a sweep must end too
+            raise KeyboardInterrupt from error
     return len(missing)

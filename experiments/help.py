@@ -15,6 +15,10 @@ Memorization-free diffusion: sample a diffusion model without copying its traini
   python run.py -m guidance=none,full s0=1,3,7.5       a sweep; the same command resumes
   python run.py -m 'guidance=glob(*)'                  every guidance; n/a where a model cannot
   python run.py experiment=table4                      a table of the paper
+  python run.py -m guidance=none,full 'seed=range(0,5000,1000)' n_samples=1000    mean ± 95 % interval over seeds
+  python run.py task=collect 'task.runs=[runs/table4/*]'          finished runs in one table
+  python run.py -m hydra/launcher=parallel hydra.launcher.n_jobs=4 …    jobs side by side; slurm: on a cluster
+  python run.py -cd FOLDER guidance=mine               with yamls of your own beside conf/
 
 The same command again resumes and recomputes nothing.
 Exit codes: 0 done, 1 failure, 2 bad input.
@@ -37,12 +41,15 @@ Keys (key=value; model.…, guidance.…, similarity.… reach into a choice)
 """
 
 
-def page(conf: Path) -> str:
-    lines = []
-    for folder in sorted(path for path in conf.iterdir() if path.is_dir()):
-        names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
-        text = "  ".join(names)
-        lines += _wrap(f"  {folder.name:<13}", text)
+def page(folders: list[Path]) -> str:
+    """The page, with the choices of these configuration folders."""
+    choices: dict[str, list[str]] = {}
+    for file in (file for folder in folders for file in folder.rglob("*.yaml")):
+        parts = next(file.relative_to(folder).with_suffix("").parts for folder in folders if folder in file.parents)
+        if len(parts) > 1:
+            depth = 2 if parts[0] == "hydra" else 1
+            choices.setdefault("/".join(parts[:depth]), []).append("/".join(parts[depth:]))
+    lines = [line for group in sorted(choices) for line in _wrap(f"  {group:<14} ", "  ".join(sorted(choices[group])))]
     return PAGE.format(groups="\n".join(lines))
 
 

@@ -17,19 +17,20 @@ CACHE = Path("runs/.cache")
 
 def measure(run: RunConfig, parts: Parts, run_dir: Path) -> dict[str, Any]:
     """All metrics of the samples that the run asks for."""
-    similarity, judge = parts.similarity, parts.judge
+    similarity, judge, features = parts.similarity, parts.judge, extractor(run)
     metrics = evaluate(
         run_dir,
         similarity.copy,
         similarity.strict,
         judge.copy,
-        extractor(run),
-        reference(run, parts),
+        features,
+        None if features is None else reference(run, parts),
         CACHE,
         seeds=_seeds(run),
     )
     metrics["thresholds"] = thresholds_used(similarity.copy, similarity.strict, judge.copy)
-    metrics["fid_reference"] = f"{run.metrics.reference} ({metrics.get('fid_reference_n')} pictures)"
+    if metrics["fid"] is not None:
+        metrics["fid_reference"] = f"{run.metrics.reference} ({metrics['fid_reference_n']} pictures)"
     metrics["by_cause"] = by_cause(metrics)
     if run.conditioning == "none" and hasattr(parts.model, "true_copy_rate"):
         metrics["true_copy_rate"] = parts.model.true_copy_rate()
@@ -47,10 +48,11 @@ def by_cause(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def against_unguided(run: RunConfig, parts: Parts, run_dir: Path, unguided_dir: Path) -> dict[str, Any]:
     """Fréchet distance against as many unguided samples that are no copies: removing copies must not flatter."""
-    chosen, pictures = extractor(run), reference(run, parts)
-    if chosen is None or pictures is None:
+    chosen = extractor(run)
+    if chosen is None:
         return {}
-    return matched(run_dir, unguided_dir, parts.similarity.copy, chosen, pictures, CACHE, seeds=_seeds(run))
+    copy, pictures = parts.similarity.copy, reference(run, parts)
+    return matched(run_dir, unguided_dir, copy, chosen, pictures, CACHE, seeds=_seeds(run))
 
 
 def extractor(run: RunConfig):
@@ -65,7 +67,7 @@ def extractor(run: RunConfig):
     raise ConfigError([f"metrics.extractor={run.metrics.extractor}: choose efficientnet_lite0, inception or none"])
 
 
-def reference(run: RunConfig, parts: Parts) -> Tensor | None:
+def reference(run: RunConfig, parts: Parts) -> Tensor:
     """The pictures that the Fréchet distance compares with, at the model's own size."""
     if run.metrics.reference == "bank":
         return parts.bank.images

@@ -37,8 +37,8 @@ def present(run: RunConfig, parts: Any, run_dir: Path, metrics: dict[str, Any], 
     spec = {
         "title": f"{run.model.get('name')}, guidance={label}",
         "rows": [{"row": "run", "label": label}],
-        "columns": _useful([metrics]),
-        "notes": [_notes(metrics)],
+        "columns": useful([metrics]),
+        "notes": [notes(metrics)],
         "distance": run.similarity.get("name") == "nl2",
     }
     table = render(spec, {"run": metrics})
@@ -49,6 +49,11 @@ def present(run: RunConfig, parts: Any, run_dir: Path, metrics: dict[str, Any], 
     report = write_report(run_dir, tables=[table], bank_images=parts.bank.images)
     word = f"{drawn} drawn" if drawn else "nothing left to draw"
     print(f"{word}; pictures, records and report: {report}")
+
+
+def show(table: Table) -> None:
+    """Prints a table of several rows; ten columns of shares need the width."""
+    Console(width=max(140, Console().width)).print(table.to_rich())
 
 
 def _print_upright(table: Table) -> None:
@@ -62,52 +67,70 @@ def _print_upright(table: Table) -> None:
         console.print(note, style="dim")
 
 
-def present_sweep(results: list[dict[str, Any]]) -> None:
-    """Tables, figures and report over all rows of a sweep."""
+def present_sweep(results: list[dict[str, Any]]) -> Path:
+    """Tables, figures and report over all jobs of a sweep; returns their folder.
+
+    Args:
+        results: what each job left; "key" is its row, jobs of one row differ in their seeds alone.
+    """
     from experiments.claims import claims
     from experiments.report import write_report
-    from experiments.sweep_metrics import collect, parts_of
+    from experiments.sweep_metrics import measured, parts_of, rows
 
-    name = results[0]["name"]
-    folder = Path("runs") / name
-    metrics = collect(results)
+    folder = Path("runs") / results[0]["name"]
+    by_job = measured(results)
+    metrics = rows(results, by_job)
     tables = []
     for spec in _specs(results, metrics):
         table = render(spec, metrics)
         tables.append(table)
-        Console(width=max(120, Console().width)).print(table.to_rich())
+        show(table)
     folder.mkdir(parents=True, exist_ok=True)
     for i, table in enumerate(tables):
         place = folder / f"table-{i + 1}" if len(tables) > 1 else folder
         place.mkdir(exist_ok=True)
         table.write(place)
-    runs = {result["key"]: Path(result["run_dir"]) for result in results if result["status"] == "done"}
+    named = {_name(result, results): i for i, result in enumerate(results) if by_job[i] is not None}
+    runs = {name: Path(results[i]["run_dir"]) for name, i in named.items()}
+    each = {name: by_job[i] for name, i in named.items()}
     images = parts_of(str(next(iter(runs.values())))).bank.images
-    report = write_report(folder, tables=tables, runs=runs, claims=claims(metrics), metrics=metrics, bank_images=images)
+    report = write_report(folder, tables=tables, runs=runs, claims=claims(metrics), metrics=each, bank_images=images)
     print(f"table and report: {report}")
+    return folder
+
+
+def _name(result: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """The row of a job, with its seed where the row has several."""
+    if sum(other["key"] == result["key"] for other in results) == 1:
+        return result["key"]
+    return " ".join([result["key"], *(word for word in result["overrides"] if word.lstrip("+").startswith("seed="))])
 
 
 def _specs(results: list[dict[str, Any]], metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tables that an experiment names, or one over all jobs."""
+    """The tables that an experiment names, or one over all rows where they are not the experiment's own."""
     given = next((result["table"] for result in results if result.get("table")), None)
     if given is not None:
-        return given["tables"] if "tables" in given else [given]
+        specs = given["tables"] if "tables" in given else [given]
+        if any(row["row"] in metrics for spec in specs for row in spec["rows"]):
+            return specs
     found = [value for value in metrics.values() if isinstance(value, dict)]
     first = json.loads((Path(next(r["run_dir"] for r in results if r["run_dir"])) / "manifest.json").read_text())
     return [
         {
             "title": results[0]["name"],
-            "rows": [{"row": result["key"], "label": result["key"]} for result in results],
-            "columns": _useful(found),
-            "notes": [*{_notes(one) for one in found}, RATIO_NOTE],
+            "rows": [{"row": key, "label": key} for key in metrics],
+            "columns": useful(found),
+            "notes": [*{notes(one) for one in found}, RATIO_NOTE],
             "distance": first["similarity"] == "nl2",
         }
     ]
 
 
-def _useful(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def useful(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The usual columns that some run has measured."""
     return [column for column in COLUMNS if any(one.get(column["key"]) is not None for one in metrics)]
 
 
-def _notes(metrics: dict[str, Any]) -> str:
+def notes(metrics: dict[str, Any]) -> str:
+    """Which thresholds the counts were made with."""
     return metrics["thresholds"][0].upper() + metrics["thresholds"][1:] + "."

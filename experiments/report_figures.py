@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +36,7 @@ def default_figures(
     for none, guided in _twins(done, manifests):
         name = f"{none} and {guided}" if guided else none
         distance = manifests[none].get("similarity") == "nl2"
-        stem = f"{none}-{guided}" if guided else none
+        stem = _stem(f"{none}-{guided}" if guided else none)
         guided_dir = runs[guided] if guided else None
         file = figure3(runs[none], guided_dir, folder / f"similarity-{stem}.png", distance=distance)
         found.append((file, f"Similarity to the nearest training picture over sampling ({name}): medians with their "
@@ -65,7 +67,15 @@ def _twins(done: list[str], manifests: Mapping[str, Mapping[str, Any]]) -> list[
         ]
         others.sort(key=lambda name: manifests[name].get("guidance") not in SHOWN)
         pairs.append((none, others[0] if others else None))
-    return pairs or [(name, None) for name in done[:1]]
+    # of runs that differ in their seeds alone, the first is drawn
+    first = {manifests[none].get("setting", none): (none, guided) for none, guided in reversed(pairs)}
+    return [pair for pair in pairs if pair in first.values()] or [(name, None) for name in done[:1]]
+
+
+def _stem(label: str) -> str:
+    """A file name: labels may hold prompts and paths."""
+    stem = re.sub(r"[^\w.=-]+", "-", label)
+    return stem if len(stem) <= 100 else f"{stem[:90]}-{hashlib.blake2b(stem.encode(), digest_size=4).hexdigest()}"
 
 
 def _scatters(

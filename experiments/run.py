@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,15 +62,16 @@ def generate_run(run: RunConfig, command: str = "", in_sweep: bool = False, draw
             manifest = Manifest(run_dir)
             if draw:
                 _same_as_before(run, run_dir)
-            manifest.write(status="running", command=command, **facts(run, parts))
-            (run_dir / "config.yaml").write_text(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
-            drawn = generate(run, parts, chosen, run_dir) if draw else 0
-            from experiments.measure import measure
+            with manifest.running(command=command, **facts(run, parts, chosen)):
+                dump = yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True)
+                (run_dir / "config.yaml").write_text(dump)
+                drawn = generate(run, parts, chosen, run_dir) if draw else 0
+                from experiments.measure import measure
 
-            metrics = measure(run, parts, run_dir)
-            manifest.write(status="done", metrics=metrics)
-            present(run, parts, run_dir, metrics, drawn, in_sweep)
-            log(run, run_dir, metrics)
+                metrics = measure(run, parts, run_dir)
+                manifest.write(status="done", metrics=metrics)
+                present(run, parts, run_dir, metrics, drawn, in_sweep)
+                log(run, run_dir, metrics)
     except Timeout:
         raise ConfigError(
             [f"{run_dir} is in use by another process: wait for it, or choose another output_dir"]
@@ -93,14 +96,19 @@ def folder(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> Pat
     """`output_dir`, or a name with the hash of all that decides a picture."""
     if config.output_dir:
         return Path(config.output_dir)
-    dump = config.model_dump()
-    decides = {key: dump[key] for key in (*DECIDES, *NODES)}
-    content = json.dumps([decides, chosen, parts.bank.digest(), getattr(parts.model, "digest", None)], sort_keys=True)
-    digest = hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
+    digest = _digest(config, parts, chosen, DECIDES)
     return Path("runs") / config.name / f"{config.model.get('name')}-{config.guidance.get('name')}-{digest}"
 
 
-def facts(config: RunConfig, parts: Any) -> dict[str, Any]:
+def _digest(config: RunConfig, parts: Any, chosen: list[str | int] | None, keys: tuple[str, ...]) -> str:
+    """A hash of these keys, of all components, prompts, bank and weights."""
+    dump = config.model_dump()
+    decides = {key: dump[key] for key in (*keys, *NODES)}
+    content = json.dumps([decides, chosen, parts.bank.digest(), getattr(parts.model, "digest", None)], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
+
+
+def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict[str, Any]:
     """What one must know to believe a number."""
     return {
         "name": config.name,
@@ -111,6 +119,7 @@ def facts(config: RunConfig, parts: Any) -> dict[str, Any]:
         "s0": config.s0,
         "seed": config.seed,
         "n_samples": config.n_samples,
+        "setting": _digest(config, parts, chosen, tuple(key for key in DECIDES if key != "seed")),  # groups seeds
         "sampler": config.sampler.model_dump(),
         "bank": {"digest": parts.bank.digest(), "pictures": len(parts.bank)},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
@@ -126,6 +135,16 @@ class Manifest:
 
     def read(self) -> dict[str, Any]:
         return json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    @contextmanager
+    def running(self, **entries: Any) -> Iterator[None]:
+        """The status of what happens within: running, and failed with its message after an error."""
+        self.write(status="running", message=None, **entries)
+        try:
+            yield
+        except Exception as error:
+            self.write(status="failed", message=f"{type(error).__name__}: {error}")
+            raise
 
     def write(self, **entries: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

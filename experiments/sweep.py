@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -20,11 +21,14 @@ def one_job(cfg: DictConfig) -> None:
     folder = Path(hydra.sweep.dir) / str(hydra.sweep.subdir)
     folder.mkdir(parents=True, exist_ok=True)
     overrides = list(hydra.overrides.task)
-    key = hydra.runtime.choices.get("row") or " ".join(overrides)
-    result: dict[str, Any] = {"key": key, "overrides": overrides, "name": cfg.get("name"), "run_dir": None}
+    row = hydra.runtime.choices.get("row")
+    result: dict[str, Any] = {"overrides": overrides, "row": row, "name": cfg.get("name"), "run_dir": None}
     if cfg.get("table"):
         result["table"] = OmegaConf.to_container(cfg.table, resolve=True)
+    leave(folder, result | {"status": "failed", "message": "stopped before its end; the same command continues it"})
     try:
+        one_device(cfg)
+        OmegaConf.update(cfg, "trainer.devices", 1, force_add=True)
         config = check(cfg)
         reason = not_applicable(config)
         if reason:
@@ -32,14 +36,36 @@ def one_job(cfg: DictConfig) -> None:
         else:
             from experiments.run import run
 
-            run_dir = run(cfg, command="python run.py " + " ".join(overrides), in_sweep=True)
+            own = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath")]
+            command = shlex.join(["python", "run.py", *own, *overrides])
+            run_dir = run(cfg, command=command, in_sweep=True)
             result |= {"status": "done", "run_dir": str(run_dir)}
     except ConfigError as error:
         result |= {"status": "bad input", "message": "; ".join(error.lines)}
     except Exception as error:  # a sweep goes on; the failure is told at the end and its traceback kept
         (folder / "traceback.txt").write_text(traceback.format_exc())
         result |= {"status": "failed", "message": f"{type(error).__name__}: {error} (see {folder / 'traceback.txt'})"}
-    (folder / "result.json").write_text(json.dumps(result))
+    leave(folder, result)
+
+
+def leave(folder: Path, result: dict[str, Any]) -> None:
+    """Writes `result.json`, whole or not at all."""
+    temporary = folder / "result.tmp"
+    temporary.write_text(json.dumps(result))
+    temporary.replace(folder / "result.json")
+
+
+def one_device(cfg: DictConfig) -> None:
+    """Refuses more than one device per job: the processes that Lightning starts would run the whole sweep again.
+
+    `trainer.devices=auto` becomes 1 in a job.
+    """
+    devices = OmegaConf.select(cfg, "trainer.devices")
+    if devices is not None and str(devices) not in ("auto", "1"):
+        raise ConfigError(
+            [f"trainer.devices={devices}: a job of a sweep takes one device; leave it out, and run jobs side by side "
+             "with hydra/launcher=parallel or slurm"]
+        )  # fmt: skip
 
 
 def finish(folder: Path) -> int:
@@ -48,15 +74,29 @@ def finish(folder: Path) -> int:
     results = [json.loads(file.read_text()) for file in files]
     if not results:
         return 1
-    if any(result["status"] == "done" for result in results):
-        from experiments.present import present_sweep
-
-        present_sweep(results)
-    for result in results:
-        if result["status"] == "n/a":
-            print(f"n/a: {result['message']}", file=sys.stderr)
-    for result in results:
-        if result["status"] in ("failed", "bad input"):
-            print(f"error: {' '.join(result['overrides'])}: {result['message']}", file=sys.stderr)
+    try:
+        _show(results)
+    finally:
+        for result in results:
+            if result["status"] == "n/a":
+                print(f"n/a: {result['message']}", file=sys.stderr)
+        for result in results:
+            if result["status"] in ("failed", "bad input"):
+                print(f"error: {' '.join(result['overrides'])}: {result['message']}", file=sys.stderr)
     statuses = {result["status"] for result in results}
     return 1 if "failed" in statuses else 2 if "bad input" in statuses else 0
+
+
+def _show(results: list[dict[str, Any]]) -> None:
+    """Tables and report over the jobs that are done, logged where the first of them logs."""
+    done = [result for result in results if result["status"] == "done"]
+    if not done:
+        return
+    from experiments.loggers import log
+    from experiments.present import present_sweep
+    from experiments.sweep_metrics import config, keys
+
+    for result, key in zip(results, keys(results), strict=True):
+        result["key"] = key
+    folder = present_sweep(results)
+    log(config(done[0]["run_dir"]), folder, {}, jobs=[result["overrides"] for result in results])

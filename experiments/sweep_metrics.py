@@ -1,8 +1,8 @@
-"""The metrics of all jobs of a sweep, each guided run compared with its unguided twin."""
+"""The rows of a sweep: jobs that differ in their seeds alone are one row, each job compared with its unguided twin."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +11,105 @@ import yaml
 from experiments.build import Parts, build
 from experiments.config import RunConfig
 from experiments.measure import against_unguided
+from experiments.pool import pool
+from experiments.run import Manifest
+from experiments.seeds import refuse_overlap
 from experiments.tables import NOT_APPLICABLE
 
-TWIN = ("model", "data", "conditioning", "s0", "sampler", "seed", "n_samples", "prompt", "prompts", "labels")
+TWIN = (
+    "model",
+    "data",
+    "similarity",
+    "conditioning",
+    "s0",
+    "sampler",
+    "seed",
+    "n_samples",
+    "prompt",
+    "prompts",
+    "labels",
+)
+"""What an unguided run shares with the guided run that it is compared with."""
 
 
-def collect(results: list[dict[str, Any]]) -> dict[str, dict[str, Any] | str | None]:
-    """Metrics by the key of a job: a dict where it was done, "n/a" where the model cannot, None where it failed."""
-    found: dict[str, dict[str, Any] | str | None] = {}
+def keys(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The row of each job: what is not the same in all jobs, seeds aside; where only `row=` differs, its name.
+
+    >>> jobs = [["n_samples=8", "guidance=none", "seed=0"], ["n_samples=8", "guidance=full", "seed=8"]]
+    >>> keys([{"overrides": job, "row": None} for job in jobs])
+    ['guidance=none', 'guidance=full']
+    """
+    common = set.intersection(*(set(result["overrides"]) for result in results))
+    several_rows = len({result["row"] for result in results}) > 1
+    found = []
     for result in results:
-        if result["status"] != "done":
-            found[result["key"]] = NOT_APPLICABLE if result["status"] == "n/a" else None
-            continue
-        metrics = json.loads((Path(result["run_dir"]) / "manifest.json").read_text())["metrics"]
-        run = config(result)
-        twin = next((other for other in results if _is_twin(result, other)), None)
-        if twin is not None:
-            parts = parts_of(result["run_dir"])
-            metrics |= against_unguided(run, parts, Path(result["run_dir"]), Path(twin["run_dir"]))
-        found[result["key"]] = metrics
+        own = [word.lstrip("+") for word in result["overrides"] if word not in common]
+        own = [word for word in own if not word.startswith(("seed=", "row="))]
+        row = [f"row={result['row']}"] if several_rows else []
+        found.append(" ".join([*row, *own]) if own else result["row"] or "all")
     return found
 
 
-def config(result: dict[str, Any]) -> RunConfig:
-    return RunConfig.model_validate(yaml.safe_load((Path(result["run_dir"]) / "config.yaml").read_text()))
+def measured(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
+    """The metrics of each job, None where it is not done; a guided one has those against its unguided twin too.
+
+    They are kept in the run's manifest, where `task=collect` finds them.
+    """
+    configs = [config(result["run_dir"]) if result["status"] == "done" else None for result in results]
+    found: list[dict[str, Any] | None] = []
+    for result, run in zip(results, configs, strict=True):
+        if run is None:
+            found.append(None)
+            continue
+        manifest = Manifest(Path(result["run_dir"]))
+        metrics = manifest.read()["metrics"]
+        twin = next((i for i, other in enumerate(configs) if _is_twin(run, other)), None)
+        if twin is not None:
+            against = Path(results[twin]["run_dir"])
+            metrics |= against_unguided(run, build(run), manifest.path.parent, against)
+            manifest.write(metrics=metrics)
+        found.append(metrics)
+    return found
+
+
+def rows(
+    results: Sequence[Mapping[str, Any]], metrics: Sequence[dict[str, Any] | None]
+) -> dict[str, dict[str, Any] | str | None]:
+    """Metrics by row: pooled over seeds where jobs are done, "n/a" where the model cannot, None where all failed.
+
+    Raises:
+        ConfigError: where two jobs of a row share a seed.
+    """
+    jobs: dict[str, list[int]] = {}
+    for i, result in enumerate(results):
+        jobs.setdefault(result["key"], []).append(i)
+    found: dict[str, dict[str, Any] | str | None] = {}
+    for key, some in jobs.items():
+        done = list({results[i]["run_dir"]: i for i in some if metrics[i] is not None}.values())
+        refuse_overlap([(results[i]["run_dir"], key, _seeds(config(results[i]["run_dir"]))) for i in done])
+        if len(done) > 1:
+            found[key] = pool([metrics[i] for i in done])
+        elif done:
+            found[key] = metrics[done[0]]
+        else:
+            found[key] = NOT_APPLICABLE if all(results[i]["status"] == "n/a" for i in some) else None
+    return found
+
+
+def config(run_dir: str) -> RunConfig:
+    return RunConfig.model_validate(yaml.safe_load((Path(run_dir) / "config.yaml").read_text()))
 
 
 def parts_of(run_dir: str) -> Parts:
-    return build(config({"run_dir": run_dir}))
+    return build(config(run_dir))
 
 
-def _is_twin(result: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether `other` is the same run without guidance."""
-    if other["status"] != "done" or other["run_dir"] == result["run_dir"]:
+def _seeds(run: RunConfig) -> range:
+    return range(run.seed, run.seed + run.n_samples)
+
+
+def _is_twin(run: RunConfig, other: RunConfig | None) -> bool:
+    """Whether `other` is the same run, of the same seeds, without guidance."""
+    if other is None or run.guidance.get("name") == "none" or other.guidance.get("name") != "none":
         return False
-    a, b = config(result).model_dump(), config(other).model_dump()
-    return b["guidance"].get("name") == "none" and all(a[key] == b[key] for key in TWIN)
+    return all(getattr(run, key) == getattr(other, key) for key in TWIN)

@@ -53,16 +53,21 @@ def counted(metrics: Mapping[str, Any], key: str) -> tuple[int, int] | None:
 
 
 def measured(metrics: Mapping[str, Any], key: str, style: str, distance: bool = False) -> str:
-    """One cell. `style` is "share", "percent" (of a number in [0, 1]) or a format such as ".2f"."""
+    """One cell. `style` is "share", "percent" (of a number in [0, 1]) or a format such as ".2f".
+
+    A mean over seed groups carries its interval, "1.20 ± 0.03" (`experiments.pool`).
+    """
     if style == "share":
         counts = counted(metrics, key)
         return MISSING if counts is None else share(*counts)
     value = metrics.get(key)
     if not _known(value):
         return MISSING
+    half = metrics.get(f"{key}_ci")
     if style == "percent":
-        return f"{percent(value)} %"
-    return _signed(format(-value if distance and key in SIMILARITIES else value, style))
+        return f"{percent(value)} %" if half is None else f"{percent(value)} ± {percent(half)} %"
+    mean = _signed(format(-value if distance and key in SIMILARITIES else value, style))
+    return mean if half is None else f"{mean} ± {format(half, style)}"
 
 
 def published(value: float, style: str) -> str:
@@ -81,7 +86,8 @@ def raw(metrics: Mapping[str, Any], key: str, style: str, distance: bool = False
     value = metrics.get(key)
     if not _known(value):
         return {}
-    return {key: -value if distance and key in SIMILARITIES else value}
+    half = {f"{key}_ci": metrics[f"{key}_ci"]} if f"{key}_ci" in metrics else {}
+    return {key: -value if distance and key in SIMILARITIES else value} | half
 
 
 def _known(value: Any) -> bool:

@@ -171,7 +171,8 @@ class Table:
         table = RichTable(
             title=Text(self.title), caption=caption, caption_justify="left", title_justify="left", box=box.SIMPLE_HEAD
         )
-        table.add_column("")
+        longest = max((len(line.label) for line in self.lines), default=0)
+        table.add_column("", min_width=min(longest, 32), overflow="fold")
         for label in self.head:
             table.add_column(Text(label), justify="right")
         for section, lines in self.sections():
@@ -239,6 +240,12 @@ def _own_notes(spec: TableSpec, results: Mapping[str, Any]) -> list[str]:
     notes = []
     if ran and any(column.format == "share" for column in spec.columns):
         notes.append("Shares: count/n with Wilson's 95 % interval.")
+    groups = sorted({metrics.get("groups", 1) for metrics in ran.values()})
+    if groups and groups != [1]:
+        notes.append(
+            f"Over {' or '.join(map(str, groups))} groups of seeds: ± is the 95 % interval of the mean (Student's t "
+            "over the groups; none for one group); shares are counted over all samples, which are independent."
+        )
     if spec.distance and any(column.key in SIMILARITIES for column in spec.columns):
         notes.append("Top5 % and Top1 are nL2 distances (Eq. 8): larger is farther from the training set.")
     by_setting: dict[str, list[str]] = {}

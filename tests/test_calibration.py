@@ -62,3 +62,20 @@ def test_the_rate_is_kept_on_the_chains_learned_on_and_the_next_lower_curve_woul
     # what is learned is what the threshold flags, up to its six decimals
     at = torch.tensor([found.threshold(t) for t in times.tolist()]).double()
     assert (traces > at[:, None] + 1e-6).any(0).double().mean() <= rate
+
+
+@pytest.mark.slow
+def test_what_is_learned_is_written_where_the_thresholds_are_looked_for_whatever_the_folder(tmp_path, monkeypatch):
+    import yaml
+
+    from experiments import calibrate as task
+    from experiments.cli import CONF, main
+
+    assert task.CALIBRATED == CONF / "threshold" / "calibrated"
+    monkeypatch.setattr(task, "CALIBRATED", tmp_path / "conf")  # not into the project while it is tested
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["task=calibrate", "conditioning=none", "s0=1", "n_samples=60", "sampler.steps=3", "trainer=cpu"]) == 0
+    (file,) = (tmp_path / "conf").iterdir()
+    assert yaml.safe_load(file.read_text())["_target_"] == "amg.thresholds.Calibrated"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
