@@ -19,11 +19,12 @@ from torch import Tensor
 from amg.bank import TrainingBank
 from amg.calibration import calibrate
 from amg.guidance import AntiMemorizationGuidance
-from amg.lab import descriptor, scorer
+from amg.lab import scorer
 from amg.lab.weights import weights
 from amg.models.stable_diffusion import StableDiffusion
 from amg.sampling import sample
-from amg.similarity import DescriptorSimilarity, NormalizedL2
+from amg.similarity import NormalizedL2
+from amg.similarity.lab import LabDescriptor
 from amg.thresholds import Always
 from experiments.recipes import lab_data
 
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--c1", type=float, default=13.0)
     parser.add_argument("--c2", type=float, default=20.0)
     parser.add_argument("--c3", type=float, nargs="*", default=[], help="strengths; none: unguided alone")
+    parser.add_argument("--raw", action="store_true", help="Eq. 17 as printed; else the gradient is normalised")
     parser.add_argument("--level", type=float, nargs="+", default=[0.9])
     parser.add_argument("--rate", type=float, default=0.02, help="share of ordinary chains that may be flagged")
     parser.add_argument("--out", type=Path, default=Path(".lab/measured_sd"))
@@ -86,10 +88,8 @@ def main() -> None:
     captions = [caption for some in data.captions for caption in some]
     repeated = data.images.repeat_interleave(torch.tensor([len(some) for some in data.captions]), 0)
     bank = TrainingBank.from_tensors(repeated, captions)
-    guide_net, judge_net, score = descriptor("guide"), descriptor("judge"), scorer()
-    guide = DescriptorSimilarity(bank, guide_net, copy=guide_net.copy)
-    judges = {"guide": guide, "judge": DescriptorSimilarity(bank, judge_net, copy=judge_net.copy)}
-    judges["nl2"] = NormalizedL2(bank)
+    score, guide = scorer(), LabDescriptor(bank, "guide")
+    judges = {"guide": guide, "judge": LabDescriptor(bank, "judge"), "nl2": NormalizedL2(bank)}
     model = StableDiffusion(args.folder or weights("lab_sd"))
 
     planted = [data.captions[i][0] for i in data.planted.tolist()]
@@ -119,7 +119,7 @@ def main() -> None:
         found = calibrate(times, similarity[:, :half], similarity[:, half:], args.rate, level)
         for c3 in args.c3:
             start = time.perf_counter()
-            guidance = AntiMemorizationGuidance(guide, found.threshold, args.c1, args.c2, c3, normalize=True)
+            guidance = AntiMemorizationGuidance(guide, found.threshold, args.c1, args.c2, c3, normalize=not args.raw)
             key, row = f"level {level} c3 {c3}", {"held_out_flagged": found.held_out_capped}
             for kind, prompts in (("planted", planted), ("ordinary", ordinary)):
                 images, traces = chains(model, prompts, SEED, guidance, args.s0)
