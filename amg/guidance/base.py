@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amg.step import Step
+from amg.step import Asked, Step
 
 
 class Guidance:
@@ -41,8 +41,13 @@ class Guidance:
         """Edits the encoded null condition of classifier-free guidance."""
         return null
 
-    def attach(self, model: Any) -> AbstractContextManager:
-        """A context in which the model is changed, e.g. its attention."""
+    def attach(self, model: Any, asked: Asked) -> AbstractContextManager:
+        """A context in which the model is changed, e.g. its attention, and changed back at the end.
+
+        Args:
+            model: what is sampled; its `unet` is the denoiser. In `guard` it is the pipeline.
+            asked: says at each call of the network what its rows are.
+        """
         return nullcontext()
 
 
@@ -87,8 +92,8 @@ class Chain(Guidance):
         return null
 
     @contextmanager
-    def attach(self, model):
+    def attach(self, model, asked):
         with ExitStack() as stack:
             for guidance in self.guidances:
-                stack.enter_context(guidance.attach(model))
+                stack.enter_context(guidance.attach(model, asked))
             yield
