@@ -132,6 +132,11 @@ def not_applicable(run: RunConfig) -> str | None:
             f"guidance={run.guidance.get('name')}: acts through text, and this run has none "
             f"(model={run.model.get('name')}, conditioning={run.conditioning}); use guidance=sim"
         )
+    if getattr(target, "needs_attention", False) and not getattr(locate(run.model["_target_"]), "has_attention", False):
+        return (
+            f"guidance={run.guidance.get('name')}: edits cross-attention, and model={run.model.get('name')} has none; "
+            "use model=lab_sd or a Stable Diffusion"
+        )
     return None
 
 

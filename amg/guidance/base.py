@@ -20,6 +20,8 @@ class Guidance:
 
     needs_prompts = False
     """Whether the method works on text and is n/a for a model without it."""
+    needs_attention = False
+    """Whether it edits cross-attention and is n/a for a model whose class does not say `has_attention`."""
 
     def __call__(self, step: Step, state: Any) -> tuple[Tensor, Any]:
         """Returns the noise prediction to use, (B, C, H, W), and the next state."""
