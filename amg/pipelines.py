@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from amg import schedule
-from amg.guidance.base import Chain, Guidance
+from amg.guidance.base import Guidance, flat
 from amg.models.latents import LatentDecoder
 from amg.parameterization import add_eps
 from amg.recorded_call import Records, cfg_scale, combine
@@ -94,7 +94,7 @@ class GuardedPipeline:
         if name not in TESTED:
             raise ValueError(f"guard does not know {name}; it is tested with {', '.join(sorted(TESTED))}")
         schedule.check(self.pipe.scheduler)
-        for guidance in _flat(self.guidance):
+        for guidance in flat(self.guidance):
             if isinstance(guidance, Guidance) and type(guidance).prepare is not Guidance.prepare:
                 method = type(guidance).__name__
                 raise ValueError(
@@ -218,12 +218,6 @@ class _Seeds:
         first = self.generator[0] if isinstance(self.generator, (list, tuple)) else self.generator
         seed = torch.initial_seed() if first is None else first.initial_seed()
         return tuple((seed + i) % 2**63 for i in range(n))
-
-
-def _flat(guidance: Guidance) -> list[Guidance]:
-    if isinstance(guidance, Chain):
-        return [one for part in guidance.guidances for one in _flat(part)]
-    return [guidance]
 
 
 @contextmanager

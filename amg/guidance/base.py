@@ -22,6 +22,8 @@ class Guidance:
     """Whether the method works on text and is n/a for a model without it."""
     needs_attention = False
     """Whether it edits cross-attention and is n/a for a model whose class does not say `has_attention`."""
+    needs_free_text = False
+    """Whether it writes prompts that nobody wrote and is n/a for a model whose class does not say `takes_free_text`."""
 
     def __call__(self, step: Step, state: Any) -> tuple[Tensor, Any]:
         """Returns the noise prediction to use, (B, C, H, W), and the next state."""
@@ -99,3 +101,10 @@ class Chain(Guidance):
             for guidance in self.guidances:
                 stack.enter_context(guidance.attach(model, asked))
             yield
+
+
+def flat(guidance: Guidance) -> list[Guidance]:
+    """The guidances of a chain, of chains within it too; any other as the only one."""
+    if isinstance(guidance, Chain):
+        return [one for part in guidance.guidances for one in flat(part)]
+    return [guidance]
