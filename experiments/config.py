@@ -127,10 +127,10 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
 
 
 NEEDS = {
-    "needs_attention": ("has_attention", "edits cross-attention, and model={model} has none"),
-    "needs_free_text": ("takes_free_text", "rewrites prompts, and model={model} knows its own captions alone"),
+    "needs_attention": ("has_attention", False, "edits cross-attention, and model={model} has none"),
+    "needs_free_text": ("takes_free_text", True, "rewrites prompts, and model={model} knows its own captions alone"),
 }
-"""What a guidance's class may ask for, what the model's class must then say, and what is told where it does not."""
+"""What a guidance's class may ask for; the fact of the model's class that decides, and its default; what is told."""
 
 
 def not_applicable(run: RunConfig) -> str | None:
@@ -145,8 +145,8 @@ def not_applicable(run: RunConfig) -> str | None:
                 f"guidance={name}: acts through text, and this run has none "
                 f"(model={model}, conditioning={run.conditioning}); use guidance=sim"
             )
-        for need, (fact, told) in NEEDS.items():
-            if getattr(target, need, False) and not getattr(locate(run.model["_target_"]), fact, False):
+        for need, (fact, default, told) in NEEDS.items():
+            if getattr(target, need, False) and not getattr(locate(run.model["_target_"]), fact, default):
                 return f"guidance={name}: {told.format(model=model)}; use model=lab_sd or a Stable Diffusion"
     return None
 

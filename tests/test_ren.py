@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
+from guarded import PIPELINES, call
 from tiny_pipelines import LENGTH, sdxl, stable_diffusion, unconditional
 
 from amg import records
@@ -81,11 +82,11 @@ def test_strength_1_without_mask_is_plain_guidance_bit_by_bit(build):
     pipe, off = BUILDS[build](), CrossAttentionRescaling(1.0, mask=False)
     options = {"num_inference_steps": 3, "output_type": "latent", "guidance_scale": 3.0}
 
-    def call(pipe):
+    def latents(pipe):
         return pipe(PROMPTS, generator=[torch.Generator().manual_seed(seed) for seed in SEEDS], **options).images
 
-    expected = call(pipe)
-    assert torch.equal(call(guard(pipe, off)), expected)
+    expected = latents(pipe)
+    assert torch.equal(latents(guard(pipe, off)), expected)
     model = StableDiffusion(pipe)
     assert torch.equal(draw(model, off), draw(model, None))
 
@@ -134,6 +135,16 @@ def test_a_guarded_pipeline_equals_sample_with_amg_behind_it(build):
     got = guard(pipe, method())(PROMPTS, generator=generators, **options).images
     expected = draw(StableDiffusion(pipe, scheduler=None), method(), s0=5.0)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, options) in PIPELINES.items() if "prompt" in options])
+def test_every_tested_pipeline_of_text_takes_it(name):
+    build, options = PIPELINES[name]
+    pipe = build()
+    expected = call(pipe, options)
+    assert torch.equal(call(guard(pipe, CrossAttentionRescaling(1.0, mask=False)), options), expected)
+    changed = call(guard(pipe, CrossAttentionRescaling(3.0)), options)
+    assert (changed - expected).flatten(1).abs().amax(1).min() > 1e-6 and hooks(pipe.unet) == []
 
 
 def test_several_pictures_of_a_prompt_and_calls_without_cfg_in_a_pipeline():

@@ -23,7 +23,7 @@ class Guidance:
     needs_attention = False
     """Whether it edits cross-attention and is n/a for a model whose class does not say `has_attention`."""
     needs_free_text = False
-    """Whether it writes prompts that nobody wrote and is n/a for a model whose class does not say `takes_free_text`."""
+    """Whether it writes prompts that nobody wrote and is n/a for a model whose class denies `takes_free_text`."""
 
     def __call__(self, step: Step, state: Any) -> tuple[Tensor, Any]:
         """Returns the noise prediction to use, (B, C, H, W), and the next state."""

@@ -41,8 +41,6 @@ class StableDiffusion:
 
     has_attention = True
     """Its `unet` attends to the text: cross-attention edits reach it."""
-    takes_free_text = True
-    """Any prompt has an embedding."""
 
     def __init__(
         self,
