@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from amg import schedule
-from amg.guidance.base import Chain, Guidance
+from amg.guidance.base import Guidance, flat
 from amg.models.latents import LatentDecoder
-from amg.parameterization import add_eps, to_eps
-from amg.posterior import posterior_variance
-from amg.recorded_call import Records, cfg_scale
-from amg.step import Step
+from amg.parameterization import add_eps
+from amg.recorded_call import Records, cfg_scale, combine
+from amg.step import Asked, Step
+from amg.view import variance_preserving, view
 
 TESTED = {
     "StableDiffusionPipeline": ("sd", "latents"),
@@ -69,8 +69,8 @@ class GuardedPipeline:
         self._check()
         arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs)
         seeds = _Seeds(arguments.arguments.get("generator"))
-        self._rewrite(arguments.arguments, seeds)
-        with _Call(self.pipe, self.guidance, seeds, self.on_step).watch():
+        prompts = self._rewrite(arguments.arguments, seeds)
+        with _Call(self.pipe, self.guidance, seeds, prompts, self.on_step).watch():
             return self.pipe(*arguments.args, **arguments.kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> GuardedPipeline:
@@ -94,7 +94,7 @@ class GuardedPipeline:
         if name not in TESTED:
             raise ValueError(f"guard does not know {name}; it is tested with {', '.join(sorted(TESTED))}")
         schedule.check(self.pipe.scheduler)
-        for guidance in _flat(self.guidance):
+        for guidance in flat(self.guidance):
             if isinstance(guidance, Guidance) and type(guidance).prepare is not Guidance.prepare:
                 method = type(guidance).__name__
                 raise ValueError(
@@ -103,26 +103,29 @@ class GuardedPipeline:
         if getattr(self.pipe, "_all_hooks", None):
             warnings.warn("CPU offload moves the denoiser and the VAE at every guarded step: slow", stacklevel=3)
 
-    def _rewrite(self, arguments: dict[str, Any], seeds: _Seeds) -> None:
-        """`guidance.prompts`, where the call has prompts in words."""
+    def _rewrite(self, arguments: dict[str, Any], seeds: _Seeds) -> list[str] | None:
+        """`guidance.prompts`, where the call has prompts in words; one per picture."""
         prompt, rewrite = arguments.get("prompt"), getattr(self.guidance, "prompts", None)
-        if prompt is None or rewrite is None:
-            return
+        if prompt is None:
+            return None
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         each = arguments.get("num_images_per_prompt") or 1
-        written = rewrite(prompts, seeds(each * len(prompts))[::each])
+        written = prompts if rewrite is None else rewrite(prompts, seeds(each * len(prompts))[::each])
         if written != prompts:
             arguments["prompt"] = written[0] if isinstance(prompt, str) else written
+        return [prompt for prompt in written for _ in range(each)]
 
 
 class _Call:
     """One guarded call."""
 
-    def __init__(self, pipe: Any, guidance: Guidance, seeds: _Seeds, on_step: Callable | None):
+    def __init__(
+        self, pipe: Any, guidance: Guidance, seeds: _Seeds, prompts: list[str] | None, on_step: Callable | None
+    ):
         self.pipe, self.guidance, self.seeds, self.on_step = pipe, guidance, seeds, on_step
         self.text, space = TESTED[type(pipe).__name__]
         self.decode = LatentDecoder(pipe.vae) if space == "latents" else lambda x0: x0
-        self.records = Records(pipe, self.text)
+        self.records = Records(pipe, self.text, prompts)
         self.state = None
 
     @contextmanager
@@ -142,15 +145,19 @@ class _Call:
         step.guarded_by = self
         modules = [pipe.unet, *([pipe.vae] if hasattr(pipe, "vae") else [])]
         trained = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
-        hook = pipe.unet.register_forward_hook(self.records.note, with_kwargs=True)
+        hooks = (
+            pipe.unet.register_forward_pre_hook(self.records.announce, with_kwargs=True),
+            pipe.unet.register_forward_hook(self.records.note, with_kwargs=True),
+        )
         try:
             scheduler.step = step
             for weight in trained:  # gradients are wanted for the samples alone
                 weight.requires_grad_(False)
-            with _attached(self.guidance, pipe):
+            with _attached(self.guidance, pipe, self.records.asked):
                 yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             if before is None:
                 vars(scheduler).pop("step", None)
             else:
@@ -161,45 +168,36 @@ class _Call:
     @torch.no_grad()
     def guide(self, model_output: Tensor, timestep: Any, sample: Tensor) -> tuple[Tensor, Tensor | None]:
         """The prediction that the scheduler is to use, and the shift of what it returns, if any."""
-        scheduler = self.pipe.scheduler
-        output, variance = model_output.split([sample.shape[1], model_output.shape[1] - sample.shape[1]], dim=1)
-        alpha_bar, scale = schedule.noise_level(scheduler, timestep)
-        rows = {"device": sample.device, "dtype": torch.promote_types(sample.dtype, torch.float32)}
-        alpha_bar = alpha_bar.to(**rows).expand(len(sample))
-        x_t = sample * scale.to(**rows).to(sample.dtype) if scale != 1 else sample
-        kind = scheduler.config.prediction_type
+        scheduler, channels = self.pipe.scheduler, sample.shape[1]
+        output, variance = model_output.split([channels, model_output.shape[1] - channels], dim=1)
+        x_t, alpha_bar = variance_preserving(scheduler, timestep, sample)
         record = self.records.take(x_t)
-        eps = to_eps(output, x_t, alpha_bar, kind)
-        uncond, cond, s0 = eps, None, 1.0
+        branches, s0, rescale = None, 1.0, getattr(self.pipe, "guidance_rescale", 0.0)
         if record.with_cfg:
-            own = record.uncond[:, : output.shape[1]], record.cond[:, : output.shape[1]]
-            uncond, cond = (to_eps(value, x_t, alpha_bar, kind) for value in own)
-            s0 = cfg_scale(output, *own, self.pipe.guidance_scale, getattr(self.pipe, "guidance_rescale", 0.0))
+            branches = record.uncond[:, :channels], record.cond[:, :channels]
+            s0 = cfg_scale(output, *branches, self.pipe.guidance_scale, rescale)
 
-        def denoise(some: Tensor, captions: Sequence[str]) -> Tensor:
-            value = self.records.repeat(record, some, captions)[:, : output.shape[1]]
-            return to_eps(value, x_t[some], alpha_bar[some], kind)
+        def predict(x: Tensor, rows: Tensor) -> Tensor:
+            value = self.records.again(record, rows, x)[:, :channels]
+            return combine(*value.chunk(2), s0, rescale) if record.with_cfg else value
 
-        learned = variance.shape[1] and str(schedule.option(scheduler, "variance_type")).startswith("learned")
-        step = Step(
-            x_t=x_t,
-            t=torch.full((len(x_t),), schedule.fraction(scheduler, timestep), **rows),
-            timestep=timestep,
-            alpha_bar=alpha_bar,
-            eps=eps,
-            eps_uncond=uncond,
-            eps_cond=cond,
+        step = view(
+            scheduler,
+            timestep,
+            x_t,
+            alpha_bar,
+            output=output,
+            branches=branches,
+            variance=variance if variance.shape[1] else None,
             s0=s0,
             seeds=self.seeds(len(x_t)),
-            x0=schedule.clean_sample(output, x_t, alpha_bar, scheduler),
-            denoise=denoise,
+            denoise=lambda rows, captions: self.records.repeat(record, rows, captions)[:, :channels],
+            predict=predict,
             decode=self.decode,
-            variance=posterior_variance(scheduler, timestep, variance) if learned else None,
-            clip=schedule.clip(scheduler),
         )
         new, self.state = self.guidance(step, self.state)
         if new is not step.eps:  # untouched rows receive + 0 and keep their bits
-            output = add_eps(output, new - step.eps, alpha_bar, kind)
+            output = add_eps(output, new - step.eps, alpha_bar, scheduler.config.prediction_type)
             model_output = torch.cat([output, variance], dim=1) if variance.shape[1] else output
         shift = getattr(self.guidance, "shift", None)
         shift = None if shift is None else shift(step, new, self.state)
@@ -222,19 +220,13 @@ class _Seeds:
         return tuple((seed + i) % 2**63 for i in range(n))
 
 
-def _flat(guidance: Guidance) -> list[Guidance]:
-    if isinstance(guidance, Chain):
-        return [one for part in guidance.guidances for one in _flat(part)]
-    return [guidance]
-
-
 @contextmanager
-def _attached(guidance: Guidance, pipe: Any) -> Iterator[None]:
+def _attached(guidance: Guidance, pipe: Any, asked: Asked) -> Iterator[None]:
     attach = getattr(guidance, "attach", None)  # a plain function serves as a guidance
     if attach is None:
         yield
         return
-    with attach(pipe):
+    with attach(pipe, asked):
         yield
 
 

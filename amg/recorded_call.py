@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amg.step import Asked
+
 BY_ROW = (
     "class_labels",
     "down_block_additional_residuals",
@@ -46,16 +48,29 @@ class Records:
     Args:
         pipe: the pipeline.
         text: how it encodes text: `sd`, `sdxl` or None for not at all.
+        prompts: of the call, one per picture; None where it has none in words.
+
+    `asked` says what the rows of each call of the denoiser are, the pipeline's own and ours.
     """
 
-    def __init__(self, pipe: Any, text: str | None):
-        self.pipe, self.text = pipe, text
+    def __init__(self, pipe: Any, text: str | None, prompts: Sequence[str] | None = None):
+        self.pipe, self.text, self.prompts = pipe, text, prompts
+        self.asked = Asked()
         self._noted: list[tuple[tuple, dict[str, Any], Tensor]] = []
         self._embeddings: dict[str, dict[str, Tensor]] = {}
         self._own = False
 
+    def announce(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """The hook before a call of the pipeline's own: [uncond | cond] under CFG."""
+        if not self._own:
+            branches = (self.text is not None,)
+            if getattr(self.pipe, "do_classifier_free_guidance", False):
+                branches = (False, True)
+            rows = len(args[0] if args else kwargs["sample"])
+            self.asked.note(rows // len(branches), branches, self.prompts)
+
     def note(self, module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        """The hook; calls of our own are not noted."""
+        """The hook after it; calls of our own are not noted."""
         if not self._own:
             self._noted.append((args, kwargs, output[0]))
 
@@ -87,11 +102,7 @@ class Records:
         """The denoiser's output for some samples under other captions, (len(rows), C, H, W)."""
         if self.text is None:
             raise ValueError(f"{type(self.pipe).__name__} knows no captions: leave out G_dup")
-        places = rows.to(record.output.device)
-        if record.with_cfg:
-            places = places + len(record.output) // 2
-        args = tuple(_some(value, places, len(record.output)) for value in record.args)
-        kwargs = {name: self._sliced(name, value, places, len(record.output)) for name, value in record.kwargs.items()}
+        args, kwargs = self._rows_of(record, rows, (True,))
         embedded = self._embed(captions)
         kwargs["encoder_hidden_states"] = embedded["encoder_hidden_states"].to(record.kwargs["encoder_hidden_states"])
         if "text_embeds" in embedded:
@@ -100,11 +111,39 @@ class Records:
                 **kwargs["added_cond_kwargs"],
                 "text_embeds": embedded["text_embeds"].to(pooled),
             }
+        self.asked.note(len(rows), (True,), captions)
+        return self._ask(args, kwargs)
+
+    def again(self, record: Record, rows: Tensor, x_t: Tensor) -> Tensor:
+        """The denoiser's output for some samples at another x_t: R rows, or 2R as [uncond | cond] under CFG."""
+        branches = (False, True) if record.with_cfg else (self.text is not None,)
+        args, kwargs = self._rows_of(record, rows, branches)
+        fed = args[0] if args else kwargs["sample"]
+        more = fed[:, x_t.shape[1] :]  # of inpainting
+        fed = torch.cat([x_t.repeat(len(branches), 1, 1, 1), more], dim=1)
+        if args:
+            args = (fed, *args[1:])
+        else:
+            kwargs["sample"] = fed
+        words = None if self.prompts is None else [self.prompts[i] for i in rows.tolist()]
+        self.asked.note(len(rows), branches, words)
+        return self._ask(args, kwargs)
+
+    def _ask(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """A call of our own."""
         self._own = True
         try:
             return self.pipe.unet(*args, **kwargs)[0]
         finally:
             self._own = False
+
+    def _rows_of(self, record: Record, rows: Tensor, branches: tuple[bool, ...]) -> tuple[tuple, dict[str, Any]]:
+        """The recorded arguments of some samples' rows in those branches."""
+        count, places = len(record.output), rows.to(record.output.device)
+        cond = places + count // 2 if record.with_cfg else places
+        places = torch.cat([cond if branch else places for branch in branches])
+        args = tuple(_some(value, places, count) for value in record.args)
+        return args, {name: self._sliced(name, value, places, count) for name, value in record.kwargs.items()}
 
     def _sliced(self, name: str, value: Any, places: Tensor, rows: int) -> Any:
         if value is None or name in WHOLE:
@@ -150,6 +189,15 @@ def _some(value: Any, places: Tensor, rows: int) -> Any:
     if len(value) != rows:
         raise RuntimeError(f"an argument of the denoiser has {len(value)} rows where {rows} were expected")
     return value[places.to(value.device)]
+
+
+def combine(uncond: Tensor, cond: Tensor, s0: float, rescale: float = 0.0) -> Tensor:
+    """Eq. 7, and a share φ of it rescaled to the spread of the conditional output (Lin et al., 2023, Eqs. 14-16)."""
+    output = uncond + s0 * (cond - uncond)
+    if rescale > 0:
+        spread, wanted = (value.flatten(1).std(1).view(-1, 1, 1, 1) for value in (output, cond))
+        output = output * (rescale * wanted / spread + 1 - rescale)
+    return output
 
 
 def cfg_scale(output: Tensor, uncond: Tensor, cond: Tensor, asked: float, rescale: float = 0.0) -> float:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from amg.guidance.base import Guidance
-from amg.models.base import Condition, Model, join
-from amg.parameterization import add_eps, to_eps
-from amg.posterior import posterior_variance
-from amg.schedule import clean_sample, clip, fraction, noise_level, option
-from amg.step import Step
+from amg.models.base import Condition, Model, join, take
+from amg.parameterization import add_eps
+from amg.step import Asked, Step
+from amg.view import variance_preserving, view
 
 
 @torch.no_grad()
@@ -63,9 +62,11 @@ def sample(
         uncond = guidance.prepare_null(model, model.encode([None] * len(seeds)), seeds)
     options = _step_options(scheduler, generators, eta)
     state = None
-    with guidance.attach(model):
+    words = prompts if prompts is not None and all(isinstance(prompt, str) for prompt in prompts) else None
+    asked = Asked()
+    with guidance.attach(model, asked):
         for timestep in scheduler.timesteps:
-            step, output, variance = look(model, scheduler, x_t, timestep, condition, uncond, s0, seeds)
+            step, output, variance = look(model, scheduler, x_t, timestep, condition, uncond, s0, seeds, words, asked)
             eps, state = guidance(step, state)
             if eps is not step.eps:  # untouched rows receive + 0 and keep their bits
                 output = add_eps(output, eps - step.eps, step.alpha_bar, scheduler.config.prediction_type)
@@ -89,46 +90,48 @@ def look(
     uncond: Condition | None,
     s0: float,
     seeds: Sequence[int],
+    prompts: Sequence[str] | None = None,
+    asked: Asked | None = None,
 ) -> tuple[Step, Tensor, Tensor | None]:
     """One network call: the step that a guidance sees, the output after CFG, and the variance channels if used."""
-    kind = scheduler.config.prediction_type
-    precise = {"device": x_t.device, "dtype": torch.promote_types(x_t.dtype, torch.float32)}  # ᾱ_T underflows in half
-    alpha_bar = noise_level(scheduler, timestep)[0].to(**precise).expand(len(x_t))
-    if uncond is None:
-        output, variance = model(x_t, timestep, condition)
-        eps = eps_uncond = to_eps(output, x_t, alpha_bar, kind)
-        eps_cond = None
-    else:
-        both, variance = model(torch.cat([x_t, x_t]), timestep, join(uncond, condition))
+    asked = Asked() if asked is None else asked
+
+    def ask(x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
+        own, null, words = condition, uncond, prompts
+        if rows is not None:
+            own, null = take(condition, rows), take(uncond, rows)
+            words = None if prompts is None else [prompts[i] for i in rows.tolist()]
+        if null is None:
+            asked.note(len(x), (own is not None,), words)
+            output, variance = model(x, timestep, own)
+            return output, None, variance
+        asked.note(len(x), (False, True), words)
+        both, variance = model(torch.cat([x, x]), timestep, join(null, own))
         output_uncond, output_cond = both.chunk(2)
-        variance = None if variance is None else variance.chunk(2)[1]
         output = output_uncond + s0 * (output_cond - output_uncond)  # Eq. 7
-        eps, eps_uncond, eps_cond = (
-            to_eps(value, x_t, alpha_bar, kind) for value in (output, output_uncond, output_cond)
-        )
+        return output, (output_uncond, output_cond), None if variance is None else variance.chunk(2)[1]
 
     def denoise(rows: Tensor, captions: Sequence[str]) -> Tensor:
-        value, _ = model(x_t[rows], timestep, model.encode(list(captions)))
-        return to_eps(value, x_t[rows], alpha_bar[rows], kind)
+        asked.note(len(rows), (True,), captions)
+        return model(x_t[rows], timestep, model.encode(list(captions)))[0]
 
-    learned = variance is not None and str(option(scheduler, "variance_type")).startswith("learned")
-    step = Step(
-        x_t=x_t,
-        t=torch.full((len(x_t),), fraction(scheduler, timestep), **precise),
-        timestep=timestep,
-        alpha_bar=alpha_bar,
-        eps=eps,
-        eps_uncond=eps_uncond,
-        eps_cond=eps_cond,
+    x_t, alpha_bar = variance_preserving(scheduler, timestep, x_t)
+    output, branches, variance = ask(x_t)
+    step = view(
+        scheduler,
+        timestep,
+        x_t,
+        alpha_bar,
+        output=output,
+        branches=branches,
+        variance=variance,
         s0=s0,
-        seeds=tuple(seeds),
-        x0=clean_sample(output, x_t, alpha_bar, scheduler),
+        seeds=seeds,
         denoise=denoise,
+        predict=lambda x, rows: ask(x, rows)[0],
         decode=model.decode,
-        variance=posterior_variance(scheduler, timestep, variance) if learned else None,
-        clip=clip(scheduler),
     )
-    return step, output, variance if learned else None
+    return step, output, None if step.variance is None else variance
 
 
 def _scheduler(model: Model, kind: type | None, steps: int) -> Any:

@@ -40,6 +40,8 @@ class Step:
     """denoise(rows, captions) -> eps(x_t[rows], captions) without CFG: one more network call, for those rows only."""
     decode: Callable[[Tensor], Tensor]
     """decode(x0) -> pictures, (B, 3, H, W) in [-1, 1]."""
+    predict: Callable[[Tensor, Tensor], Tensor] | None = None
+    """predict(x_t, rows) -> eps after CFG of samples `rows` at another x_t, (R, C, H, W); differentiable in it."""
     variance: Tensor | None = None
     """Σ of the posterior, (B, C, H, W), for models that learn it."""
     clip: float | None = None
@@ -60,3 +62,21 @@ class Step:
             x0 = x0.clamp(-self.clip, self.clip)
         changed = (eps != self.eps).flatten(1).any(1).view(-1, 1, 1, 1)
         return replace(self, eps=eps, x0=torch.where(changed, x0, self.x0))
+
+
+@dataclass
+class Asked:
+    """What each row of the network call under way stands for, for what is attached to the network.
+
+    `sample` and `guard` make one for each chain and note every call in it before they make it.
+    """
+
+    conditional: tuple[bool, ...] = ()
+    """Whether the row is of the conditional branch."""
+    prompts: tuple[str, ...] | None = None
+    """The prompt of the row's sample, in both branches; None where it is not known in words."""
+
+    def note(self, samples: int, branches: Sequence[bool], prompts: Sequence[str] | None) -> None:
+        """A call with the rows of all samples, once for each branch: (False, True) is [uncond | cond]."""
+        self.conditional = tuple(branch for branch in branches for _ in range(samples))
+        self.prompts = None if prompts is None else tuple(prompts) * len(branches)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from amg.bank import TrainingBank
+from amg.guidance.base import flat
 from experiments.config import ConfigError, RunConfig, locate
 
 WORLD = ("model", "data", "similarity", "judge")
@@ -39,7 +40,7 @@ def build(run: RunConfig) -> Parts:
     model, bank, similarity, judge = _world(device(run.trainer), *(json.dumps(getattr(run, key)) for key in WORLD))
     with told("guidance"):
         guidance = component(run.guidance, bank=bank, similarity=similarity, threshold=threshold, model=model)
-    acts = getattr(guidance, "terms", True) != ()
+    acts = any(getattr(one, "terms", True) != () for one in flat(guidance))
     return Parts(model, bank, similarity, judge, threshold, guidance, scheduler, acts)
 
 

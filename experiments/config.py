@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -110,6 +111,7 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
         plain.pop(alone, None)
     if plain.get("conditioning") == "prompt" and plain.get("labels") is not None:
         plain["conditioning"] = "label"
+    plain["guidance"] = _listed(plain["guidance"])
     try:
         run = RunConfig.model_validate(plain)
     except ValidationError as error:
@@ -119,22 +121,60 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     if not lines and bind:  # nothing is imported while a target is not to be trusted, and Lightning (slow) last
         for key in sorted(COMPONENTS, key="trainer".__eq__):
             lines += [] if lines and key == "trainer" else _mistakes(key, getattr(run, key), allowed)
+    if sum(str(node.get("_target_")).endswith(".AntiMemorizationGuidance") for node in _every(run.guidance)) > 1:
+        lines.append("guidance.guidances: AntiMemorizationGuidance more than once, and a record has one trace")
     if lines:
         raise ConfigError(lines)
     return run
 
 
+NEEDS = {
+    "needs_attention": ("has_attention", False, "edits cross-attention, and model={model} has none"),
+    "needs_free_text": ("takes_free_text", True, "rewrites prompts, and model={model} knows its own captions alone"),
+}
+"""What a guidance's class may ask for; the fact of the model's class that decides, and its default; what is told."""
+
+
 def not_applicable(run: RunConfig) -> str | None:
     """Why a guidance cannot serve a model, in one line; None where it can."""
-    terms = run.guidance.get("terms")
-    prompts = terms is not None and bool(terms) and "sim" not in terms
-    target = locate(run.guidance["_target_"])
-    if (prompts or getattr(target, "needs_prompts", False)) and run.conditioning != "prompt":
-        return (
-            f"guidance={run.guidance.get('name')}: acts through text, and this run has none "
-            f"(model={run.model.get('name')}, conditioning={run.conditioning}); use guidance=sim"
-        )
+    name, model = run.guidance.get("name"), run.model.get("name")
+    for node in _every(run.guidance):
+        terms = node.get("terms")
+        prompts = terms is not None and bool(terms) and "sim" not in terms
+        target = locate(node["_target_"])
+        if (prompts or getattr(target, "needs_prompts", False)) and run.conditioning != "prompt":
+            return (
+                f"guidance={name}: acts through text, and this run has none "
+                f"(model={model}, conditioning={run.conditioning}); use guidance=sim"
+            )
+        for need, (fact, default, told) in NEEDS.items():
+            if getattr(target, need, False) and not getattr(locate(run.model["_target_"]), fact, default):
+                return f"guidance={name}: {told.format(model=model)}; use model=lab_sd or a Stable Diffusion"
     return None
+
+
+def _children(node: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The nodes among a node's values, alone or in a list, each with the key that leads to it."""
+    for key, value in node.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict) and "_target_" in one:
+                yield f"{key}.{one.get('name')}" if one is not value and "name" in one else key, one
+
+
+def _every(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A node and all below it."""
+    yield node
+    for _, child in _children(node):
+        yield from _every(child)
+
+
+def _listed(node: Any) -> Any:
+    """Nodes by name, as Hydra composes a chain, as the list of them: their order counts, their names do not."""
+    if not isinstance(node, dict):
+        return node
+    if node and all(isinstance(value, dict) and "_target_" in value for value in node.values()):
+        return [_listed(value) for value in node.values()]
+    return {key: _listed(value) for key, value in node.items()}
 
 
 def locate(target: str) -> Any:
@@ -173,13 +213,13 @@ def _mistakes(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> list[
     lines = []
     names = [name for name, parameter in signature.parameters.items() if parameter.kind != parameter.VAR_KEYWORD]
     open_ended = len(names) < len(signature.parameters)
-    for given, value in node.items():
+    for given in node:
         if given in ("name", "_target_", "_partial_"):
             continue
         if given not in names and not open_ended:
             lines.append(f"{key}.{given}: {target} takes no such key{did_you_mean(given, names)}")
-        if isinstance(value, dict) and "_target_" in value:
-            lines += _mistakes(f"{key}.{given}", value, allowed)
+    for below, child in _children(node):
+        lines += _mistakes(f"{key}.{below}", child, allowed)
     for name, parameter in signature.parameters.items():
         required = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from amg import records
 from amg.guidance import AntiMemorizationGuidance, Chain, State
+from amg.guidance.base import flat
 from amg.sampling import sample
 from experiments.build import Parts, component
 from experiments.conditions import chosen_for
@@ -70,14 +71,16 @@ def draw(run: RunConfig, parts: Parts, seeds: list[int], chosen: list | None, gu
 
 def watched(parts: Parts):
     """The guidance with something under it that records the similarity trace, unless it does so itself."""
-    if isinstance(parts.guidance, AntiMemorizationGuidance):
+    if any(isinstance(one, AntiMemorizationGuidance) for one in flat(parts.guidance)):
         return parts.guidance
     return Chain([AntiMemorizationGuidance(parts.similarity, parts.threshold, terms=()), parts.guidance])
 
 
-def amg_state(state: Any) -> State:
-    """The trace's part of a state: AMG's own, or that of the watcher in a chain."""
-    return state if isinstance(state, State) else next(one for one in state if isinstance(one, State))
+def amg_state(state: Any) -> State | None:
+    """AMG's part of a state: itself, or that within a chain's."""
+    if isinstance(state, tuple):
+        return next((found for one in state if (found := amg_state(one)) is not None), None)
+    return state if isinstance(state, State) else None
 
 
 def rows(parts: Parts, seeds: list[int], chosen: list | None, images: torch.Tensor, trace: list, seconds: float):

@@ -51,7 +51,7 @@ class Add(Guidance):
         return condition + self.name, x_T + self.amount
 
     @contextmanager
-    def attach(self, model):
+    def attach(self, model, asked):
         self.log.append(f"enter {self.name}")
         yield
         self.log.append(f"leave {self.name}")
@@ -115,7 +115,7 @@ def test_prompts_and_preparation_run_from_left_to_right():
 
 def test_attached_contexts_nest():
     log = []
-    with Chain([Add("a", 0, log=log), Add("b", 0, log=log)]).attach(None):
+    with Chain([Add("a", 0, log=log), Add("b", 0, log=log)]).attach(None, None):
         log.append("within")
     assert log == ["enter a", "enter b", "within", "leave b", "leave a"]
 

@@ -100,7 +100,8 @@ def test_a_sample_depends_on_its_seed_alone(scheduler, eta):
         return torch.cat(parts)
 
     draw(64, amg(Always(), terms=()))
-    median = torch.cat([state.similarity for state in states]).median().item()
+    seen = torch.cat([state.similarity for state in states]).sort().values
+    median = seen[len(seen) // 2 - 1 :][:2].mean().item()  # between two values: on one of them rounding decides
     states.clear()
     guidance = amg(Constant(median), c1=2, c2=3)
     whole = draw(64, guidance)

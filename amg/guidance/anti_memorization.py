@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from amg.step import Step
 from amg.thresholds import Threshold
 
 TERMS = ("spe", "dup", "sim")
+GRADIENTS = ("fixed_eps", "through_unet")
 MIN_ALPHA_BAR = 1e-4
 """Below it x_t is noise but for 1 %, and the 1/ᾱ that G_sim gains on its way to x̂0 would throw the chain away."""
 
@@ -62,10 +63,11 @@ class AntiMemorizationGuidance(Guidance):
             1/√ᾱ_t makes the same c3 a thousand times stronger at the first step than at the last.
         terms: which guidances act; () only watches.
         captions: captions of the training pictures for G_dup; the bank's where None.
+        gradient: how ∇_{x_t} σ_t of G_sim passes x̂0(x_t). `fixed_eps` holds ε fixed, as in the released code: no
+            further call of the denoiser. `through_unet` follows ε(x_t) after CFG too: one more forward and one backward
+            pass of the denoiser for each flagged row.
 
-    The gradient of G_sim is that of σ_t through x̂0(x_t) with ε held fixed, as in the released code: no backward
-    pass through the denoiser. It is left out where ᾱ_t < 1e-4. Where there is no condition, or at s0 <= 1, G_spe and
-    G_dup vanish.
+    G_sim is left out where ᾱ_t < 1e-4. Where there is no condition, or at s0 <= 1, G_spe and G_dup vanish.
     """
 
     def __init__(
@@ -78,17 +80,20 @@ class AntiMemorizationGuidance(Guidance):
         normalize: bool = False,
         terms: Sequence[str] = TERMS,
         captions: Sequence[str] | None = None,
+        gradient: str = "fixed_eps",
     ):
         terms = (terms,) if isinstance(terms, str) else tuple(terms)
         unknown = sorted(set(terms) - set(TERMS))
         if unknown:
             raise ValueError(f"guidance.terms: unknown {', '.join(unknown)}; choose among {', '.join(TERMS)}")
+        if gradient not in GRADIENTS:
+            raise ValueError(f"guidance.gradient: unknown {gradient}; choose {' or '.join(GRADIENTS)}")
         for name, value in (("c1", c1), ("c2", c2), ("c3", c3)):
             if not value >= 0:  # NaN fails too
                 raise ValueError(f"guidance.{name} must be >= 0, got {value}")
         self.similarity, self.threshold = similarity, threshold
         self.c1, self.c2, self.c3, self.normalize, self.terms = c1, c2, c3, normalize, terms
-        self.captions = captions
+        self.captions, self.gradient = captions, gradient
         self.needs_prompts = bool(self.terms) and "sim" not in self.terms
 
     @classmethod
@@ -148,12 +153,18 @@ class AntiMemorizationGuidance(Guidance):
         return change, acted
 
     def _gradient(self, step: Step, rows: Tensor) -> Tensor:
-        """∇_{x_t} σ_t with ε held fixed: x̂0 is then linear in x_t with slope 1/√ᾱ_t."""
+        """∇_{x_t} σ_t of some rows, (R, C, H, W)."""
         with torch.inference_mode(False), torch.enable_grad():
-            x0 = step.x0[rows].clone().requires_grad_()
-            value = self.similarity(step.decode(x0)).value
-            (gradient,) = torch.autograd.grad(value.sum(), x0)
-        return gradient / _rows(step.alpha_bar[rows].sqrt(), gradient)
+            alpha_bar = step.alpha_bar[rows]
+            if self.gradient == "fixed_eps":  # x̂0 is then linear in x_t with slope 1/√ᾱ_t
+                x0 = step.x0[rows].clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(self.similarity(step.decode(x0)).value.sum(), x0)
+                return gradient / _rows(alpha_bar.sqrt(), gradient)
+            x_t = step.x_t[rows].clone().requires_grad_()
+            x0 = replace(step, x_t=x_t, alpha_bar=alpha_bar).predict_x0(step.predict(x_t, rows))
+            x0 = step.x0[rows] + (x0 - x0.detach())  # clipped where the scheduler clips: its value, our gradient
+            (gradient,) = torch.autograd.grad(self.similarity(step.decode(x0)).value.sum(), x_t)
+            return gradient
 
     def _captions(self, index: Tensor) -> list[str]:
         captions = self.captions

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amg.step import Step
+from amg.step import Asked, Step
 
 
 class Guidance:
@@ -20,6 +20,10 @@ class Guidance:
 
     needs_prompts = False
     """Whether the method works on text and is n/a for a model without it."""
+    needs_attention = False
+    """Whether it edits cross-attention and is n/a for a model whose class does not say `has_attention`."""
+    needs_free_text = False
+    """Whether it writes prompts that nobody wrote and is n/a for a model whose class denies `takes_free_text`."""
 
     def __call__(self, step: Step, state: Any) -> tuple[Tensor, Any]:
         """Returns the noise prediction to use, (B, C, H, W), and the next state."""
@@ -41,8 +45,13 @@ class Guidance:
         """Edits the encoded null condition of classifier-free guidance."""
         return null
 
-    def attach(self, model: Any) -> AbstractContextManager:
-        """A context in which the model is changed, e.g. its attention."""
+    def attach(self, model: Any, asked: Asked) -> AbstractContextManager:
+        """A context in which the model is changed, e.g. its attention, and changed back at the end.
+
+        Args:
+            model: what is sampled; its `unet` is the denoiser. In `guard` it is the pipeline.
+            asked: says at each call of the network what its rows are.
+        """
         return nullcontext()
 
 
@@ -87,8 +96,15 @@ class Chain(Guidance):
         return null
 
     @contextmanager
-    def attach(self, model):
+    def attach(self, model, asked):
         with ExitStack() as stack:
             for guidance in self.guidances:
-                stack.enter_context(guidance.attach(model))
+                stack.enter_context(guidance.attach(model, asked))
             yield
+
+
+def flat(guidance: Guidance) -> list[Guidance]:
+    """The guidances of a chain, of chains within it too; any other as the only one."""
+    if isinstance(guidance, Chain):
+        return [one for part in guidance.guidances for one in flat(part)]
+    return [guidance]

@@ -16,6 +16,7 @@ class CaptionWordRepetition(Guidance):
     """
 
     needs_prompts = True
+    needs_free_text = True
 
     def __init__(self, repeats: int = 4):
         if repeats < 0:

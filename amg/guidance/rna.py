@@ -16,6 +16,7 @@ class RandomNumbers(Guidance):
     """
 
     needs_prompts = True
+    needs_free_text = True
 
     def __init__(self, numbers: int = 4):
         if numbers < 0:

@@ -21,6 +21,7 @@ class RandomTokens(Guidance):
     """
 
     needs_prompts = True
+    needs_free_text = True
 
     def __init__(self, tokens: int = 4, tokenizer: str | Any = "openai/clip-vit-large-patch14"):
         if tokens < 0:

@@ -39,6 +39,9 @@ class StableDiffusion:
     The safety checker is left out: the black pictures that it makes would pass for novel ones.
     """
 
+    has_attention = True
+    """Its `unet` attends to the text: cross-attention edits reach it."""
+
     def __init__(
         self,
         source: str | Path | Any,

@@ -1,0 +1,74 @@
+"""What the tests of `guard` share: pipelines by name, a guidance that finds every picture alike, and one call."""
+
+import functools
+
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from PIL import Image
+from tiny_pipelines import CONTROLNET, IMG2IMG, INPAINT, sdxl, stable_diffusion, unconditional
+
+from amg.bank import TrainingBank
+from amg.guidance import AntiMemorizationGuidance
+from amg.similarity import NormalizedL2
+from amg.thresholds import Always
+
+NAMES = ["one", "two", "six", "ten", "axe", "bee"]
+PROMPTS = ["a cat", "two dogs", "sea"]
+SEEDS = (4, 5, 6)
+PICTURE = Image.linear_gradient("L").resize((16, 16)).convert("RGB")
+MASK = Image.radial_gradient("L").resize((16, 16))
+
+TEXT = {"prompt": PROMPTS}
+PIPELINES = {
+    "sd": (stable_diffusion, TEXT),
+    "sd v": (functools.partial(stable_diffusion, prediction_type="v_prediction"), TEXT),
+    "sd rescaled": (stable_diffusion, TEXT | {"guidance_rescale": 0.7}),
+    "sd without cfg": (stable_diffusion, TEXT | {"guidance_scale": 1.0}),
+    "sd, two a prompt": (stable_diffusion, {"prompt": PROMPTS[:1], "num_images_per_prompt": 3}),
+    "sdxl": (sdxl, TEXT | {"guidance_scale": 7.5}),
+    "img2img": (functools.partial(stable_diffusion, IMG2IMG), TEXT | {"image": [PICTURE] * 3, "strength": 0.75}),
+    "inpaint 4": (
+        functools.partial(stable_diffusion, INPAINT),
+        TEXT | {"image": PICTURE, "mask_image": MASK, "height": 16, "width": 16},
+    ),
+    "inpaint 9": (
+        functools.partial(stable_diffusion, INPAINT, channels=9),
+        TEXT | {"image": PICTURE, "mask_image": MASK, "height": 16, "width": 16},
+    ),
+    "controlnet": (functools.partial(stable_diffusion, CONTROLNET), TEXT | {"image": [PICTURE] * 3}),
+    "ddpm": (functools.partial(unconditional, DDPMPipeline, DDPMScheduler()), {"batch_size": 3}),
+    "ddim": (functools.partial(unconditional, DDIMPipeline, DDIMScheduler()), {"batch_size": 3}),
+}
+
+
+def bank(size: int = 16) -> TrainingBank:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(6, 3, size, size, generator=generator) * 2 - 1
+    return TrainingBank.from_tensors(images, NAMES)
+
+
+def amg(threshold=None, size: int = 16, **strengths) -> AntiMemorizationGuidance:
+    strengths = strengths or {"c1": 2.0, "c2": 3.0, "c3": 5.0}
+    nl2 = NormalizedL2(bank(size), k=3)
+
+    def similarity(images):  # nL2 is negative, and these random pictures are all far: made positive, so that s1, s2 are
+        match = nl2(images)
+        return match._replace(value=3 + match.value)
+
+    return AntiMemorizationGuidance(similarity, threshold or Always(), **strengths, captions=NAMES)
+
+
+def call(pipe, options, seeds=SEEDS, steps=4):
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    latents = {"output_type": "latent"} if hasattr(pipe, "vae") else {"output_type": "pt"}
+    return pipe(**options, generator=generators, num_inference_steps=steps, **latents).images
+
+
+def size_of(name: str) -> int:
+    return 8 if name in ("ddpm", "ddim") else 16
+
+
+def remains(pipe) -> list:
+    """What a guarded call could leave behind."""
+    weights = [w.requires_grad for part in (pipe.unet, getattr(pipe, "vae", pipe.unet)) for w in part.parameters()]
+    return [vars(pipe.scheduler).get("step"), len(pipe.unet._forward_hooks), weights]
