@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import COMPONENTS, ConfigError, check, explain
+from experiments.config import COMPONENTS, SEVERAL, ConfigError, check, explain
 from experiments.quoting import quote
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +57,7 @@ def reach(argument: str) -> str:
 
     They are bound to the component's signature later.
     """
-    return f"++{argument}" if re.match(rf"({'|'.join(COMPONENTS)})\.", argument) else argument
+    return f"++{argument}" if re.match(rf"({'|'.join((*COMPONENTS, *SEVERAL))})\.", argument) else argument
 
 
 def compose_config(arguments: list[str], whole: bool = True) -> DictConfig:

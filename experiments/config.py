@@ -15,6 +15,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 PREFIXES = ("amg.", "experiments.", "lightning.", "diffusers.", "torchmetrics.")
 COMPONENTS = ("data", "guidance", "judge", "logger", "model", "similarity", "task", "threshold", "trainer")
+SEVERAL = ("detector",)
+"""Groups of which a run may choose several; each choice is a component, by its name."""
 PROVIDED = {
     "bank",
     "model",
@@ -76,6 +78,7 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
     task: dict[str, Any]
     threshold: dict[str, Any]
     trainer: dict[str, Any]
+    detector: dict[str, dict[str, Any]] = Field(default_factory=dict)  # task=detect brings them
 
     @model_validator(mode="after")
     def _one_condition(self) -> RunConfig:
@@ -113,10 +116,12 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     except ValidationError as error:
         raise ConfigError([_told(one) for one in error.errors()]) from None
     allowed = (*PREFIXES, *run.allow)
-    lines = [line for key in COMPONENTS if (line := _bad_target(key, getattr(run, key), allowed))]
+    nodes = {key: getattr(run, key) for key in COMPONENTS}
+    nodes |= {f"{key}.{name}": node for key in SEVERAL for name, node in getattr(run, key).items()}
+    lines = [line for key, node in nodes.items() if (line := _bad_target(key, node, allowed))]
     if not lines and bind:  # nothing is imported while a target is not to be trusted, and Lightning (slow) last
-        for key in sorted(COMPONENTS, key="trainer".__eq__):
-            lines += [] if lines and key == "trainer" else _mistakes(key, getattr(run, key), allowed)
+        for key in sorted(nodes, key="trainer".__eq__):
+            lines += [] if lines and key == "trainer" else _mistakes(key, nodes[key], allowed)
     if lines:
         raise ConfigError(lines)
     return run
@@ -153,7 +158,7 @@ def _bad_target(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> str
     """Why a component's `_target_` is refused."""
     target = node.get("_target_")
     if target is None:
-        return f"{key}: no _target_; choose one of conf/{key}"
+        return f"{key}: no _target_; choose one of conf/{key.split('.')[0]}"
     if not isinstance(target, str) or not target.startswith(allowed):
         return f"{key}._target_={target}: must begin with {', '.join(allowed)} (allow=[…] adds more)"
     return None
@@ -196,7 +201,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
 def explain(error: Exception, conf: Path) -> str:
     """Hydra's complaint in one line."""
     text = str(error)
-    if match := re.search(r"Could not find '([\w./-]+)/([\w.-]+)'", text):
+    if match := re.search(r"Could not (?:find|load) '([\w./-]+)/([\w.-]+)'", text):
         group, option = match.groups()
         options = sorted(file.stem for file in (conf / group).glob("*.yaml"))
         near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
@@ -204,6 +209,8 @@ def explain(error: Exception, conf: Path) -> str:
         return f"{group}={option}: no such choice{hint}"
     if match := re.search(r"Could not override '([\w.@-]+)'|Key '([\w-]+)' is not in struct", text):
         key = match[1] or match[2]
+        if key in SEVERAL:
+            return f"{key}: only task=detect takes it"
         return f"{key}: unknown key{did_you_mean(key, top_level_keys(conf))}"
     return " ".join(text.split())
 

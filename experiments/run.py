@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def generate_run(run: RunConfig, command: str = "", in_sweep: bool = False, draw
         with FileLock(run_dir / ".lock", timeout=0):
             manifest = Manifest(run_dir)
             if draw:
-                _same_as_before(run, run_dir)
+                same_as_before(run, run_dir)
             manifest.write(status="running", command=command, **facts(run, parts))
             (run_dir / "config.yaml").write_text(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
             drawn = generate(run, parts, chosen, run_dir) if draw else 0
@@ -76,28 +77,34 @@ def generate_run(run: RunConfig, command: str = "", in_sweep: bool = False, draw
     return run_dir
 
 
-def _same_as_before(config: RunConfig, run_dir: Path) -> None:
+def same_as_before(config: RunConfig, run_dir: Path, nodes: Sequence[str] = NODES, kind: str = "records") -> None:
     """Refuses a folder with samples of another configuration: a table over both would mean nothing."""
     file = run_dir / "config.yaml"
-    if not file.is_file() or not any((run_dir / "records").glob("*.parquet")):
+    if not file.is_file() or not any((run_dir / kind).glob("*.parquet")):
         return
     before, now = yaml.safe_load(file.read_text()), config.model_dump()
-    changed = [key for key in (*DECIDES, *NODES) if before.get(key) != now[key]]
+    changed = [key for key in (*DECIDES, *nodes) if before.get(key) != now[key]]
     if changed:
         raise ConfigError(
             [f"output_dir={run_dir}: holds samples of another {', '.join(changed)}; choose another folder or empty it"]
         )
 
 
-def folder(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> Path:
-    """`output_dir`, or a name with the hash of all that decides a picture."""
+def folder(
+    config: RunConfig,
+    parts: Any,
+    chosen: list[str | int] | None,
+    nodes: Sequence[str] = NODES,
+    label: str | None = None,
+) -> Path:
+    """`output_dir`, or a name with the hash of all that decides a picture (or whatever else the nodes decide)."""
     if config.output_dir:
         return Path(config.output_dir)
     dump = config.model_dump()
-    decides = {key: dump[key] for key in (*DECIDES, *NODES)}
+    decides = {key: dump[key] for key in (*DECIDES, *nodes)}
     content = json.dumps([decides, chosen, parts.bank.digest(), getattr(parts.model, "digest", None)], sort_keys=True)
     digest = hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
-    return Path("runs") / config.name / f"{config.model.get('name')}-{config.guidance.get('name')}-{digest}"
+    return Path("runs") / config.name / f"{config.model.get('name')}-{label or config.guidance.get('name')}-{digest}"
 
 
 def facts(config: RunConfig, parts: Any) -> dict[str, Any]:
