@@ -56,15 +56,15 @@ def detect_run(
             (run_dir / "config.yaml").write_text(yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True))
             drawn = draw_missing(run, parts, detectors, samples, run_dir)
             frame = asked(seen_on_disk(run_dir, detectors), samples)
-            scores, ordinary_seen = scored(run, detectors, frame)
+            scores, learned = scored(run, detectors, frame)
             scores.to_parquet(run_dir / "scores.parquet", index=False)
             scores.to_csv(run_dir / "scores.csv", index=False)
             sections = compare(run, detectors, scores)
-            table = table_of(run, sections, reasons, published or {}, notes(run, parts, scores, ordinary_seen))
+            table = table_of(run, sections, reasons, published or {}, notes(run, parts, detectors, scores, learned))
             table.write(run_dir)
             figure = figure_roc([section.roc for section in sections], list(detectors), run_dir / "roc.png")
             manifest.write(status="done", metrics={section.title: section.metrics for section in sections})
-            caption = "Share of the memorized that is found against the share of ordinary ones that raise an alarm."
+            caption = "ROC of each detector, for each notion of memorized; dotted: 1 % false positives."
             report = write_report(run_dir, tables=[table], figures=[(figure, caption)], title="Detectors")
     except Timeout:
         raise ConfigError(

@@ -68,8 +68,7 @@ def samples_of(run: RunConfig, chosen: list[str | int] | None, causes: list[str]
     every = list(zip(chosen or [None], causes, strict=True))
     ordinary = [pair for pair in every if pair[1] in ("", "ordinary")]
     if learn and not ordinary:
-        names = [name for name in run.detector]
-        raise ConfigError([f"detector={names}: some learn on ordinary prompts, and this run has none"])
+        raise ConfigError(["task.learn: the chosen detectors learn on ordinary prompts, and this run has none"])
     scored = [Sample(run.seed + i, *every[i % len(every)]) for i in range(run.n_samples)]
     first = run.seed + HELD_OUT
     return scored + [Sample(first + i, *ordinary[i % len(ordinary)], held_out=True) for i in range(learn)]

@@ -1,4 +1,4 @@
-"""What detectors are worth: for each notion of "memorized", the area under the ROC, the share found, the price."""
+"""What detectors are worth: AUC, TPR at 1 % FPR and price, for each notion of "memorized"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from amg.detectors import Detector, network_calls
-from amg.metrics.detection import auc, auc_interval, found_at
+from amg.metrics.detection import auc, auc_interval, positives_at
 from experiments.build import Parts
 from experiments.config import ConfigError, RunConfig
 from experiments.tables import NOT_APPLICABLE, Table, render
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RATE = 0.01
 COLUMNS = [
     {"key": "auc", "label": "AUC (95 %)", "format": "interval", "better": "higher"},
-    {"key": "tpr", "label": "found at 1 % alarms", "format": "share", "better": "higher"},
+    {"key": "tpr", "label": "TPR at 1 % FPR", "format": "share", "better": "higher"},
     {"key": "calls", "label": "network calls", "format": ".0f", "better": "lower"},
     {"key": "seconds", "label": "seconds", "format": ".3g", "better": "lower"},
 ]
@@ -42,7 +42,7 @@ class Section:
     metrics: dict[str, dict[str, Any]]
     """By detector."""
     ordinary: int
-    """Decisions that must raise no alarm."""
+    """Decisions that are no memorized ones."""
 
 
 def compare(run: RunConfig, detectors: Mapping[str, Detector], scores: pd.DataFrame) -> list[Section]:
@@ -67,7 +67,7 @@ def compare(run: RunConfig, detectors: Mapping[str, Detector], scores: pd.DataFr
                 "auc": area,
                 "auc_low": low,
                 "auc_high": high,
-                "tpr": found_at(values, memorized, RATE),
+                "tpr": positives_at(values, memorized, RATE),
                 "tpr_n": int(memorized.sum()),
                 "calls": calls * images,
                 "seconds": float(scores[f"seconds_{name}"].mean()) * images,
@@ -117,9 +117,9 @@ def table_of(
         for section, table in zip(sections, tables, strict=True)
         for line in table.lines
     ]
-    rests = "; ".join(f"{s.title.rstrip('?')}: {s.ordinary}, of which {int(RATE * s.ordinary)} may" for s in sections)
+    rests = "; ".join(f"{s.title} {s.ordinary} (but for {int(RATE * s.ordinary)})" for s in sections)
     own = [
-        f"Found at 1 % alarms: memorized ones above a threshold that at most 1 % of the others reach ({rests}).",
+        f"TPR at 1 % FPR rests on this many ordinary ones, above whose scores the threshold lies: {rests}.",
         *(f"n/a: {reason}." for reason in reasons.values()),
     ]
     if any(line.source == "paper" for line in lines):
@@ -127,7 +127,9 @@ def table_of(
     return Table(tables[0].title, tables[0].head, tuple(lines), (*own, *notes, *tables[0].notes))
 
 
-def notes(run: RunConfig, parts: Parts, scores: pd.DataFrame, learned: int) -> list[str]:
+def notes(
+    run: RunConfig, parts: Parts, detectors: Mapping[str, Detector], scores: pd.DataFrame, learned: int
+) -> list[str]:
     """What one must know to believe the numbers."""
     known = hasattr(parts.model, "responsible")
     by = "a planted picture is responsible (the truth)" if known else f"the judge, {run.judge.get('name')}, says so"
@@ -138,6 +140,7 @@ def notes(run: RunConfig, parts: Parts, scores: pd.DataFrame, learned: int) -> l
         f"Network calls per decision, two under classifier-free guidance; seconds on {parts.model.device}, "
         f"batches of {min(run.batch_size, len(scores))}.",
     ]
-    if learned:
-        found.append(f"norms: learned on {learned} ordinary chains of other seeds, none of them a copy.")
+    learners = ", ".join(name for name, detector in detectors.items() if detector.learns)
+    if learners:
+        found.append(f"{learners}: learned on {learned} ordinary chains of other seeds, none of them a copy.")
     return found

@@ -1,4 +1,4 @@
-"""How well a score tells memorized from ordinary: ROC, its area with an interval, and the share found at few alarms."""
+"""How well a score tells memorized from ordinary: ROC, its area with an interval, TPR at a low FPR."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def roc(scores: Tensor, memorized: Tensor) -> tuple[Tensor, Tensor]:
-    """False alarms and finds as the threshold falls, both (K + 1,) whole numbers from 0, K distinct scores.
+    """False and true positives as the threshold falls, both (K + 1,) counts from 0, K distinct scores.
 
     Args:
         scores: (n,), larger is more likely memorized.
@@ -22,17 +22,17 @@ def roc(scores: Tensor, memorized: Tensor) -> tuple[Tensor, Tensor]:
     if memorized.all() or not memorized.any():
         raise ValueError("an ROC needs both memorized and ordinary samples")
     order = scores.argsort(descending=True)
-    ordered, found = scores[order], memorized[order].long().cumsum(0)
+    ordered, true = scores[order], memorized[order].long().cumsum(0)
     last = torch.cat([ordered[1:] != ordered[:-1], torch.ones(1, dtype=torch.bool)])  # equal scores fall together
-    alarms = torch.arange(1, len(ordered) + 1) - found
+    false = torch.arange(1, len(ordered) + 1) - true
     zero = torch.zeros(1, dtype=torch.long)
-    return torch.cat([zero, alarms[last]]), torch.cat([zero, found[last]])
+    return torch.cat([zero, false[last]]), torch.cat([zero, true[last]])
 
 
 def auc(scores: Tensor, memorized: Tensor) -> float:
     """Area under the ROC: how often a memorized sample outscores an ordinary one, ties counting half."""
-    alarms, found = roc(scores, memorized)
-    return float(torch.trapezoid(found.double(), alarms.double())) / int(found[-1]) / int(alarms[-1])
+    false, true = roc(scores, memorized)
+    return float(torch.trapezoid(true.double(), false.double())) / int(true[-1]) / int(false[-1])
 
 
 def auc_interval(area: float, memorized: int, ordinary: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -61,7 +61,7 @@ def auc_interval(area: float, memorized: int, ordinary: int, confidence: float =
     return (0.0 if area == 0 else brentq(error, 0, inside)), (1.0 if area == 1 else brentq(error, inside, 1))
 
 
-def found_at(scores: Tensor, memorized: Tensor, rate: float = 0.01) -> int:
-    """How many memorized samples score above a threshold that at most `rate` of the ordinary ones reach."""
-    alarms, found = roc(scores, memorized)
-    return int(found[alarms <= rate * int(alarms[-1]) + 1e-9].max())
+def positives_at(scores: Tensor, memorized: Tensor, rate: float = 0.01) -> int:
+    """True positives at the lowest threshold whose false-positive rate is at most `rate`; TPR is their share."""
+    false, true = roc(scores, memorized)
+    return int(true[false <= rate * int(false[-1]) + 1e-9].max())
