@@ -117,9 +117,9 @@ def table_of(
         for section, table in zip(sections, tables, strict=True)
         for line in table.lines
     ]
-    rests = "; ".join(f"{s.title} {s.ordinary} (but for {int(RATE * s.ordinary)})" for s in sections)
+    rests = "; ".join(f"{int(RATE * s.ordinary)} of {s.ordinary} ({s.title})" for s in sections)
     own = [
-        f"TPR at 1 % FPR rests on this many ordinary ones, above whose scores the threshold lies: {rests}.",
+        f"TPR at 1 % FPR rests on so few ordinary ones above the threshold: {rests}.",
         *(f"n/a: {reason}." for reason in reasons.values()),
     ]
     if any(line.source == "paper" for line in lines):
