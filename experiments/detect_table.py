@@ -10,7 +10,7 @@ import torch
 
 from amg.detectors import Detector, network_calls
 from amg.metrics.detection import auc, auc_interval, positives_at
-from experiments.build import Parts
+from experiments.build import Parts, told
 from experiments.config import ConfigError, RunConfig
 from experiments.tables import NOT_APPLICABLE, Table, render
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RATE = 0.01
+ONE_IMAGE = "Is the prompt planted? One image"
 COLUMNS = [
     {"key": "auc", "label": "AUC (95 %)", "format": "interval", "better": "higher"},
     {"key": "tpr", "label": "TPR at 1 % FPR", "format": "share", "better": "higher"},
@@ -60,9 +61,10 @@ def compare(run: RunConfig, detectors: Mapping[str, Detector], scores: pd.DataFr
         metrics = {}
         for name, detector in detectors.items():
             values = torch.tensor(roc.decisions[f"score_{name}"].to_numpy(float))
-            area = auc(values, memorized)
+            with told(f"detector.{name}"):
+                area = auc(values, memorized)
             low, high = auc_interval(area, *independent)
-            calls = network_calls(detector, run.sampler.steps, run.conditioning == "prompt" and run.s0 != 1)
+            calls = network_calls(detector, run.sampler.steps, None if run.conditioning == "none" else run.s0)
             metrics[name] = {
                 "auc": area,
                 "auc_low": low,
@@ -87,8 +89,7 @@ def _truths(scores: pd.DataFrame):
     columns = [name for name in scores.columns if name.startswith("score_")]
     planted = (scores["cause"] != "ordinary").rename("memorized")
     if scores["cause"].any():
-        title = "Is the prompt planted? One image"
-        yield Roc(title, scores[columns].assign(memorized=planted)), 1, each
+        yield Roc(ONE_IMAGE, scores[columns].assign(memorized=planted)), 1, each
         images = int(scores.groupby("prompt")["seed"].count().min())
         if images > 1:
             some = scores.assign(memorized=planted).groupby("prompt", sort=False).head(images)
@@ -105,10 +106,10 @@ def table_of(
     published: Mapping[str, Mapping[str, float]],
     notes: list[str],
 ) -> Table:
-    """One table, a part per notion of memorized; papers' numbers stand in the first."""
+    """One table, a part per notion of memorized; papers' numbers stand where they belong."""
     tables = []
     for section in sections:
-        paper = published if section is sections[0] and run.conditioning == "prompt" else {}
+        paper = published if section.title == ONE_IMAGE else {}
         rows = [{"row": name, "label": name, "paper": paper.get(name, {})} for name in run.detector]
         spec = {"title": f"Detectors, {run.model.get('name')}", "rows": rows, "columns": COLUMNS}
         tables.append(render(spec, section.metrics | dict.fromkeys(reasons, NOT_APPLICABLE)))

@@ -15,6 +15,7 @@ Memorization-free diffusion: sample a diffusion model without copying its traini
   python run.py -m guidance=none,full s0=1,3,7.5       a sweep; the same command resumes
   python run.py -m 'guidance=glob(*)'                  every guidance; n/a where a model cannot
   python run.py experiment=table4                      a table of the paper
+  python run.py task=detect                            what finds planted prompts; detector=[magnitude,norms]
 
 The same command again resumes and recomputes nothing.
 Exit codes: 0 done, 1 failure, 2 bad input.

@@ -142,17 +142,19 @@ def test_what_is_seen_of_a_sample_does_not_depend_on_its_batch():
 
 
 def test_the_calls_that_are_told_are_those_that_were_made():
-    def rows(**detectors):
+    def rows(prompts=PROMPTS, s0=3.0, **detectors):
         model = toy()
-        observe(model, detectors, SEEDS, PROMPTS, s0=3.0, steps=STEPS)
+        observe(model, detectors, SEEDS, prompts, s0=s0, steps=STEPS)
         return model.rows / len(SEEDS)
 
     whole = 2 * STEPS
-    assert rows() == whole == network_calls(Norms(), STEPS, True) == network_calls(NearestPicture(redness), STEPS, True)
+    assert rows() == whole == network_calls(Norms(), STEPS, 3.0) == network_calls(NearestPicture(redness), STEPS, 3.0)
     assert rows(norms=Norms(), nearest=NearestPicture(redness)) == whole
     for detector in (Magnitude(), Anisotropy(), OneStep()):
-        assert rows(it=detector) - whole == network_calls(detector, STEPS, True)
-    assert network_calls(OneStep(), STEPS, False) == 1
+        assert rows(it=detector) - whole == network_calls(detector, STEPS, 3.0)
+    for detector in (Magnitude(), OneStep()):  # plain conditional: only the look at what the prompt changes is double
+        assert rows(s0=1.0, it=detector) - STEPS == network_calls(detector, STEPS, 1.0)
+    assert rows(None, 1.0, it=OneStep()) - STEPS == network_calls(OneStep(), STEPS, None) == 1
     # magnitude and one_step share their look
     assert rows(magnitude=Magnitude(), one_step=OneStep()) - whole == 2
 

@@ -57,7 +57,8 @@ def observe(
         seen[name].append(value)
         own[name] += took
 
-    looks = _looks(model, scheduler, seeds, prompts, s0, steps)
+    both = s0 != 1 or any(detector.needs_prompts for detector in detectors.values())
+    looks = _looks(model, scheduler, seeds, prompts, s0, steps, both)
     wanted = {name: places(detector, steps) for name, detector in detectors.items()}
     calls = {
         place: clock(lambda place=place: looks(place)) for place in sorted({p for n, _ in wanted.values() for p in n})
@@ -108,19 +109,25 @@ def places(detector: Detector, steps: int) -> tuple[list[int], range]:
         ) from None
 
 
-def network_calls(detector: Detector, steps: int, conditional: bool) -> int:
-    """Network evaluations per decision; a look under classifier-free guidance is two."""
+def network_calls(detector: Detector, steps: int, s0: float | None) -> int:
+    """Network evaluations per decision of the detector alone; a look with and without the condition is two.
+
+    Args:
+        s0: CFG scale; None for unconditional sampling.
+    """
     noise, chain = places(detector, steps)
-    return (len(noise) + (max(chain) + 1 if chain else 0)) * (2 if conditional else 1)
+    guided = s0 is not None and s0 != 1
+    both = guided or (s0 is not None and detector.needs_prompts)
+    return len(noise) * (2 if both else 1) + (max(chain) + 1 if chain else 0) * (2 if guided else 1)
 
 
-def _looks(model, scheduler, seeds, prompts, s0, steps) -> Callable[[int], Step]:
-    """Pure noise seen at a place of the schedule."""
+def _looks(model, scheduler, seeds, prompts, s0, steps, both) -> Callable[[int], Step]:
+    """Pure noise seen at a place of the schedule; `both`: also without the condition, where there is one."""
     plan = own_scheduler(model, scheduler, steps)
     x_T = first_noise(model, [torch.Generator().manual_seed(seed) for seed in seeds])
     condition = uncond = None
     if prompts is not None:
-        condition, uncond = model.encode(prompts), model.encode([None] * len(seeds))
+        condition, uncond = model.encode(prompts), model.encode([None] * len(seeds)) if both else None
     return lambda place: look(model, plan, x_T, plan.timesteps[place], condition, uncond, s0, seeds)[0]
 
 
