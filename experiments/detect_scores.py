@@ -161,8 +161,8 @@ def scored(run: RunConfig, detectors: Mapping[str, Detector], frame: pd.DataFram
             if len(ordinary) < 2:
                 every = int(frame["held_out"].sum())
                 raise ConfigError(
-                    [f"task.learn: {every - len(ordinary)} of {every} ordinary chains came out as copies; {name} needs 2 "
-                     "that did not: draw more"]
+                    [f"task.learn: {every - len(ordinary)} of {every} ordinary chains came out as copies; {name} needs "
+                     "2 that did not: draw more"]
                 )  # fmt: skip
             detector = detector.learn(_tensor(ordinary[f"seen_{name}"], looks))
         result[f"score_{name}"] = detector.score(_tensor(rows[f"seen_{name}"], looks)).numpy()
