@@ -54,12 +54,16 @@ SCHEMA = pa.schema(
 """Every column must be given; those of the second half may be null."""
 
 
-def append(run_dir: str | Path, rows: Sequence[dict[str, Any]]) -> Path:
+def append(
+    run_dir: str | Path, rows: Sequence[dict[str, Any]], schema: pa.Schema = SCHEMA, kind: str = "records"
+) -> Path:
     """Writes one shard, named by its first and last seed; an existing shard is never touched.
 
     Args:
         run_dir: the run's folder.
-        rows: one dict per sample with exactly the columns of `SCHEMA`; tensors and arrays become lists.
+        rows: one dict per sample with exactly the columns of the schema; tensors and arrays become lists.
+        schema: of the shards; it has a column `seed`.
+        kind: the folder of the shards in the run's folder.
     Returns:
         The shard's path.
     Raises:
@@ -68,11 +72,11 @@ def append(run_dir: str | Path, rows: Sequence[dict[str, Any]]) -> Path:
     if not rows:
         raise ValueError("records: no rows to append")
     for row in rows:
-        for problem, names in (("unknown", set(row) - set(SCHEMA.names)), ("missing", set(SCHEMA.names) - set(row))):
+        for problem, names in (("unknown", set(row) - set(schema.names)), ("missing", set(schema.names) - set(row))):
             if names:
                 raise ValueError(f"records: {problem} column {', '.join(sorted(names))} (seed {row.get('seed')})")
-    table = pa.Table.from_arrays([_column(field, [row[field.name] for row in rows]) for field in SCHEMA], schema=SCHEMA)
-    folder = Path(run_dir) / "records"
+    table = pa.Table.from_arrays([_column(field, [row[field.name] for row in rows]) for field in schema], schema=schema)
+    folder = Path(run_dir) / kind
     folder.mkdir(parents=True, exist_ok=True)
     seeds = table["seed"].to_pylist()
     name = f"{min(seeds):08d}-{max(seeds):08d}"
@@ -89,26 +93,26 @@ def append(run_dir: str | Path, rows: Sequence[dict[str, Any]]) -> Path:
     return shard
 
 
-def read(run_dir: str | Path) -> pandas.DataFrame:
+def read(run_dir: str | Path, schema: pa.Schema = SCHEMA, kind: str = "records") -> pandas.DataFrame:
     """All rows of a run, sorted by seed; of several rows of one seed the last written (the picture's own) is kept.
 
     A truncated shard is reported in one line and counts as missing. Raises ValueError for a shard of other columns.
     """
     import pandas as pd
 
-    tables = [table for file in _shards(run_dir) if (table := _load(file)) is not None]
-    table = pa.concat_tables([SCHEMA.empty_table(), *tables])
+    tables = [table for file in _shards(run_dir, kind) if (table := _load(file, schema)) is not None]
+    table = pa.concat_tables([schema.empty_table(), *tables])
     frame = table.to_pandas()
     nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}  # else a null turns labels into floats
-    for name, kind in _OPTIONAL.items():
-        if kind in nullable:
-            frame[name] = table[name].to_pandas(types_mapper=nullable.get)
+    for field in schema:
+        if field.nullable and field.type in nullable:
+            frame[field.name] = table[field.name].to_pandas(types_mapper=nullable.get)
     return frame.drop_duplicates("seed", keep="last").sort_values("seed", ignore_index=True)
 
 
 def seeds_done(run_dir: str | Path) -> set[int]:
     """Seeds that need no work: both their row and their whole picture are on disk."""
-    tables = [table for file in _shards(run_dir) if (table := _load(file, ["seed"])) is not None]
+    tables = [table for file in _shards(run_dir) if (table := _load(file, columns=["seed"])) is not None]
     seeds = {seed for table in tables for seed in table["seed"].to_pylist()}
     return {seed for seed in seeds if _whole(picture_path(run_dir, seed))}
 
@@ -128,19 +132,19 @@ def _column(field: pa.Field, values: list) -> pa.Array:
         raise ValueError(f"records: column {field.name} must hold {field.type}: {error}") from None
 
 
-def _shards(run_dir: str | Path) -> list[Path]:
+def _shards(run_dir: str | Path, kind: str = "records") -> list[Path]:
     """Shards in the order of their writing."""
-    files = (Path(run_dir) / "records").glob("[!.]*.parquet")
+    files = (Path(run_dir) / kind).glob("[!.]*.parquet")
     return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
 
 
-def _load(file: Path, columns: list[str] | None = None) -> pa.Table | None:
+def _load(file: Path, schema: pa.Schema = SCHEMA, columns: list[str] | None = None) -> pa.Table | None:
     try:
         shard = pq.ParquetFile(file)
-        if shard.schema_arrow.names != SCHEMA.names:
-            odd = sorted(set(shard.schema_arrow.names) ^ set(SCHEMA.names)) or ["another order"]
+        if shard.schema_arrow.names != schema.names:
+            odd = sorted(set(shard.schema_arrow.names) ^ set(schema.names)) or ["another order"]
             raise ValueError(f"{file} holds other columns than this version writes: {', '.join(odd)}")
-        return shard.read(columns).cast(SCHEMA if columns is None else pa.schema([SCHEMA.field(c) for c in columns]))
+        return shard.read(columns).cast(schema if columns is None else pa.schema([schema.field(c) for c in columns]))
     except (pa.ArrowInvalid, OSError) as error:
         log.warning("%s is truncated, its samples count as missing: %s", file, str(error).splitlines()[0])
         return None

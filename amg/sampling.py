@@ -50,12 +50,12 @@ def sample(
     if prompts is not None and len(prompts) != len(seeds):
         raise ValueError(f"got {len(prompts)} prompts and {len(seeds)} seeds: sample takes one prompt per seed")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    scheduler = _scheduler(model, scheduler, steps)
+    scheduler = own_scheduler(model, scheduler, steps)
     if prompts is not None:
         if all(isinstance(prompt, str) for prompt in prompts):
             prompts = guidance.prompts(prompts, seeds)
         condition = model.encode(prompts)
-    x_t = torch.stack([torch.randn(model.shape, generator=g, dtype=model.dtype) for g in generators]).to(model.device)
+    x_t = first_noise(model, generators)
     condition, x_t = guidance.prepare(model, prompts, condition, x_t, seeds)
     uncond = None
     if condition is not None and s0 != 1:
@@ -134,8 +134,17 @@ def look(
     return step, output, None if step.variance is None else variance
 
 
-def _scheduler(model: Model, kind: type | None, steps: int) -> Any:
-    """A scheduler of our own: schedulers keep state from step to step."""
+def first_noise(model: Model, generators: Sequence[torch.Generator]) -> Tensor:
+    """x_T, (B, C, H, W): each row from its own CPU generator."""
+    return torch.stack([torch.randn(model.shape, generator=g, dtype=model.dtype) for g in generators]).to(model.device)
+
+
+def own_scheduler(model: Model, kind: type | None, steps: int) -> Any:
+    """A scheduler of our own with its timesteps set: schedulers keep state from step to step.
+
+    Raises:
+        ValueError: for one that is not variance-preserving, or that calls the network more than once a step.
+    """
     scheduler = (kind or type(model.scheduler)).from_config(model.scheduler.config)
     name = type(scheduler).__name__
     if not hasattr(scheduler, "alphas_cumprod") or float(scheduler.init_noise_sigma) != 1:

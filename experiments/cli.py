@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import COMPONENTS, ConfigError, check, explain
+from experiments.config import COMPONENTS, SEVERAL, ConfigError, check, explain
 from experiments.quoting import quote
 from experiments.seeds import refuse_overlap
 from experiments.sweep import one_device
@@ -66,7 +66,7 @@ def reach(argument: str) -> str:
 
     They are bound to the component's signature later.
     """
-    return f"++{argument}" if re.match(rf"({'|'.join(COMPONENTS)})\.", argument) else argument
+    return f"++{argument}" if re.match(rf"({'|'.join((*COMPONENTS, *SEVERAL))})\.", argument) else argument
 
 
 def own_folder(arguments: list[str]) -> list[str]:

@@ -16,6 +16,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 PREFIXES = ("amg.", "experiments.", "lightning.", "diffusers.", "torchmetrics.")
 COMPONENTS = ("data", "guidance", "judge", "logger", "model", "similarity", "task", "threshold", "trainer")
+SEVERAL = ("detector",)
+"""Groups of which a run may choose several; each choice is a component, by its name."""
 PROVIDED = {
     "bank",
     "model",
@@ -79,6 +81,7 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
     task: dict[str, Any]
     threshold: dict[str, Any]
     trainer: dict[str, Any]
+    detector: dict[str, dict[str, Any]] = Field(default_factory=dict)  # task=detect brings them
 
     @model_validator(mode="after")
     def _one_condition(self) -> RunConfig:
@@ -117,10 +120,12 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     except ValidationError as error:
         raise ConfigError([_told(one) for one in error.errors()]) from None
     allowed = (*PREFIXES, *run.allow)
-    lines = [line for key in COMPONENTS if (line := _bad_target(key, getattr(run, key), allowed))]
+    nodes = {key: getattr(run, key) for key in COMPONENTS}
+    nodes |= {f"{key}.{name}": node for key in SEVERAL for name, node in getattr(run, key).items()}
+    lines = [line for key, node in nodes.items() if (line := _bad_target(key, node, allowed))]
     if not lines and bind:  # nothing is imported while a target is not to be trusted, and Lightning (slow) last
-        for key in sorted(COMPONENTS, key="trainer".__eq__):
-            lines += [] if lines and key == "trainer" else _mistakes(key, getattr(run, key), allowed)
+        for key in sorted(nodes, key="trainer".__eq__):
+            lines += [] if lines and key == "trainer" else _mistakes(key, nodes[key], allowed)
     if sum(str(node.get("_target_")).endswith(".AntiMemorizationGuidance") for node in _every(run.guidance)) > 1:
         lines.append("guidance.guidances: AntiMemorizationGuidance more than once, and a record has one trace")
     if lines:
@@ -195,7 +200,7 @@ def _bad_target(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> str
     """Why a component's `_target_` is refused."""
     target = node.get("_target_")
     if target is None:
-        return f"{key}: no _target_; choose one of conf/{key}"
+        return f"{key}: no _target_; choose one of conf/{key.split('.')[0]}"
     if not isinstance(target, str) or not target.startswith(allowed):
         return f"{key}._target_={target}: must begin with {', '.join(allowed)} (allow=[…] adds more)"
     return None
@@ -242,7 +247,7 @@ def explain(error: Exception, folders: list[Path]) -> str:
         folders: `conf/` and the user's own, where choices are looked for.
     """
     text = str(error)
-    if match := re.search(r"Could not find '([\w./-]+)/([\w.-]+)'", text):
+    if match := re.search(r"Could not (?:find|load) '([\w./-]+)/([\w.-]+)'", text):
         group, option = match.groups()
         if option in PLUGINS:
             return f"hydra/launcher={option}: needs a plugin: pip install -e '.[{PLUGINS[option]}]'"
@@ -252,6 +257,8 @@ def explain(error: Exception, folders: list[Path]) -> str:
         return f"{group}={option}: no such choice{hint}"
     if match := re.search(r"Could not override '([\w.@-]+)'|Key '([\w-]+)' is not in struct", text):
         key = match[1] or match[2]
+        if key in SEVERAL:
+            return f"{key}: only task=detect takes it"
         return f"{key}: unknown key{did_you_mean(key, top_level_keys(folders))}"
     return " ".join(text.split())
 

@@ -116,7 +116,8 @@ def _dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _subtitle(manifests: Mapping[str, Mapping[str, Any]], frames: Mapping[str, pd.DataFrame]) -> str:
     models = ", ".join(_distinct(m.get("model") for m in manifests.values()))
     runs = "one run" if len(frames) == 1 else f"{len(frames)} runs"
-    return " · ".join(part for part in (models, runs, f"{sum(map(len, frames.values()))} samples") if part)
+    samples = sum(map(len, frames.values()))
+    return " · ".join(part for part in (models, runs, f"{samples} samples" if samples else "") if part)
 
 
 def _facts(
@@ -136,7 +137,7 @@ def _facts(
     facts.append(("Sampler", "; ".join(described), False))
     if seeds:
         facts.append(("Seeds", f"{min(seeds)} … {max(seeds)}", False))
-    facts.append(("Sampling time", _duration(seconds), False))
+    facts.append(("Sampling time", _duration(seconds) if seeds else "", False))
     facts.append(("Machine", "; ".join(_distinct(m.get("machine") for m in several)), False))
     versions = several[0].get("versions") or {}
     facts.append(("Versions", ", ".join(f"{name} {number}" for name, number in versions.items()), False))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -61,7 +61,7 @@ def generate_run(run: RunConfig, command: str = "", in_sweep: bool = False, draw
         with FileLock(run_dir / ".lock", timeout=0):
             manifest = Manifest(run_dir)
             if draw:
-                _same_as_before(run, run_dir)
+                same_as_before(run, run_dir)
             with manifest.running(command=command, **facts(run, parts, chosen)):
                 dump = yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True)
                 (run_dir / "config.yaml").write_text(dump)
@@ -79,31 +79,37 @@ def generate_run(run: RunConfig, command: str = "", in_sweep: bool = False, draw
     return run_dir
 
 
-def _same_as_before(config: RunConfig, run_dir: Path) -> None:
+def same_as_before(config: RunConfig, run_dir: Path, nodes: Sequence[str] = NODES, kind: str = "records") -> None:
     """Refuses a folder with samples of another configuration: a table over both would mean nothing."""
     file = run_dir / "config.yaml"
-    if not file.is_file() or not any((run_dir / "records").glob("*.parquet")):
+    if not file.is_file() or not any((run_dir / kind).glob("*.parquet")):
         return
     before, now = yaml.safe_load(file.read_text()), config.model_dump()
-    changed = [key for key in (*DECIDES, *NODES) if before.get(key) != now[key]]
+    changed = [key for key in (*DECIDES, *nodes) if before.get(key) != now[key]]
     if changed:
         raise ConfigError(
             [f"output_dir={run_dir}: holds samples of another {', '.join(changed)}; choose another folder or empty it"]
         )
 
 
-def folder(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> Path:
-    """`output_dir`, or a name with the hash of all that decides a picture."""
+def folder(
+    config: RunConfig,
+    parts: Any,
+    chosen: list[str | int] | None,
+    nodes: Sequence[str] = NODES,
+    label: str | None = None,
+) -> Path:
+    """`output_dir`, or a name with the hash of all that decides a picture (or whatever else the nodes decide)."""
     if config.output_dir:
         return Path(config.output_dir)
-    digest = _digest(config, parts, chosen, DECIDES)
-    return Path("runs") / config.name / f"{config.model.get('name')}-{config.guidance.get('name')}-{digest}"
+    digest = _digest(config, parts, chosen, (*DECIDES, *nodes))
+    return Path("runs") / config.name / f"{config.model.get('name')}-{label or config.guidance.get('name')}-{digest}"
 
 
-def _digest(config: RunConfig, parts: Any, chosen: list[str | int] | None, keys: tuple[str, ...]) -> str:
-    """A hash of these keys, of all components, prompts, bank and weights."""
+def _digest(config: RunConfig, parts: Any, chosen: list[str | int] | None, keys: Sequence[str]) -> str:
+    """A hash of these keys, of prompts, bank and weights."""
     dump = config.model_dump()
-    decides = {key: dump[key] for key in (*keys, *NODES)}
+    decides = {key: dump[key] for key in keys}
     content = json.dumps([decides, chosen, parts.bank.digest(), getattr(parts.model, "digest", None)], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 SHARES = ("share", "percent")
+INTERVAL = "interval"
+"""A number in [0, 1] that brings its own interval, `<key>_low` and `<key>_high`."""
 SIMILARITIES = ("top5", "top1")
 """Metrics that are negated distances where the guide is nL2 (Eq. 8)."""
 MISSING = "–"
@@ -53,7 +55,7 @@ def counted(metrics: Mapping[str, Any], key: str) -> tuple[int, int] | None:
 
 
 def measured(metrics: Mapping[str, Any], key: str, style: str, distance: bool = False) -> str:
-    """One cell. `style` is "share", "percent" (of a number in [0, 1]) or a format such as ".2f".
+    """One cell. `style` is "share", "percent" (of a number in [0, 1]), "interval" or a format such as ".2f".
 
     A mean over seed groups carries its interval, "1.20 ± 0.03" (`experiments.pool`).
     """
@@ -66,13 +68,15 @@ def measured(metrics: Mapping[str, Any], key: str, style: str, distance: bool = 
     half = metrics.get(f"{key}_ci")
     if style == "percent":
         return f"{percent(value)} %" if half is None else f"{percent(value)} ± {percent(half)} %"
+    if style == INTERVAL:
+        return f"{value:.3f} ({metrics[f'{key}_low']:.2f}–{metrics[f'{key}_high']:.2f})"
     mean = _signed(format(-value if distance and key in SIMILARITIES else value, style))
     return mean if half is None else f"{mean} ± {format(half, style)}"
 
 
 def published(value: float, style: str) -> str:
     """A number with the paper's own digits; shares are per cent there."""
-    return f"{value:.2f} %" if style in SHARES else _signed(f"{value:g}")
+    return f"{value:.2f} %" if style in SHARES else f"{value:.3f}" if style == INTERVAL else _signed(f"{value:g}")
 
 
 def raw(metrics: Mapping[str, Any], key: str, style: str, distance: bool = False) -> dict[str, Any]:
@@ -86,6 +90,8 @@ def raw(metrics: Mapping[str, Any], key: str, style: str, distance: bool = False
     value = metrics.get(key)
     if not _known(value):
         return {}
+    if style == INTERVAL:
+        return {name: metrics[name] for name in (key, f"{key}_low", f"{key}_high")}
     half = {f"{key}_ci": metrics[f"{key}_ci"]} if f"{key}_ci" in metrics else {}
     return {key: -value if distance and key in SIMILARITIES else value} | half
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from experiments.table_cells import MISSING, SHARES, SIMILARITIES, measured, published, raw
+from experiments.table_cells import INTERVAL, MISSING, SHARES, SIMILARITIES, measured, published, raw
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -41,11 +41,11 @@ class Column(BaseModel, extra="forbid", frozen=True):
     @field_validator("format")
     @classmethod
     def _printable(cls, style: str) -> str:
-        if style not in SHARES:
+        if style not in (*SHARES, INTERVAL):
             try:
                 format(1.0, style)
             except ValueError:
-                raise ValueError(f"a format is share, percent or one like .2f, got {style!r}") from None
+                raise ValueError(f"a format is share, percent, interval or one like .2f, got {style!r}") from None
         return style
 
 

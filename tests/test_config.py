@@ -14,11 +14,11 @@ from experiments.config import COMPONENTS, ConfigError, RunConfig, check, not_ap
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(file.relative_to(CONF).with_suffix("") for file in CONF.rglob("*.yaml"))
-PAIRED = {  # similarities for other models than the closed-form world
+PAIRED = {  # similarities for other models than the closed-form world, and what only one task takes
     "similarity/sscd": ["model=sd"],
     "similarity/lab_guide": ["model=lab_sd"],
     "similarity/lab_judge": ["model=lab_sd"],
-}
+} | {f"detector/{file.stem}": ["task=detect"] for file in (CONF / "detector").glob("*.yaml")}
 MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 
 
@@ -48,7 +48,7 @@ def test_no_yaml_is_left_out():
     assert groups == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     assert set(COMPONENTS) - {"judge"} <= groups
     assert len(FILES) == sum(name.endswith(".yaml") for _, _, names in os.walk(CONF) for name in names)
-    assert len(FILES) >= 82
+    assert len(FILES) >= 88
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -98,6 +98,20 @@ def test_all_run_level_mistakes_are_told_at_once():
     assert "guidance=ful: no such choice; did you mean full?" in lines
     for key in ("n_samples=-3", "sampler.steps=2000", "sampler.eta='x'"):
         assert any(line.startswith(f"{key}: ") for line in lines), lines
+
+
+def test_several_detectors_are_chosen_by_name_and_bound_to_their_signatures():
+    run = check(compose_config(["task=detect", "detector=[norms,magnitude]", "++detector.magnitude.whole=true"]))
+    assert list(run.detector) == ["norms", "magnitude"] and run.detector["magnitude"]["whole"]
+    assert len(check(compose_config(["task=detect"])).detector) == len(list((CONF / "detector").glob("*.yaml")))
+    assert mistakes("task=detect", "detector=[norms,magnitud]") == [
+        "detector=magnitud: no such choice; did you mean magnitude?"
+    ]
+    (line,) = mistakes("task=detect", "++detector.magnitude.hole=true")
+    assert line.startswith("detector.magnitude.hole: ") and "did you mean whole?" in line
+    (line,) = mistakes("task=detect", "++detector.norms._target_=os.system")
+    assert line.startswith("detector.norms._target_=os.system: must begin with")
+    assert mistakes("detector=norms") == ["detector: only task=detect takes it"]
 
 
 def test_all_component_mistakes_are_told_at_once():

@@ -1,0 +1,64 @@
+"""The interface of every detector of memorization."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from amg.step import Step
+
+
+class Detector:
+    """Scores a (prompt, seed) by what unguided sampling shows of it; a larger score is more likely memorized.
+
+    A detector names the network calls that it wants to see, takes a few numbers from each (`see`) and turns all of
+    them into a score (`score`). It holds settings only; row i of all that it returns depends on row i alone.
+    `amg.detectors.observe` makes the calls.
+    """
+
+    needs_prompts = False
+    """Whether it compares the prediction under a prompt with the one without: n/a for a model without text."""
+    learns = False
+    """Whether it must be shown ordinary samples first, see `learn`."""
+    noise: tuple[int, ...] = ()
+    """Looks at pure noise x_T, each as if it were at that place of the schedule: 0 is the first step, -1 the last."""
+    chain: slice = slice(0)
+    """The steps of the unguided chain that it watches: `slice(None)` all, `slice(-1, None)` the last."""
+
+    def see(self, step: Step, after: Tensor | None) -> Tensor:
+        """What it takes from one network call.
+
+        Args:
+            step: a look at pure noise or a step of the chain.
+            after: x_{t−1}, (B, C, H, W), in the chain; None at pure noise.
+        Returns:
+            (B, F).
+        """
+        raise NotImplementedError
+
+    def score(self, seen: Tensor) -> Tensor:
+        """(B,), from all that it saw, (B, S, F): first its looks at noise in their order, then the steps in theirs."""
+        raise NotImplementedError
+
+    def learn(self, ordinary: Tensor) -> Detector:
+        """The detector that knows what it sees of n ordinary samples, (n, S, F)."""
+        return self
+
+
+def norm(values: Tensor) -> Tensor:
+    """‖·‖₂ of each row, (B, C, H, W) to (B,), in float32 at least."""
+    return torch.linalg.vector_norm(values.flatten(1).to(torch.promote_types(values.dtype, torch.float32)), dim=1)
+
+
+def direction(step: Step, name: str) -> Tensor:
+    """Δε = ε(x_t, y) − ε(x_t), (B, C, H, W).
+
+    Raises:
+        ValueError: where the step knows no conditional prediction beside an unconditional one.
+    """
+    if step.eps_cond is None:
+        raise ValueError(
+            f"detector.{name}: compares the predictions with and without the prompt; this chain has one only "
+            "(no prompt, or s0=1)"
+        )
+    return step.eps_cond - step.eps_uncond

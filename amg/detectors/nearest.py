@@ -1,0 +1,28 @@
+"""The reference that needs the training set: how alike is the finished picture to its nearest training picture?"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from amg.detectors.base import Detector
+from amg.similarity.base import Similarity
+from amg.step import Step
+
+
+class NearestPicture(Detector):
+    """σ of the finished, unguided picture (Eqs. 8 and 9; Carlini et al., 2023; Somepalli et al., 2023).
+
+    Args:
+        similarity: see `amg.similarity`; it brings the training pictures.
+    """
+
+    chain = slice(-1, None)
+
+    def __init__(self, similarity: Similarity):
+        self.similarity = similarity
+
+    def see(self, step: Step, after: Tensor) -> Tensor:
+        return self.similarity(step.decode(after).clamp(-1, 1)).value[:, None]
+
+    def score(self, seen: Tensor) -> Tensor:
+        return seen[:, 0, 0]

@@ -1,0 +1,133 @@
+"""`task=detect`: how well detectors tell, from unguided sampling, which prompts and samples are memorized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from experiments.build import Parts, build, component, told
+from experiments.config import ConfigError, RunConfig, locate
+from experiments.detect_scores import asked, draw_missing, labelled, samples_of, scored, seen_on_disk
+from experiments.detect_table import compare, notes, table_of
+from experiments.figure_roc import figure_roc
+from experiments.report import write_report
+from experiments.run import Manifest, facts, folder, same_as_before
+
+NODES = ("data", "detector", "judge", "model", "similarity")
+"""Components that decide a score, besides the run-level keys that decide a sample."""
+
+
+def detect_run(
+    run: RunConfig,
+    command: str = "",
+    in_sweep: bool = False,
+    ordinary: str = "ordinary_laion",
+    learn: int = 64,
+    published: dict[str, dict[str, float]] | None = None,
+) -> Path:
+    """Scores `n_samples` unguided samples by every chosen detector; returns the run's folder.
+
+    It holds the table, the ROC figure, a report, `scores.csv` and `scores.parquet` (one row per sample), and, in
+    `seen/`, all that the detectors saw: the same command again draws nothing anew.
+
+    Args:
+        ordinary: prompts that are not memorized, what `amg.prompts.read_prompts` takes; for models that bring no
+            planted prompts of their own, beside `prompts`, which then are the memorized ones.
+        learn: ordinary chains, not scored, that detectors learn on.
+        published: numbers of papers by detector, `auc` and `tpr` (per cent), for the first part of the table.
+    """
+    _check(run, in_sweep, learn)
+    reasons = _not_applicable(run)
+    parts = build(run)
+    detectors = _detectors(run, parts, reasons)
+    chosen, causes = labelled(run, parts.model, ordinary)
+    samples = samples_of(run, chosen, causes, learn if any(d.learns for d in detectors.values()) else 0)
+    run_dir = folder(run, parts, chosen, NODES, "detect")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            same_as_before(run, run_dir, NODES, "seen")
+            manifest = Manifest(run_dir)
+            with manifest.running(command=command, **facts(run, parts, chosen)):
+                (run_dir / "config.yaml").write_text(
+                    yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True)
+                )
+                drawn = draw_missing(run, parts, detectors, samples, run_dir)
+                frame = asked(seen_on_disk(run_dir, detectors), samples)
+                scores, learned = scored(run, detectors, frame)
+                scores.to_parquet(run_dir / "scores.parquet", index=False)
+                scores.to_csv(run_dir / "scores.csv", index=False)
+                sections = compare(run, detectors, scores)
+                table = table_of(run, sections, reasons, published or {}, notes(run, parts, detectors, scores, learned))
+                table.write(run_dir)
+                figure = figure_roc([section.roc for section in sections], list(detectors), run_dir / "roc.png")
+                manifest.write(status="done", metrics={section.title: section.metrics for section in sections})
+                caption = "ROC of each detector, for each notion of memorized; dotted: 1 % false positives."
+                report = write_report(run_dir, tables=[table], figures=[(figure, caption)], title="Detectors")
+    except Timeout:
+        raise ConfigError(
+            [f"{run_dir} is in use by another process: wait for it, or choose another output_dir"]
+        ) from None
+    Console(width=max(120, Console().width)).print(table.to_rich())
+    word = f"{drawn} drawn" if drawn else "nothing left to draw"
+    print(f"{word}; scores, table, figure and report: {report}")
+    return run_dir
+
+
+def _check(run: RunConfig, in_sweep: bool, learn: Any) -> None:
+    """What can be told before anything is loaded."""
+    lines = []
+    if in_sweep:
+        lines.append("task=detect: one run at a time, it compares all detectors; a sweep's table compares guidances")
+    if run.guidance.get("terms") != []:
+        lines.append(f"guidance={run.guidance.get('name')}: task=detect scores unguided sampling; leave guidance out")
+    if not run.detector:
+        lines.append("detector: choose at least one of conf/detector, e.g. detector=[magnitude,norms]")
+    if isinstance(learn, bool) or not isinstance(learn, int) or learn < 2:
+        lines.append(f"task.learn must be a whole number >= 2, got {learn}")
+    if lines:
+        raise ConfigError(lines)
+
+
+def _not_applicable(run: RunConfig) -> dict[str, str]:
+    """Why a detector cannot serve, in one line, by its name.
+
+    Raises:
+        ConfigError: where none can.
+    """
+    text = f"model={run.model.get('name')}, conditioning={run.conditioning}"
+    reasons = {
+        name: f"detector={name}: looks at what the prompt changes, and this run has no text ({text})"
+        for name, node in run.detector.items()
+        if locate(node["_target_"]).needs_prompts and run.conditioning != "prompt"
+    }
+    if len(reasons) == len(run.detector):
+        raise ConfigError([*reasons.values()])
+    return reasons
+
+
+def _detectors(run: RunConfig, parts: Parts, reasons: dict[str, str]) -> dict[str, Any]:
+    """The detectors that can serve.
+
+    Raises:
+        ConfigError: also for one that looks beyond the schedule, or along a chain that has no unguided prediction.
+    """
+    from amg.detectors import places
+
+    found = {}
+    for name, node in run.detector.items():
+        if name in reasons:
+            continue
+        with told(f"detector.{name}"):
+            found[name] = component(node, model=parts.model, bank=parts.bank, similarity=parts.similarity)
+        try:
+            _, chain = places(found[name], run.sampler.steps)
+        except ValueError as error:
+            raise ConfigError([str(error)]) from None
+        if found[name].needs_prompts and chain and run.s0 == 1:
+            raise ConfigError([f"detector.{name}: at s0=1 a chain has no unconditional prediction; set s0 > 1"])
+    return found
