@@ -23,7 +23,7 @@ from amg.lab import scorer
 from amg.lab.weights import weights
 from amg.models.stable_diffusion import StableDiffusion
 from amg.sampling import sample
-from amg.similarity import NormalizedL2
+from amg.similarity import NormalizedL2, PCASimilarity
 from amg.similarity.lab import LabDescriptor
 from amg.thresholds import Always
 from experiments.recipes import lab_data
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--c1", type=float, default=13.0)
     parser.add_argument("--c2", type=float, default=20.0)
     parser.add_argument("--c3", type=float, nargs="*", default=[], help="strengths; none: unguided alone")
+    parser.add_argument("--guide", choices=("descriptor", "pca"), default="descriptor", help="what gives the gradient")
     parser.add_argument("--raw", action="store_true", help="Eq. 17 as printed; else the gradient is normalised")
     parser.add_argument("--level", type=float, nargs="+", default=[0.9])
     parser.add_argument("--rate", type=float, default=0.02, help="share of ordinary chains that may be flagged")
@@ -88,7 +89,8 @@ def main() -> None:
     captions = [caption for some in data.captions for caption in some]
     repeated = data.images.repeat_interleave(torch.tensor([len(some) for some in data.captions]), 0)
     bank = TrainingBank.from_tensors(repeated, captions)
-    score, guide = scorer(), LabDescriptor(bank, "guide")
+    score = scorer()
+    guide = PCASimilarity(bank) if args.guide == "pca" else LabDescriptor(bank, "guide")
     judges = {"guide": guide, "judge": LabDescriptor(bank, "judge"), "nl2": NormalizedL2(bank)}
     model = StableDiffusion(args.folder or weights("lab_sd"))
 
