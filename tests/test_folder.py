@@ -1,6 +1,7 @@
 """Folders of pictures as banks, and the FAISS index."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +71,15 @@ def test_corrupt_pictures_are_left_out_counted_and_listed(tmp_path):
     with pytest.warns(UserWarning, match=r"7 of 8 pictures cannot be read.*broken0.png \(.*and 2 more"):
         images, _ = read_folder(tmp_path)
     assert len(images) == 1
+
+
+def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", 0, (40, 50))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "a.png,again\n" * 3)
+    monkeypatch.setattr("amg.bank.room.psutil.virtual_memory", lambda: SimpleNamespace(available=100_000))
+    with pytest.raises(ValueError, match="a bank of 3 pictures of 50×40 pixels needs 0.0 GB"):  # 144,000 bytes
+        read_folder(tmp_path)
+    assert len(read_folder(tmp_path, size=10)[0]) == 3
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def read_cifar10(
         pictures, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     else:
         pictures, labels = _read_torchvision(path, split, download)
-    check_room(len(pictures), SIDE)
+    check_room(len(pictures), SIDE, SIDE)
     return pictures.float().div_(127.5).sub_(1), labels
 
 
