@@ -54,6 +54,20 @@ def _world(device: str, *nodes: str) -> tuple[Any, TrainingBank, Any, Any]:
     return tuple(parts["bank" if key == "data" else key] for key in WORLD)
 
 
+def bank_of(run: RunConfig, **keys: Any) -> TrainingBank:
+    """The training pictures alone; the model is built only where they come with it.
+
+    Args:
+        keys: of the data's `_target_`, set where it takes them.
+    """
+    takes = inspect.signature(locate(run.data["_target_"])).parameters
+    node = run.data | {name: value for name, value in keys.items() if name in takes}
+    with told("data"):
+        if "model" in takes:
+            return component(node, model=component(run.model, device=device(run.trainer)))
+        return component(node)
+
+
 def device(trainer: dict[str, Any]) -> str:
     """Where Lightning will run this process: the accelerator that it chooses, the process's own card."""
     import torch

@@ -30,6 +30,7 @@ def cifar10_bank(
     """
     images, labels = read_cifar10(path, split, download)
     bank = TrainingBank.from_tensors(images, [CLASSES[label] for label in labels.tolist()])
+    del images  # the bank has its own
     if deduplicate is None:
         return bank
     reference = dedupe(bank, deduplicate)
