@@ -106,10 +106,8 @@ def kept_pictures(
 
 def subset(bank: TrainingBank, index: Tensor) -> TrainingBank:
     """Some pictures of a bank, with their captions and multiplicity."""
-    rows = index.tolist()
-    return TrainingBank(
-        bank.images[index.to(bank.images.device)], [bank.all_captions[i] for i in rows], bank.multiplicity[index]
-    )
+    images, captions = bank.images[index.to(bank.images.device)], [bank.all_captions[i] for i in index.tolist()]
+    return TrainingBank(images, captions, bank.multiplicity[index], bank.source, bank.cache)
 
 
 def _neighbours(pixels: Tensor, k: int, block: int, on_block: Callable[[int], None] | None) -> tuple[Tensor, Tensor]:

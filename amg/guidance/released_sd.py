@@ -149,7 +149,7 @@ class ReleasedSD(Guidance):
         bank, k = self.similarity.bank, min(self.neighbours, len(self.similarity.bank))
         if hasattr(self.similarity, "descriptors"):
             descriptors = self.similarity.descriptors(images)
-            vectors = bank.vectors(self.similarity, descriptors.device, descriptors.dtype)
+            vectors = self.similarity.vectors(descriptors)
             near = (descriptors @ vectors.T).topk(k, dim=1).indices.cpu()
         else:
             near = bank.search(images, k)[1].cpu()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from amg.bank import TrainingBank
+from amg.bank.vectors import Identity
 from amg.similarity.descriptor import DescriptorSimilarity
 
 
@@ -14,10 +17,19 @@ class LabDescriptor(DescriptorSimilarity):
         which: `guide` or `judge`; of different build and seed.
         strict: the stricter threshold.
         norm_gradient: as `DescriptorSimilarity`'s.
+        device: where the descriptor runs, and the pictures are.
     """
 
-    def __init__(self, bank: TrainingBank, which: str = "guide", strict: float = 0.9, norm_gradient: bool = False):
+    def __init__(
+        self,
+        bank: TrainingBank,
+        which: str = "guide",
+        strict: float = 0.9,
+        norm_gradient: bool = False,
+        device: str | torch.device = "cpu",
+    ):
         from amg.lab import descriptor
 
-        net = descriptor(which)
-        super().__init__(bank, net.embed, copy=net.copy, strict=strict, norm_gradient=norm_gradient)
+        net = descriptor(which).to(device)
+        identity = Identity.of(net, f"lab_{which}")
+        super().__init__(bank, net.embed, None, net.copy, strict, norm_gradient, identity)

@@ -20,16 +20,21 @@ SIDE = 32
 
 
 def cifar10_bank(
-    path: str | Path = "data/cifar10", split: str = "train", download: bool = False, deduplicate: float | None = 1.0
+    path: str | Path = "data/cifar10",
+    split: str = "train",
+    download: bool = False,
+    deduplicate: float | None = 1.0,
+    cache: str | Path | None = "auto",
 ) -> TrainingBank:
     """The training pictures, captioned by their class, less the near-copies that would distort nL2's mean.
 
     Args:
         path, split, download: see `read_cifar10`.
         deduplicate: the paper's 1.0, see `amg.bank.dedupe`; None keeps all.
+        cache: where descriptors are kept on disk, see `TrainingBank.from_folder`.
     """
     images, labels = read_cifar10(path, split, download)
-    bank = TrainingBank.from_tensors(images, [CLASSES[label] for label in labels.tolist()])
+    bank = TrainingBank.from_tensors(images, [CLASSES[label] for label in labels.tolist()], str(path), cache)
     del images  # the bank has its own
     if deduplicate is None:
         return bank
