@@ -11,7 +11,7 @@ from typing import Any
 
 from amg.bank import TrainingBank
 from amg.guidance.base import flat
-from experiments.config import ConfigError, RunConfig, locate
+from experiments.config import COMPONENTS, ConfigError, RunConfig, locate
 
 WORLD = ("model", "data", "similarity", "judge")
 
@@ -125,6 +125,7 @@ class told:
         return self
 
     def __exit__(self, kind, error, trace):
-        if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)):
+        if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, ImportError)):
             text = " ".join(str(error).split())
-            raise ConfigError([text if text.startswith(f"{self.key}.") else f"{self.key}: {text}"]) from None
+            named = text.startswith(tuple(f"{key}." for key in COMPONENTS))
+            raise ConfigError([text if named else f"{self.key}: {text}"]) from None

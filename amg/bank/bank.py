@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amg.bank.exact import nearest
+from amg.bank.exact import nearest, square_norms
 from amg.bank.vectors import StoredVectors
 
 
@@ -42,7 +42,7 @@ class TrainingBank:
         self.source, self.cache = source, cache
         self.captions = [some[0] if some else "" for some in self.all_captions]
         self._flat = images.flatten(1)
-        self._square_norms = self._flat.square().sum(1)
+        self._square_norms = square_norms(self._flat)
         self._vectors: dict[Any, Tensor] = {}
         self._copies: dict[tuple, tuple[Tensor, Tensor]] = {}
         self._digest: str | None = None
@@ -200,7 +200,7 @@ class TrainingBank:
     def digest(self) -> str:
         """A hash of pictures, captions and multiplicity: it names the bank in a run's record."""
         if self._digest is None:
-            content = hashlib.blake2b(self.images.cpu().numpy().tobytes(), digest_size=16)
+            content = hashlib.blake2b(self.images.cpu().contiguous().numpy(), digest_size=16)
             content.update(repr((self.all_captions, self.multiplicity.tolist())).encode())
             self._digest = content.hexdigest()
         return self._digest
@@ -212,5 +212,5 @@ class TrainingBank:
             return self._flat, self._square_norms
         if (device, wanted) not in self._copies:
             keys = self._flat.to(device, wanted)
-            self._copies[device, wanted] = keys, keys.square().sum(1)
+            self._copies[device, wanted] = keys, square_norms(keys)
         return self._copies[device, wanted]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from amg.bank.bank import TrainingBank
 from amg.bank.cache import cache_folder
-from amg.bank.exact import nearest
+from amg.bank.exact import nearest, square_norms
 
 MARGIN = 1e-3
 """Closer than this to the threshold, a distance of the matrix products is computed again in float64."""
@@ -113,7 +113,7 @@ def subset(bank: TrainingBank, index: Tensor) -> TrainingBank:
 def _neighbours(pixels: Tensor, k: int, block: int, on_block: Callable[[int], None] | None) -> tuple[Tensor, Tensor]:
     """Distances and indices of each picture's k nearest others, ascending, (N, k)."""
     pixels = pixels - pixels.mean(0)  # smaller norms cancel fewer digits
-    norms = pixels.square().sum(1)
+    norms = square_norms(pixels)
     distances, indices = [], []
     for start in range(0, len(pixels), block):
         near, places = nearest(pixels[start : start + block], pixels, norms, k + 1)

@@ -35,3 +35,8 @@ def nearest(
     values, places = torch.cat(best, 1).topk(k, dim=1, largest=False)
     distances = (values + queries.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
     return distances, torch.cat(index, 1).gather(1, places)
+
+
+def square_norms(keys: Tensor) -> Tensor:
+    """‖z‖² of each key, (N,), without a second copy of all keys."""
+    return torch.cat([part.square().sum(1) for part in keys.split(4096)])

@@ -70,7 +70,7 @@ def read_cifar10(
     else:
         pictures, labels = _read_torchvision(path, split, download)
     check_room(len(pictures), SIDE, SIDE)
-    return pictures.float().div_(127.5).sub_(1), labels
+    return pictures.contiguous().float().div_(127.5).sub_(1), labels
 
 
 def _read_parquet(file: Path) -> tuple[Tensor, Tensor]:

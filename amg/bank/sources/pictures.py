@@ -62,4 +62,4 @@ def tell_skipped(path: Path, broken: list[str], total: int) -> None:
     if len(broken) == total:
         raise ValueError(f"{path}: none of {total} pictures can be read, e.g. {broken[0]}")
     if broken:
-        warnings.warn(SkippedPictures(path, broken, total), stacklevel=4)
+        warnings.warn(SkippedPictures(path, broken, total), stacklevel=5)
