@@ -1,4 +1,4 @@
-"""Folders of pictures as banks, and the FAISS index."""
+"""Folders of pictures as banks."""
 
 import json
 from types import SimpleNamespace
@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from amg.bank import TrainingBank
-from amg.bank.faiss import FaissIndex
 from amg.bank.sources.folder import read_folder
 
 
@@ -106,20 +105,3 @@ def test_folders_that_cannot_serve_say_why(tmp_path):
     save(tmp_path / "b.png", 0, (5, 5))
     with pytest.raises(ValueError, match="pictures of 2 sizes.*data.size"):
         read_folder(tmp_path)
-
-
-def test_faiss_candidates_are_ranked_exactly():
-    vectors = torch.nn.functional.normalize(torch.randn(3000, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-    queries = vectors[:20].double() + 0.05
-    products, index = FaissIndex(vectors.double(), candidates=50, lists=20, probes=20).search(queries, 5)
-    expected = (queries @ vectors.double().T).topk(5)
-    assert torch.equal(index, expected.indices)
-    torch.testing.assert_close(products, expected.values)
-    few, found = FaissIndex(vectors, candidates=50, lists=20, probes=4).search(vectors[:200])
-    assert (found[:, 0] == torch.arange(200)).all()  # a picture lies in its own cell
-    torch.testing.assert_close(few[:, 0], torch.ones(200))
-
-
-def test_faiss_refuses_more_neighbours_than_vectors():
-    with pytest.raises(ValueError, match="1 … 3"):
-        FaissIndex(torch.eye(3)).search(torch.eye(3), 4)

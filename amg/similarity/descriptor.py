@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from amg.bank import TrainingBank
+from amg.bank.exact import ExactIndex
 from amg.bank.vectors import Identity
 from amg.similarity.base import Match
 
@@ -25,6 +27,9 @@ class DescriptorSimilarity:
             An `embed` that normalises inside has the norm's gradient whatever is said here.
         identity: names the embedding, its weights and preprocessing, so that a bank with a cache keeps its embeddings
             on disk; in memory only where None.
+        index: how the nearest is found: "exact"; "faiss", which proposes candidates among millions and ranks them
+            exactly (see `amg.bank.faiss`); or what makes such an index of vectors, e.g. `partial(FaissIndex,
+            probes=64)`.
     """
 
     def __init__(
@@ -36,10 +41,14 @@ class DescriptorSimilarity:
         strict: float = 0.4,
         norm_gradient: bool = False,
         identity: Identity | None = None,
+        index: str | Callable[[Tensor], Any] = "exact",
     ):
         self.bank, self.embed, self.preprocess = bank, embed, preprocess
         self.copy, self.strict, self.norm_gradient, self.identity = copy, strict, norm_gradient, identity
         self.training = self
+        """What embeds the training pictures."""
+        self._build = _index(index) if isinstance(index, str) else index
+        self._indexes: dict[tuple[torch.device, torch.dtype], Any] = {}
         bank.stored(self)  # others' vectors in the bank's cache are told now, not in the middle of a run
 
     def descriptors(self, images: Tensor) -> Tensor:
@@ -54,7 +63,29 @@ class DescriptorSimilarity:
 
     def __call__(self, images: Tensor) -> Match:
         descriptors = self.descriptors(images)
-        vectors = self.vectors(descriptors)
-        with torch.no_grad():
-            index = (descriptors.detach() @ vectors.T).argmax(1)
-        return Match((descriptors * vectors[index]).sum(1), index)
+        index = self._search(descriptors, 1)[:, 0]
+        return Match((descriptors * self.vectors(descriptors)[index]).sum(1), index)
+
+    @torch.no_grad()
+    def neighbours(self, images: Tensor, k: int) -> Tensor:
+        """Indices of the k nearest training pictures, nearest first, (B, k)."""
+        return self._search(self.descriptors(images), k)
+
+    @torch.no_grad()
+    def _search(self, descriptors: Tensor, k: int) -> Tensor:
+        key = descriptors.device, descriptors.dtype
+        if key not in self._indexes:
+            self._indexes[key] = self._build(self.vectors(descriptors))
+        return self._indexes[key].search(descriptors.detach(), k)[1]
+
+
+def _index(name: str) -> Callable[[Tensor], Any]:
+    """What makes an index of vectors."""
+    if name == "exact":
+        return ExactIndex
+    if name == "faiss":
+        from amg.bank.faiss import FaissIndex, require
+
+        require()
+        return FaissIndex
+    raise ValueError(f"similarity.index: unknown {name!r}; choose exact or faiss")

@@ -18,6 +18,7 @@ class LabDescriptor(DescriptorSimilarity):
         strict: the stricter threshold.
         norm_gradient: as `DescriptorSimilarity`'s.
         device: where the descriptor runs, and the pictures are.
+        index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
     """
 
     def __init__(
@@ -27,9 +28,10 @@ class LabDescriptor(DescriptorSimilarity):
         strict: float = 0.9,
         norm_gradient: bool = False,
         device: str | torch.device = "cpu",
+        index: str = "exact",
     ):
         from amg.lab import descriptor
 
         net = descriptor(which).to(device)
         identity = Identity.of(net, f"lab_{which}")
-        super().__init__(bank, net.embed, None, net.copy, strict, norm_gradient, identity)
+        super().__init__(bank, net.embed, None, net.copy, strict, norm_gradient, identity, index)

@@ -55,6 +55,11 @@ class PCASimilarity(DescriptorSimilarity):
 
     Of the closed-form world's exact novel draws 1 % lie beyond the default copy threshold, 0.9, and 10 % beyond the
     strict one, 0.8; copies lie at 1.0.
+
+    Args:
+        bank, directions: as `PCAWhitening`'s.
+        norm_gradient: as `DescriptorSimilarity`'s.
+        index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
     """
 
     def __init__(
@@ -64,5 +69,6 @@ class PCASimilarity(DescriptorSimilarity):
         copy: float = 0.9,
         strict: float = 0.8,
         norm_gradient: bool = False,
+        index: str = "exact",
     ):
-        super().__init__(bank, PCAWhitening(bank, directions), None, copy, strict, norm_gradient)
+        super().__init__(bank, PCAWhitening(bank, directions), None, copy, strict, norm_gradient, index=index)

@@ -69,6 +69,7 @@ class SSCD(DescriptorSimilarity):
             for 90 % precision).
         size, sha256: bytes and digest of the file, checked where given.
         device: where the descriptor runs; pictures are moved there and σ back.
+        index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class SSCD(DescriptorSimilarity):
         size: int | None = None,
         sha256: str | None = None,
         device: str | torch.device = "cpu",
+        index: str = "exact",
     ):
         if preset not in PRESETS:
             raise ValueError(f"similarity.preset: unknown {preset!r}; choose among {', '.join(PRESETS)}")
@@ -88,7 +90,7 @@ class SSCD(DescriptorSimilarity):
         embed = TorchScript(path, size, sha256, device)
         name = self.path.name.split(".")[0]
         own = Identity(name, embed.sha256, preset)
-        super().__init__(bank, embed, PRESETS[preset], copy, strict, identity=own)
+        super().__init__(bank, embed, PRESETS[preset], copy, strict, identity=own, index=index)
         if preset == "amg_release":  # only the released code feeds training pictures in another range
             identity = Identity(name, embed.sha256, amg_release_bank.__name__)
             self.training = DescriptorSimilarity(bank, embed, amg_release_bank, identity=identity)
