@@ -1,4 +1,4 @@
-"""The lab's own copy descriptors as similarities: one guides, the other only judges."""
+"""The lab's own networks as similarities: one descriptor guides, the other only judges, the scorer finds candidates."""
 
 from __future__ import annotations
 
@@ -35,3 +35,18 @@ class LabDescriptor(DescriptorSimilarity):
         net = descriptor(which).to(device)
         identity = Identity.of(net, f"lab_{which}")
         super().__init__(bank, net.embed, None, net.copy, strict, norm_gradient, identity, index)
+
+
+class LabScorer(DescriptorSimilarity):
+    """Cosine of the shipped scorer's image embeddings: CLIP's part in the lab. It has no copy threshold of its own.
+
+    Args:
+        bank: training pictures, 32×32.
+        device, index: as `LabDescriptor`'s.
+    """
+
+    def __init__(self, bank: TrainingBank, device: str | torch.device = "cpu", index: str = "exact"):
+        from amg.lab import scorer
+
+        tower = scorer().image_tower.to(device)
+        super().__init__(bank, tower.embed, identity=Identity.of(tower, "lab_scorer"), index=index)
