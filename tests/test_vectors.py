@@ -152,6 +152,12 @@ def test_a_shard_cut_short_or_of_another_size_is_named(tmp_path):
         described(bank(tmp_path))
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ValueError, match="data.cache: .*/file/linear-none cannot be made .*data.cache=null"):
+        described(bank(tmp_path / "file"))[1](pictures(1))
+
+
 def test_weights_decide_the_identity():
     assert Identity.of(Counting(), "a") == Identity.of(Counting(), "a")
     assert Identity.of(Counting(), "a") != Identity.of(Counting(seed=1), "a")

@@ -89,9 +89,19 @@ class StoredVectors:
         return [shard for shard in shards if not self._file(shard).is_file()]
 
     def write(self, shard: int, vectors: Tensor) -> None:
-        """Keeps the descriptors of one shard's pictures, (n, D); the first of all writes the manifest."""
+        """Keeps the descriptors of one shard's pictures, (n, D); the first of all writes the manifest.
+
+        Raises:
+            ValueError: where nothing can be written.
+        """
         if not self._manifest.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(
+                    f"data.cache: {self.folder} cannot be made ({error.strerror}): name another by data.cache, or "
+                    "data.cache=null keeps vectors in memory"
+                ) from None
             content = {"source": self.source, **self.expected, "dimension": vectors.shape[1]}
             part = self._part("json")
             part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -24,13 +24,14 @@ class SkippedPictures(UserWarning):
         total: pictures found.
     """
 
-    def __init__(self, path: Path, names: list[str], total: int):
-        self.names = tuple(names)
-        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        super().__init__(
-            f"{path}: {len(names)} of {total} pictures cannot be read and are left out: {', '.join(names[:LISTED])}"
-            f"{more}"
-        )
+    def __init__(self, path: str, names: tuple[str, ...], total: int):
+        super().__init__(path, names, total)  # so that it can be pickled
+        self.path, self.names, self.total = path, names, total
+
+    def __str__(self) -> str:
+        more = f" and {len(self.names) - LISTED} more" if len(self.names) > LISTED else ""
+        listed = ", ".join(self.names[:LISTED]) + more
+        return f"{self.path}: {len(self.names)} of {self.total} pictures cannot be read and are left out: {listed}"
 
 
 def decode(data: bytes, size: int | None) -> Tensor:
@@ -62,4 +63,4 @@ def tell_skipped(path: Path, broken: list[str], total: int) -> None:
     if len(broken) == total:
         raise ValueError(f"{path}: none of {total} pictures can be read, e.g. {broken[0]}")
     if broken:
-        warnings.warn(SkippedPictures(path, broken, total), stacklevel=5)
+        warnings.warn(SkippedPictures(str(path), tuple(broken), total), stacklevel=5)
