@@ -62,7 +62,9 @@ def embed(run: RunConfig, name: str, bank: TrainingBank, descriptor: Any, stored
     if missing:
         options = {"logger": False, "enable_progress_bar": False, "callbacks": [Writer(stored), ShardBar(name, count)]}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*|.*batch indices.*")
+            warnings.filterwarnings(
+                "ignore", ".*num_workers.*|.*does not have many workers.*|.*batch indices.*|.*treespec.*"
+            )
             trainer = component({**run.trainer, **options})
             loader = DataLoader(missing, batch_size=None)
             trainer.predict(Embed(bank, descriptor, stored, device(run.trainer)), loader, return_predictions=False)
