@@ -25,7 +25,7 @@ def bank_run(run: RunConfig) -> Path | None:
     """Embeds the pictures of `data` by the descriptors of `similarity` and `judge`, shards that are missing only.
 
     Returns:
-        The folder with the guide's vectors; None where it keeps none on disk.
+        A folder with vectors, the guide's first; None where none are kept on disk.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SkippedPictures)
@@ -37,34 +37,33 @@ def bank_run(run: RunConfig) -> Path | None:
             lines += [f"left out, {len(names):,} that cannot be read:", *(f"  {name}" for name in names)]
         else:
             warnings.warn(warning.message, stacklevel=2)
-    folders: list[Path | None] = []
+    work = []
     for key in ("similarity", "judge"):
-        node = getattr(run, key)
+        name = f"{key}={getattr(run, key).get('name')}"
         with told(key):
-            similarity = component(node, bank=bank, device=device(run.trainer))
-            for descriptor in _descriptors(similarity):
-                stored = bank.stored(descriptor)
-                folders.append(stored and stored.folder)
-                name = f"{key}={node.get('name')}"
-                lines.append(f"{name}: {embed(run, name, bank, descriptor, stored) if stored else _kept(bank)}")
-            if not _descriptors(similarity):
-                lines.append(f"{key}={node.get('name')}: has no descriptor, nothing to embed")
-                folders.append(None)
+            similarity = component(getattr(run, key), bank=bank, device=device(run.trainer))
+            # what is missing is listed before anything is written: all processes must share the same list
+            found = [(one, bank.stored(one)) for one in _descriptors(similarity)]
+            work += [(name, one, stored, stored.missing() if stored else []) for one, stored in found]
+        if not found:
+            lines.append(f"{name}: has no descriptor, nothing to embed")
+    for name, descriptor, stored, missing in work:
+        lines.append(f"{name}: {embed(run, name, bank, descriptor, stored, missing) if stored else _kept(bank)}")
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         print("\n".join(lines))
-    return folders[0]
+    return next((stored.folder for _, _, stored, _ in work if stored), None)
 
 
-def embed(run: RunConfig, name: str, bank: TrainingBank, descriptor: Any, stored: StoredVectors) -> str:
+def embed(
+    run: RunConfig, name: str, bank: TrainingBank, descriptor: Any, stored: StoredVectors, missing: list[int]
+) -> str:
     """Computes the shards that are missing; says what was done."""
-    missing = stored.missing()
     count = sum(stored.rows(shard).stop - stored.rows(shard).start for shard in missing)
     if missing:
         options = {"logger": False, "enable_progress_bar": False, "callbacks": [Writer(stored), ShardBar(name, count)]}
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", ".*num_workers.*|.*does not have many workers.*|.*batch indices.*|.*treespec.*"
-            )
+        ignored = ".*num_workers.*|.*does not have many workers.*|.*batch indices.*|.*treespec.*"
+        with told("data"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ignored)
             trainer = component({**run.trainer, **options})
             loader = DataLoader(missing, batch_size=None)
             trainer.predict(Embed(bank, descriptor, stored, device(run.trainer)), loader, return_predictions=False)

@@ -60,7 +60,7 @@ class StoredVectors:
         if bank.cache == "auto":
             decides = f"{bank.digest()} {identity} {SHARD}"
             name += f"-{hashlib.blake2b(decides.encode(), digest_size=8).hexdigest()}"
-        self.folder = (cache_folder() / "vectors" if bank.cache == "auto" else Path(bank.cache)) / name
+        self.folder = (cache_folder() / "vectors" if bank.cache == "auto" else Path(bank.cache).expanduser()) / name
         self.expected = {
             **asdict(identity),
             "bank": bank.digest(),
