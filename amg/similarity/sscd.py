@@ -69,6 +69,7 @@ class SSCD(DescriptorSimilarity):
             for 90 % precision).
         size, sha256: bytes and digest of the file, checked where given.
         device: where the descriptor runs; pictures are moved there and σ back.
+        norm_gradient: as `DescriptorSimilarity`'s.
         index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
     """
 
@@ -82,6 +83,7 @@ class SSCD(DescriptorSimilarity):
         size: int | None = None,
         sha256: str | None = None,
         device: str | torch.device = "cpu",
+        norm_gradient: bool = False,
         index: str = "exact",
     ):
         if preset not in PRESETS:
@@ -90,7 +92,7 @@ class SSCD(DescriptorSimilarity):
         embed = TorchScript(path, size, sha256, device)
         name = self.path.name.split(".")[0]
         own = Identity(name, embed.sha256, preset)
-        super().__init__(bank, embed, PRESETS[preset], copy, strict, identity=own, index=index)
+        super().__init__(bank, embed, PRESETS[preset], copy, strict, norm_gradient, own, index)
         if preset == "amg_release":  # only the released code feeds training pictures in another range
             identity = Identity(name, embed.sha256, amg_release_bank.__name__)
             self.training = DescriptorSimilarity(bank, embed, amg_release_bank, identity=identity)
