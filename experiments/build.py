@@ -11,7 +11,7 @@ from typing import Any
 
 from amg.bank import TrainingBank
 from amg.guidance.base import flat
-from experiments.config import ConfigError, RunConfig, locate
+from experiments.config import COMPONENTS, ConfigError, RunConfig, locate
 
 WORLD = ("model", "data", "similarity", "judge")
 
@@ -52,6 +52,20 @@ def _world(device: str, *nodes: str) -> tuple[Any, TrainingBank, Any, Any]:
         with told(key):
             parts["bank" if key == "data" else key] = component(node, **parts)
     return tuple(parts["bank" if key == "data" else key] for key in WORLD)
+
+
+def bank_of(run: RunConfig, **keys: Any) -> TrainingBank:
+    """The training pictures alone; the model is built only where they come with it.
+
+    Args:
+        keys: of the data's `_target_`, set where it takes them.
+    """
+    takes = inspect.signature(locate(run.data["_target_"])).parameters
+    node = run.data | {name: value for name, value in keys.items() if name in takes}
+    with told("data"):
+        if "model" in takes:
+            return component(node, model=component(run.model, device=device(run.trainer)))
+        return component(node)
 
 
 def device(trainer: dict[str, Any]) -> str:
@@ -111,6 +125,7 @@ class told:
         return self
 
     def __exit__(self, kind, error, trace):
-        if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)):
+        if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, ImportError)):
             text = " ".join(str(error).split())
-            raise ConfigError([text if text.startswith(f"{self.key}.") else f"{self.key}: {text}"]) from None
+            named = text.startswith(tuple(f"{key}." for key in COMPONENTS))
+            raise ConfigError([text if named else f"{self.key}: {text}"]) from None

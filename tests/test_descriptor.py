@@ -1,10 +1,12 @@
 """Descriptor similarity (Eq. 9) and the PCA descriptor."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from amg.bank import TrainingBank
-from amg.similarity import DescriptorSimilarity, PCASimilarity, PCAWhitening
+from amg.similarity import DescriptorSimilarity, PCASimilarity, PCAWhitening, pca
+from amg.similarity.pca import by_covariance, by_gram
 
 
 def pictures(n: int, seed: int = 0) -> torch.Tensor:
@@ -17,6 +19,25 @@ def test_pca_whitening_has_zero_mean_and_identity_covariance_on_the_bank():
     assert vectors.shape == (80, 20)
     assert vectors.mean(0).abs().max() < 1e-12
     assert torch.allclose(vectors.T @ vectors / 80, torch.eye(20, dtype=torch.float64), atol=1e-10)
+
+
+def test_both_ways_to_whiten_agree_up_to_sign():
+    pixels = pictures(40).flatten(1).double()  # 40 pictures of 48 values
+    mean = pixels.mean(0)
+    gram, covariance = by_gram(pixels, mean, 12), by_covariance(pixels, mean, 12)
+    signs = (gram * covariance).sum(0).sign()
+    assert torch.allclose(gram, covariance * signs, atol=1e-9)
+
+
+@pytest.mark.parametrize("n, size", [(30, 30), (90, 48)])
+def test_the_smaller_matrix_is_decomposed(n, size, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(torch.linalg, "eigh", lambda m, eigh=torch.linalg.eigh: sizes.append(len(m)) or eigh(m))
+    monkeypatch.setattr(pca, "CHUNK", 7)
+    bank = TrainingBank.from_tensors(pictures(n))
+    vectors = PCAWhitening(bank, directions=64)(bank.images.double())
+    assert sizes == [size] and vectors.shape == (n, min(n - 1, 48))
+    assert torch.allclose(vectors.T @ vectors / n, torch.eye(vectors.shape[1], dtype=torch.float64), atol=1e-8)
 
 
 def test_pca_keeps_the_directions_of_largest_variance():

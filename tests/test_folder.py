@@ -1,6 +1,7 @@
-"""Folders of pictures as banks, and the FAISS index."""
+"""Folders of pictures as banks."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ import torch
 from PIL import Image
 
 from amg.bank import TrainingBank
-from amg.bank.faiss import FaissIndex
 from amg.bank.sources.folder import read_folder
 
 
@@ -72,6 +72,15 @@ def test_corrupt_pictures_are_left_out_counted_and_listed(tmp_path):
     assert len(images) == 1
 
 
+def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", 0, (40, 50))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "a.png,again\n" * 3)
+    monkeypatch.setattr("amg.bank.room.psutil.virtual_memory", lambda: SimpleNamespace(available=100_000))
+    with pytest.raises(ValueError, match="a bank of 3 pictures of 50×40 pixels needs 0.0 GB"):  # 144,000 bytes
+        read_folder(tmp_path)
+    assert len(read_folder(tmp_path, size=10)[0]) == 3
+
+
 @pytest.mark.parametrize(
     "name, text, message",
     [
@@ -96,20 +105,3 @@ def test_folders_that_cannot_serve_say_why(tmp_path):
     save(tmp_path / "b.png", 0, (5, 5))
     with pytest.raises(ValueError, match="pictures of 2 sizes.*data.size"):
         read_folder(tmp_path)
-
-
-def test_faiss_candidates_are_ranked_exactly():
-    vectors = torch.nn.functional.normalize(torch.randn(3000, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-    queries = vectors[:20].double() + 0.05
-    products, index = FaissIndex(vectors.double(), candidates=50, lists=20, probes=20).search(queries, 5)
-    expected = (queries @ vectors.double().T).topk(5)
-    assert torch.equal(index, expected.indices)
-    torch.testing.assert_close(products, expected.values)
-    few, found = FaissIndex(vectors, candidates=50, lists=20, probes=4).search(vectors[:200])
-    assert (found[:, 0] == torch.arange(200)).all()  # a picture lies in its own cell
-    torch.testing.assert_close(few[:, 0], torch.ones(200))
-
-
-def test_faiss_refuses_more_neighbours_than_vectors():
-    with pytest.raises(ValueError, match="1 … 3"):
-        FaissIndex(torch.eye(3)).search(torch.eye(3), 4)

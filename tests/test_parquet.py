@@ -1,6 +1,7 @@
 """Banks read from Parquet files in the layouts that data sets come in."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,8 @@ import torch
 from PIL import Image
 
 from amg.bank import TrainingBank
+from amg.bank.sources import parquet
+from amg.bank.sources.pictures import SkippedPictures, decode
 
 
 def png(value: int, size: int = 4) -> bytes:
@@ -65,8 +68,7 @@ def test_pictures_are_resized_by_averaging(tmp_path):
     "columns, message",
     [
         ({"picture": [png(1)]}, "has no image column; it has picture"),
-        ({"image": [png(1), b"no png"]}, "row 1: its image column holds no readable picture"),
-        ({"image": [png(1), None]}, "row 1: its image column holds no readable picture"),
+        ({"image": [b"no png", None]}, r"none of 2 pictures can be read, e.g. bad.parquet, row 0 \(Unidentified"),
         ({"image": [png(1), png(1, size=8)]}, "pictures of 2 sizes.*data.size"),
         ({"image": pa.array([], pa.binary())}, "holds no rows"),
     ],
@@ -75,6 +77,24 @@ def test_bad_files_are_refused_by_name(tmp_path, columns, message):
     path = write(tmp_path / "bad.parquet", **columns)
     with pytest.raises(ValueError, match=rf"bad.parquet.*{message}"):
         TrainingBank.from_parquet(path)
+
+
+def test_corrupt_pictures_are_left_out_counted_and_listed(tmp_path):
+    path = write(tmp_path / "a.parquet", image=[png(1), b"no png", None, png(2)], caption=list("wxyz"))
+    with pytest.warns(SkippedPictures, match=r"2 of 4 pictures cannot be read.*a.parquet, row 1 \(Uni.*, row 2 \(Uni"):
+        bank = TrainingBank.from_parquet(path)
+    assert bank.captions == ["w", "z"]
+
+
+def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("amg.bank.room.psutil.virtual_memory", lambda: SimpleNamespace(available=700))
+    monkeypatch.setattr(parquet, "decode", lambda *args: decoded.append(args) or decode(*args))
+    path = write(tmp_path / "a.parquet", image=[png(1), png(2)], captions=[["u", "v"], []])
+    with pytest.raises(ValueError, match="a bank of 3 pictures of 4×4 pixels needs"):  # 2 · 3 · 4 · 48 bytes = 1152
+        TrainingBank.from_parquet(path)
+    assert len(decoded) == 1
+    assert len(TrainingBank.from_parquet(path, size=2)) == 2  # 288 bytes
 
 
 def test_a_truncated_file_is_refused_by_name(tmp_path):

@@ -23,6 +23,9 @@ class Linear:
     def __call__(self, images):
         return Match(images[:, 0, 0, 0], torch.zeros(len(images), dtype=torch.long))
 
+    def neighbours(self, images, k):
+        return self.bank.search(images, k)[1]
+
 
 def step(sigma, t=0.5, alpha_bar=0.64, s0=7.5, calls=None, cond=1.0, eps=0.0):
     """x̂0 = (σ, 0, 0); ε_u = 0, ε_c = cond, ε_N = 10 everywhere."""
@@ -132,12 +135,12 @@ def test_its_options_lead_back_to_the_paper():
     strengths = {"c1": 2.0, "c2": 3.0, "c3": 5.0}
     seen = step([0.45, 0.2, 0.9])
     # the nearest in pixel space of every x̂0 is made picture 0, which Linear says as well
-    similarity.bank.search = lambda queries, k: (None, torch.zeros(len(queries), k, dtype=torch.long))
+    similarity.neighbours = lambda images, k: torch.zeros(len(images), k, dtype=torch.long)
     got, _ = ReleasedSD(similarity, Constant(0.3), **undone, **strengths)(seen, None)
     expected, _ = AntiMemorizationGuidance(similarity, Constant(0.3), **strengths)(seen, None)
     torch.testing.assert_close(got, expected)
 
 
-def test_a_similarity_without_a_bank_is_refused():
-    with pytest.raises(ValueError, match="needs a similarity with a bank"):
+def test_a_similarity_without_neighbours_is_refused():
+    with pytest.raises(ValueError, match="needs one that lists neighbours"):
         ReleasedSD(lambda images: None)

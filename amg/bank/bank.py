@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from amg.bank.exact import nearest
+from amg.bank.exact import nearest, square_norms
+from amg.bank.vectors import StoredVectors
 
 
 class TrainingBank:
@@ -25,23 +26,41 @@ class TrainingBank:
         images: (N, 3, H, W) in [−1, 1], distinct.
         captions: the captions of each picture, most frequent first; empty where it has none.
         multiplicity: how often each picture occurs, (N,).
+        source: where they come from, in words.
+        cache: where descriptors are kept on disk, see `amg.bank.vectors`: a folder, "auto", or None for nowhere.
     """
 
-    def __init__(self, images: Tensor, captions: Sequence[Sequence[str]], multiplicity: Tensor):
+    def __init__(
+        self,
+        images: Tensor,
+        captions: Sequence[Sequence[str]],
+        multiplicity: Tensor,
+        source: str = "memory",
+        cache: str | Path | None = None,
+    ):
         self.images, self.all_captions, self.multiplicity = images, tuple(map(tuple, captions)), multiplicity
+        self.source, self.cache = source, cache
         self.captions = [some[0] if some else "" for some in self.all_captions]
         self._flat = images.flatten(1)
-        self._square_norms = self._flat.square().sum(1)
+        self._square_norms = square_norms(self._flat)
         self._vectors: dict[Any, Tensor] = {}
         self._copies: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._digest: str | None = None
 
     @classmethod
-    def from_tensors(cls, images: Tensor, captions: Sequence[str] | None = None) -> TrainingBank:
+    def from_tensors(
+        cls,
+        images: Tensor,
+        captions: Sequence[str] | None = None,
+        source: str = "memory",
+        cache: str | Path | None = None,
+    ) -> TrainingBank:
         """Merges exact repeats.
 
         Args:
             images: (N, 3, H, W) floats in [−1, 1].
             captions: N captions, one per row; "" where a picture has none.
+            source, cache: as the class's.
         Raises:
             ValueError: for another shape, range or number of captions, or for an empty bank.
         """
@@ -72,21 +91,49 @@ class TrainingBank:
             else []
             for group in rows
         ]
-        return cls(images[keep], names, torch.tensor([len(group) for group in rows]))
+        return cls(images[keep], names, torch.tensor([len(group) for group in rows]), source, cache)
 
     @classmethod
-    def from_folder(cls, path: str | Path, size: int | None = None) -> TrainingBank:
-        """Pictures of a folder with their captions; see `amg.bank.sources.folder`."""
+    def from_folder(
+        cls,
+        path: str | Path,
+        size: int | None = None,
+        deduplicate: float | None = None,
+        cache: str | Path | None = "auto",
+    ) -> TrainingBank:
+        """Pictures of a folder with their captions; see `amg.bank.sources.folder`.
+
+        Args:
+            size: side of the squares that pictures are made; None keeps their own, which must then be equal.
+            deduplicate: threshold of `amg.bank.dedupe`, 1.0 in the paper; None keeps all.
+            cache: where descriptors are kept, so that they are computed once: a folder, or "auto" for one below
+                $AMG_CACHE, else ~/.cache/amg; None keeps them in memory only.
+        """
         from amg.bank.sources.folder import read_folder
 
-        return cls.from_tensors(*read_folder(path, size))
+        return cls._read(read_folder, path, size, deduplicate, cache)
 
     @classmethod
-    def from_parquet(cls, path: str | Path, size: int | None = None) -> TrainingBank:
-        """Pictures of Parquet files in the hub's layout; see `amg.bank.sources.parquet`."""
+    def from_parquet(
+        cls,
+        path: str | Path,
+        size: int | None = None,
+        deduplicate: float | None = None,
+        cache: str | Path | None = "auto",
+    ) -> TrainingBank:
+        """Pictures of Parquet files in the hub's layout, see `amg.bank.sources.parquet`; keys as `from_folder`'s."""
         from amg.bank.sources.parquet import read_parquet
 
-        return cls.from_tensors(*read_parquet(path, size))
+        return cls._read(read_parquet, path, size, deduplicate, cache)
+
+    @classmethod
+    def _read(cls, reader: Callable, path: str | Path, size: int | None, deduplicate: float | None, cache):
+        bank = cls.from_tensors(*reader(path, size), source=str(path), cache=cache)
+        if deduplicate is None:
+            return bank
+        from amg.bank.dedupe import dedupe
+
+        return dedupe(bank, deduplicate)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -116,19 +163,47 @@ class TrainingBank:
         return distances.to(queries.dtype), indices
 
     def vectors(self, descriptor: Any, device: torch.device, dtype: torch.dtype, batch: int = 64) -> Tensor:
-        """Descriptors of all pictures, (N, D): `descriptor.descriptors(images)`, computed once per device and dtype."""
+        """Descriptors of all pictures, (N, D): `descriptor.descriptors(images)`, computed once per device and dtype.
+
+        Where the bank has a cache and the descriptor an `identity`, they are kept on disk in float32; float64 is
+        computed anew.
+        """
         key = descriptor, device, dtype
         if key not in self._vectors:
-            with torch.no_grad():
-                parts = [descriptor.descriptors(x.to(device, dtype)) for x in self.images.split(batch)]
-                self._vectors[key] = torch.cat(parts).to(dtype)
+            stored = None if dtype == torch.float64 else self.stored(descriptor)
+            if stored is None:
+                found = self.describe(descriptor, slice(None), device, dtype, batch)
+            else:
+                for shard in stored.missing():
+                    stored.write(shard, self.describe(descriptor, stored.rows(shard), device, torch.float32, batch))
+                found = stored.load()
+            self._vectors[key] = found.to(device, dtype)
         return self._vectors[key]
+
+    @torch.no_grad()
+    def describe(
+        self, descriptor: Any, rows: slice, device: torch.device, dtype: torch.dtype, batch: int = 64
+    ) -> Tensor:
+        """Descriptors of some pictures, (n, D)."""
+        parts = self.images[rows].split(batch)
+        return torch.cat([descriptor.descriptors(images.to(device, dtype)) for images in parts])
+
+    def stored(self, descriptor: Any) -> StoredVectors | None:
+        """Where a descriptor's vectors are kept on disk, if they are.
+
+        Raises:
+            ValueError: where others' vectors are kept there.
+        """
+        identity = getattr(descriptor, "identity", None)
+        return None if self.cache is None or identity is None else StoredVectors(self, identity)
 
     def digest(self) -> str:
         """A hash of pictures, captions and multiplicity: it names the bank in a run's record."""
-        content = hashlib.blake2b(self.images.cpu().numpy().tobytes(), digest_size=16)
-        content.update(repr((self.all_captions, self.multiplicity.tolist())).encode())
-        return content.hexdigest()
+        if self._digest is None:
+            content = hashlib.blake2b(self.images.cpu().contiguous().numpy(), digest_size=16)
+            content.update(repr((self.all_captions, self.multiplicity.tolist())).encode())
+            self._digest = content.hexdigest()
+        return self._digest
 
     def keys(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Pictures and their square norms on the queries' device; float64 stays, half precision becomes float32."""
@@ -137,5 +212,5 @@ class TrainingBank:
             return self._flat, self._square_norms
         if (device, wanted) not in self._copies:
             keys = self._flat.to(device, wanted)
-            self._copies[device, wanted] = keys, keys.square().sum(1)
+            self._copies[device, wanted] = keys, square_norms(keys)
         return self._copies[device, wanted]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from amg.bank.bank import TrainingBank
-from amg.bank.exact import nearest
+from amg.bank.cache import cache_folder
+from amg.bank.exact import nearest, square_norms
 
 MARGIN = 1e-3
 """Closer than this to the threshold, a distance of the matrix products is computed again in float64."""
@@ -23,7 +25,6 @@ def dedupe(
     k: int = 50,
     scale: float = 0.5,
     cache: str | Path | None = None,
-    block: int = 1024,
 ) -> TrainingBank:
     """Drops near-copies among the training pictures, so that they do not shrink the k-NN mean of Eq. 8.
 
@@ -36,34 +37,56 @@ def dedupe(
         threshold: the paper's 1.0.
         k, scale: those of `NormalizedL2`.
         cache: folder for the answer, named by a hash of pictures and settings; default $AMG_CACHE or ~/.cache/amg.
-        block: queries per search.
+    """
+    return subset(bank, reference(bank, threshold, k, scale, cache)[0])
+
+
+def reference(
+    bank: TrainingBank,
+    threshold: float = 1.0,
+    k: int = 50,
+    scale: float = 0.5,
+    cache: str | Path | None = None,
+    on_block: Callable[[int], None] | None = None,
+) -> tuple[Tensor, Path]:
+    """Indices of the pictures that `dedupe` leaves, ascending, and the file that keeps them.
+
+    Args:
+        on_block: told how many pictures' neighbours were found, block by block; not called where the file is there.
     """
     if len(bank) <= k:
         raise ValueError(f"deduplication needs more than k={k} distinct pictures, the bank has {len(bank)}")
     settings = f"{bank.digest()} {threshold} {k} {scale}"
     name = hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
-    file = Path(cache or os.environ.get("AMG_CACHE", "~/.cache/amg")).expanduser() / f"dedupe-{name}.npy"
+    file = cache_folder(cache) / f"dedupe-{name}.npy"
     if file.is_file():
-        kept = torch.from_numpy(np.load(file, allow_pickle=False))
-    else:
-        kept = kept_pictures(bank.pixels(), threshold, k, scale, block)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.stem}.{os.getpid()}.npy")
-        np.save(part, kept.numpy())
-        part.replace(file)  # whole or not there, whoever else is writing
-    return subset(bank, kept)
+        return torch.from_numpy(np.load(file, allow_pickle=False)), file
+    kept = kept_pictures(bank.pixels(), threshold, k, scale, on_block=on_block)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.stem}.{os.getpid()}.npy")
+    np.save(part, kept.numpy())
+    part.replace(file)  # whole or not there, whoever else is writing
+    return kept, file
 
 
 def kept_pictures(
-    pixels: Tensor, threshold: float = 1.0, k: int = 50, scale: float = 0.5, block: int = 1024, spare: int = 30
+    pixels: Tensor,
+    threshold: float = 1.0,
+    k: int = 50,
+    scale: float = 0.5,
+    block: int = 1024,
+    spare: int = 30,
+    on_block: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Indices of the pictures that the greedy pass leaves, ascending; see `dedupe`.
 
     Args:
         pixels: (N, D).
+        block: queries per search.
         spare: neighbours looked up beyond k, so that dropped ones seldom call for another search.
+        on_block: told the size of each block that was searched.
     """
-    distances, indices = _neighbours(pixels, min(k + spare, len(pixels) - 1), block)
+    distances, indices = _neighbours(pixels, min(k + spare, len(pixels) - 1), block, on_block)
     there = torch.ones(len(pixels), dtype=torch.bool)
     for i in range(len(pixels)):
         if there.sum() <= k:
@@ -83,16 +106,14 @@ def kept_pictures(
 
 def subset(bank: TrainingBank, index: Tensor) -> TrainingBank:
     """Some pictures of a bank, with their captions and multiplicity."""
-    rows = index.tolist()
-    return TrainingBank(
-        bank.images[index.to(bank.images.device)], [bank.all_captions[i] for i in rows], bank.multiplicity[index]
-    )
+    images, captions = bank.images[index.to(bank.images.device)], [bank.all_captions[i] for i in index.tolist()]
+    return TrainingBank(images, captions, bank.multiplicity[index], bank.source, bank.cache)
 
 
-def _neighbours(pixels: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+def _neighbours(pixels: Tensor, k: int, block: int, on_block: Callable[[int], None] | None) -> tuple[Tensor, Tensor]:
     """Distances and indices of each picture's k nearest others, ascending, (N, k)."""
     pixels = pixels - pixels.mean(0)  # smaller norms cancel fewer digits
-    norms = pixels.square().sum(1)
+    norms = square_norms(pixels)
     distances, indices = [], []
     for start in range(0, len(pixels), block):
         near, places = nearest(pixels[start : start + block], pixels, norms, k + 1)
@@ -100,6 +121,8 @@ def _neighbours(pixels: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
         near, order = near.masked_fill(places == own, torch.inf).topk(k, dim=1, largest=False)
         distances.append(near.cpu())
         indices.append(places.gather(1, order).cpu())
+        if on_block is not None:
+            on_block(len(near))
     return torch.cat(distances), torch.cat(indices)
 
 

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by matrix products."""
+"""Exact nearest neighbours by matrix products: pictures by distance, descriptors by cosine."""
 
 import torch
 from torch import Tensor
@@ -35,3 +35,26 @@ def nearest(
     values, places = torch.cat(best, 1).topk(k, dim=1, largest=False)
     distances = (values + queries.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
     return distances, torch.cat(index, 1).gather(1, places)
+
+
+def square_norms(keys: Tensor) -> Tensor:
+    """‖z‖² of each key, (N,), without a second copy of all keys."""
+    return torch.cat([part.square().sum(1) for part in keys.split(4096)])
+
+
+class ExactIndex:
+    """Nearest vectors by inner product; of vectors of unit length, by cosine.
+
+    Args:
+        vectors: (N, D).
+    """
+
+    def __init__(self, vectors: Tensor):
+        self.vectors = vectors
+
+    def search(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+        """Products (B, k), descending, and indices (B, k), for queries (B, D)."""
+        if not 1 <= k <= len(self.vectors):
+            raise ValueError(f"k must lie in 1 … {len(self.vectors)} (the index's vectors), got {k}")
+        products = queries @ self.vectors.T
+        return products.max(1, keepdim=True) if k == 1 else products.topk(k, dim=1)

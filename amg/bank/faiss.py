@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from torch import Tensor
 class FaissIndex:
     """Nearest vectors by inner product: an inverted file proposes candidates, their exact products rank them.
 
-    Needs the extra `faiss`. Vectors of unit length make it a search by cosine.
+    Needs the extra `faiss`; it runs on the CPU. Vectors of unit length make it a search by cosine.
 
     Args:
         vectors: (N, D).
@@ -22,12 +24,7 @@ class FaissIndex:
     def __init__(
         self, vectors: Tensor, candidates: int = 100, lists: int | None = None, probes: int = 16, seed: int = 0
     ):
-        try:
-            import faiss
-        except ImportError:
-            raise ImportError(
-                "FaissIndex needs FAISS: pip install faiss-cpu, or leave it out and search exactly"
-            ) from None
+        faiss = require()
         self.vectors, self.candidates = vectors, candidates
         keys = vectors.detach().float().cpu().contiguous().numpy()
         if lists is None:
@@ -54,8 +51,27 @@ class FaissIndex:
             raise ValueError(f"k must lie in 1 … {len(self)} (the index's vectors), got {k}")
         wanted = min(max(k, self.candidates), len(self))
         _, found = self._index.search(queries.detach().float().cpu().contiguous().numpy(), wanted)
-        found = torch.from_numpy(found).to(self.vectors.device)  # −1 where the visited cells hold fewer
-        near = self.vectors[found.clamp(min=0)]
-        products = (near * queries.to(near)[:, None]).sum(2).masked_fill(found < 0, -torch.inf)
+        found = torch.from_numpy(found).to(self.vectors.device)
+        queries = queries.to(self.vectors)
+        products = (self.vectors[found.clamp(min=0)] * queries[:, None]).sum(2).masked_fill(found < 0, -torch.inf)
         values, places = products.topk(k, dim=1)
-        return values.to(queries.device), found.gather(1, places).to(queries.device)
+        indices = found.gather(1, places)
+        short = (indices < 0).any(1)  # the visited cells hold fewer than k
+        if short.any():
+            values[short], indices[short] = (queries[short] @ self.vectors.T).topk(k, dim=1)
+        return values, indices
+
+
+def require() -> ModuleType:
+    """FAISS.
+
+    Raises:
+        ImportError: where it is not installed; one line that says the mend.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise ImportError(
+            "FAISS is not installed: pip install faiss-cpu, or search exactly (similarity.index=exact)"
+        ) from None
+    return faiss

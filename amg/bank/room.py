@@ -3,20 +3,20 @@
 import psutil
 
 
-def check_room(pictures: int, side: int) -> None:
+def check_room(pictures: int, height: int, width: int) -> None:
     """Refuses a bank that cannot fit, rather than let the machine kill the run.
 
     A bank holds float32 pictures; while it is built there are two copies.
 
     Args:
-        pictures: how many.
-        side: of each, RGB.
+        pictures: how many, repeats included.
+        height, width: of each, RGB.
     Raises:
         ValueError: says what is needed and what is free.
     """
-    need, free = 2 * 4 * 3 * side * side * pictures, psutil.virtual_memory().available
+    need, free = 2 * 4 * 3 * height * width * pictures, psutil.virtual_memory().available
     if need > free:
         raise ValueError(
-            f"a bank of {pictures:,} pictures of {side} pixels needs {need / 1e9:.1f} GB of memory and "
+            f"a bank of {pictures:,} pictures of {width}×{height} pixels needs {need / 1e9:.1f} GB of memory and "
             f"{free / 1e9:.1f} GB are free: take fewer pictures, smaller ones (data.size), or another machine"
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from amg.bank import TrainingBank
 from amg.guidance.base import Guidance
+from amg.guidance.captions import CommonCaption
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
 from amg.similarity.base import Similarity
 from amg.step import Step
@@ -66,6 +67,8 @@ class AntiMemorizationGuidance(Guidance):
         gradient: how ∇_{x_t} σ_t of G_sim passes x̂0(x_t). `fixed_eps` holds ε fixed, as in the released code: no
             further call of the denoiser. `through_unet` follows ε(x_t) after CFG too: one more forward and one backward
             pass of the denoiser for each flagged row.
+        neighbours, count: G_dup acts by the most common caption among so many nearest training pictures, if it occurs
+            more than `count` times. Paper (1, 0): by the nearest picture's caption, always; released code: 1000, 20.
 
     G_sim is left out where ᾱ_t < 1e-4. Where there is no condition, or at s0 <= 1, G_spe and G_dup vanish.
     """
@@ -81,6 +84,8 @@ class AntiMemorizationGuidance(Guidance):
         terms: Sequence[str] = TERMS,
         captions: Sequence[str] | None = None,
         gradient: str = "fixed_eps",
+        neighbours: int = 1,
+        count: int = 0,
     ):
         terms = (terms,) if isinstance(terms, str) else tuple(terms)
         unknown = sorted(set(terms) - set(TERMS))
@@ -91,9 +96,12 @@ class AntiMemorizationGuidance(Guidance):
         for name, value in (("c1", c1), ("c2", c2), ("c3", c3)):
             if not value >= 0:  # NaN fails too
                 raise ValueError(f"guidance.{name} must be >= 0, got {value}")
+        if neighbours < 1 or count < 0:
+            raise ValueError(f"guidance: neighbours must be >= 1 and count >= 0, got {neighbours} and {count}")
         self.similarity, self.threshold = similarity, threshold
         self.c1, self.c2, self.c3, self.normalize, self.terms = c1, c2, c3, normalize, terms
-        self.captions, self.gradient = captions, gradient
+        self.captions, self.gradient, self.neighbours = captions, gradient, neighbours
+        self._common = None if (neighbours, count) == (1, 0) else self._counter(count)
         self.needs_prompts = bool(self.terms) and "sim" not in self.terms
 
     @classmethod
@@ -105,7 +113,8 @@ class AntiMemorizationGuidance(Guidance):
 
     @torch.no_grad()
     def __call__(self, step: Step, state: State | None) -> tuple[Tensor, State]:
-        similarity, index = self.similarity(step.decode(step.x0))
+        images = step.decode(step.x0)
+        similarity, index = self.similarity(images)
         threshold = torch.as_tensor(self.threshold(step.t)).to(similarity).expand_as(similarity)
         flagged = similarity > threshold
         rows = flagged.nonzero().flatten()
@@ -113,14 +122,16 @@ class AntiMemorizationGuidance(Guidance):
         trace = {"s1": zeros, "s2": zeros, "spe": zeros, "dup": zeros, "sim": zeros, "dropped": flagged & False}
         eps = step.eps
         if len(rows) and self.terms:
-            change, acted = self._guide(step, rows, similarity[rows], index[rows])
+            change, acted = self._guide(step, rows, images[rows], similarity[rows], index[rows])
             # index_add would also do; a masked copy keeps the other rows' bits whatever the kernel
             eps = eps.clone()
             eps[rows] = eps[rows] + change
             trace = {name: value.index_put((rows,), acted[name]) for name, value in trace.items()}
         return eps, State(similarity, index, threshold, flagged, **trace)
 
-    def _guide(self, step: Step, rows: Tensor, similarity: Tensor, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _guide(
+        self, step: Step, rows: Tensor, images: Tensor, similarity: Tensor, index: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """G_spe + G_dup + G_sim of the flagged rows, (R, C, H, W), and what each contributed."""
         change = torch.zeros_like(step.eps[rows])
         acted = {name: torch.zeros_like(similarity) for name in ("s1", "s2", "spe", "dup", "sim")}
@@ -132,11 +143,11 @@ class AntiMemorizationGuidance(Guidance):
                 change += self._record(acted, "spe", -_rows(s1, uncond) * (step.eps_cond[rows] - uncond))
                 acted["s1"] = s1
             if "dup" in self.terms:
-                s2 = deduplication_scale(similarity, step.s0, acted["s1"], self.c2)
+                armed, captions = self._captions(images, index)
+                s2 = deduplication_scale(similarity, step.s0, acted["s1"], self.c2).where(armed, 0)
                 some = (s2 > 0).nonzero().flatten()
                 if len(some):  # no network call for rows whose scale is 0
-                    captions = self._captions(index[some])
-                    towards = step.denoise(rows[some], captions) - uncond[some]
+                    towards = step.denoise(rows[some], [captions[i] for i in some.tolist()]) - uncond[some]
                     dup = torch.zeros_like(change).index_copy(0, some, -_rows(s2[some], towards) * towards)
                     change += self._record(acted, "dup", dup)
                 acted["s2"] = s2
@@ -166,13 +177,25 @@ class AntiMemorizationGuidance(Guidance):
             (gradient,) = torch.autograd.grad(self.similarity(step.decode(x0)).value.sum(), x_t)
             return gradient
 
-    def _captions(self, index: Tensor) -> list[str]:
+    def _captions(self, images: Tensor, index: Tensor) -> tuple[Tensor, list[str]]:
+        """Which flagged rows G_dup acts on, (R,) bool, and the caption that it steers each away from."""
+        if self._common is not None:
+            k = min(self.neighbours, len(self.similarity.bank))
+            found = self._common(self.similarity.neighbours(images, k))
+            return (found >= 0).to(index.device), [self._common.names[i] if i >= 0 else "" for i in found.tolist()]
         captions = self.captions
         if captions is None:
             if not hasattr(self.similarity, "bank"):
                 raise ValueError("guidance.captions: G_dup needs the captions of the training pictures; give captions=")
             captions = self.similarity.bank.captions
-        return [captions[i] for i in index.tolist()]
+        return torch.ones_like(index, dtype=torch.bool), [captions[i] for i in index.tolist()]
+
+    def _counter(self, count: int) -> CommonCaption:
+        if not hasattr(self.similarity, "neighbours"):
+            raise ValueError("guidance.neighbours: captions are counted by a similarity that lists neighbours")
+        bank = self.similarity.bank
+        captions = bank.all_captions if self.captions is None else [(caption,) for caption in self.captions]
+        return CommonCaption(captions, bank.multiplicity, count)
 
     @staticmethod
     def _record(acted: dict[str, Tensor], name: str, term: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from amg.guidance.anti_memorization import MIN_ALPHA_BAR
 from amg.guidance.base import Guidance
+from amg.guidance.captions import CommonCaption
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
 from amg.similarity.base import Similarity
 from amg.step import Step
@@ -88,26 +89,15 @@ class ReleasedSD(Guidance):
         base: float | None = 0.3,
         growth: float = 1000 / 170,
     ):
-        if not hasattr(similarity, "bank"):
-            raise ValueError("guidance.similarity: released_sd counts captions and needs a similarity with a bank")
+        if not hasattr(similarity, "neighbours"):
+            raise ValueError("guidance.similarity: released_sd counts captions and needs one that lists neighbours")
         if neighbours < 1 or count < 0 or hold < 0:
             raise ValueError("guidance: released_sd needs neighbours >= 1, count >= 0 and hold >= 0")
         self.similarity, self.threshold = similarity, threshold
         self.c1, self.gated, self.divisor, self.c2 = c1, gated, divisor, c2
         self.neighbours, self.count, self.hold = neighbours, count, hold
         self.remeasure, self.c3, self.base, self.growth = remeasure, c3, base, growth
-        bank = similarity.bank
-        self._names = list(dict.fromkeys(name for names in bank.all_captions for name in names if name))
-        place = {name: i for i, name in enumerate(self._names)}
-        # a repeat whose caption the bank no longer knows counts for the most frequent one, which comes first
-        counts = torch.zeros(len(bank), max((len(names) for names in bank.all_captions), default=0) or 1)
-        ids = torch.full(counts.shape, len(self._names))
-        for i, names in enumerate(bank.all_captions):
-            for j, name in enumerate(name for name in names if name):
-                ids[i, j], counts[i, j] = place[name], 1
-            if names:
-                counts[i, 0] += max(int(bank.multiplicity[i]) - len(names), 0)
-        self._ids, self._counts = ids, counts
+        self._common = CommonCaption(similarity.bank.all_captions, similarity.bank.multiplicity, count)
 
     @torch.no_grad()
     def __call__(self, step: Step, state: ReleasedState | None) -> tuple[Tensor, ReleasedState]:
@@ -137,28 +127,13 @@ class ReleasedSD(Guidance):
         rows = flagged.nonzero().flatten()
         found = torch.full_like(caption, -1)
         if len(rows):
-            found[rows] = self._common(images[rows]).to(found)
+            k = min(self.neighbours, len(self.similarity.bank))
+            found[rows] = self._common(self.similarity.neighbours(images[rows], k)).to(found)
         fresh = found >= 0
         caption = torch.where(fresh, found, caption)
         armed = fresh | (hold > 0)
         hold = torch.where(fresh, self.hold, (hold - 1).clamp(min=0))
         return armed, torch.where(armed, caption, -1), hold
-
-    def _common(self, images: Tensor) -> Tensor:
-        """The most common caption among each picture's neighbours, −1 where it is not common enough, (R,)."""
-        bank, k = self.similarity.bank, min(self.neighbours, len(self.similarity.bank))
-        if hasattr(self.similarity, "descriptors"):
-            descriptors = self.similarity.descriptors(images)
-            vectors = bank.vectors(self.similarity, descriptors.device, descriptors.dtype)
-            near = (descriptors @ vectors.T).topk(k, dim=1).indices.cpu()
-        else:
-            near = bank.search(images, k)[1].cpu()
-        totals = torch.zeros(len(images), len(self._names) + 1)  # the last for pictures without a caption
-        totals.scatter_add_(1, self._ids[near].flatten(1), self._counts[near].flatten(1))
-        if not self._names:
-            return torch.full((len(images),), -1)
-        best = totals[:, :-1].max(1)
-        return torch.where(best.values > self.count, best.indices, -1)
 
     def _towards_text(self, step: Step, similarity: Tensor, flagged: Tensor, armed: Tensor, caption: Tensor):
         """The step after G_spe and G_dup."""
@@ -175,7 +150,7 @@ class ReleasedSD(Guidance):
             acted["spe"] = acted["spe"].index_put((rows,), _norm(spe).to(s1))
         rows = (s2 > 0).nonzero().flatten()
         if len(rows):  # no network call where the scale is 0
-            names = [self._names[i] for i in caption[rows].tolist()]
+            names = [self._common.names[i] for i in caption[rows].tolist()]
             dup = -_wide(s2[rows], eps) * (step.denoise(rows, names) - step.eps_uncond[rows])
             eps = eps.index_put((rows,), eps[rows] + dup)
             acted["dup"] = acted["dup"].index_put((rows,), _norm(dup).to(s1))

@@ -37,7 +37,7 @@ def emoji(size: int = 32) -> Pictures:
     """
     import pyarrow.parquet as pq
 
-    from amg.bank.sources.parquet import decode
+    from amg.bank.sources.pictures import decode
 
     if size not in (16, 32, 64):
         raise ValueError(f"emoji come at size 16, 32 or 64, got {size}")

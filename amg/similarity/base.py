@@ -19,7 +19,8 @@ class Match(NamedTuple):
 class Similarity(Protocol):
     """Pictures (B, 3, H, W) in [−1, 1] to a `Match`; differentiable in the pictures, the neighbour held fixed.
 
-    A plain function serves too. `copy` and `strict` are the values beyond which a picture counts as memorized.
+    A plain function serves too. `copy` and `strict` are the values beyond which a picture counts as memorized;
+    `neighbours(images, k)` lists the k nearest training pictures, for those who count their captions.
     """
 
     def __call__(self, images: Tensor) -> Match: ...

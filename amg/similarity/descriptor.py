@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from amg.bank import TrainingBank
+from amg.bank.exact import ExactIndex
+from amg.bank.vectors import Identity
 from amg.similarity.base import Match
 
 
@@ -22,6 +25,11 @@ class DescriptorSimilarity:
         norm_gradient: lets the gradient through the norm of E(x) as well; by default it is held fixed, as the mean of
             Eq. 8 is. Through the norm ∇σ vanishes exactly where a copy is reached, and guidance never lets go of it.
             An `embed` that normalises inside has the norm's gradient whatever is said here.
+        identity: names the embedding, its weights and preprocessing, so that a bank with a cache keeps its embeddings
+            on disk; in memory only where None.
+        index: how the nearest is found: "exact"; "faiss", which proposes candidates among millions and ranks them
+            exactly (see `amg.bank.faiss`); or what makes such an index of vectors, e.g. `partial(FaissIndex,
+            probes=64)`.
     """
 
     def __init__(
@@ -32,9 +40,16 @@ class DescriptorSimilarity:
         copy: float = 0.5,
         strict: float = 0.4,
         norm_gradient: bool = False,
+        identity: Identity | None = None,
+        index: str | Callable[[Tensor], Any] = "exact",
     ):
         self.bank, self.embed, self.preprocess = bank, embed, preprocess
-        self.copy, self.strict, self.norm_gradient = copy, strict, norm_gradient
+        self.copy, self.strict, self.norm_gradient, self.identity = copy, strict, norm_gradient, identity
+        self.training = self
+        """What embeds the training pictures."""
+        self._build = _index(index) if isinstance(index, str) else index
+        self._indexes: dict[tuple[torch.device, torch.dtype], Any] = {}
+        bank.stored(self)  # others' vectors in the bank's cache are told now, not in the middle of a run
 
     def descriptors(self, images: Tensor) -> Tensor:
         """E(x), (B, D), of unit length."""
@@ -42,9 +57,35 @@ class DescriptorSimilarity:
         norm = embedding.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return embedding / (norm if self.norm_gradient else norm.detach())
 
+    def vectors(self, like: Tensor) -> Tensor:
+        """E(n) of all training pictures, (N, D), on the device and in the dtype of `like`."""
+        return self.bank.vectors(self.training, like.device, like.dtype)
+
     def __call__(self, images: Tensor) -> Match:
         descriptors = self.descriptors(images)
-        vectors = self.bank.vectors(self, descriptors.device, descriptors.dtype)
-        with torch.no_grad():
-            index = (descriptors.detach() @ vectors.T).argmax(1)
-        return Match((descriptors * vectors[index]).sum(1), index)
+        index = self._search(descriptors, 1)[:, 0]
+        return Match((descriptors * self.vectors(descriptors)[index]).sum(1), index)
+
+    @torch.no_grad()
+    def neighbours(self, images: Tensor, k: int) -> Tensor:
+        """Indices of the k nearest training pictures, nearest first, (B, k)."""
+        return self._search(self.descriptors(images), k)
+
+    @torch.no_grad()
+    def _search(self, descriptors: Tensor, k: int) -> Tensor:
+        key = descriptors.device, descriptors.dtype
+        if key not in self._indexes:
+            self._indexes[key] = self._build(self.vectors(descriptors))
+        return self._indexes[key].search(descriptors.detach(), k)[1]
+
+
+def _index(name: str) -> Callable[[Tensor], Any]:
+    """What makes an index of vectors."""
+    if name == "exact":
+        return ExactIndex
+    if name == "faiss":
+        from amg.bank.faiss import FaissIndex, require
+
+        require()
+        return FaissIndex
+    raise ValueError(f"similarity.index: unknown {name!r}; choose exact or faiss")

@@ -47,3 +47,7 @@ class NormalizedL2:
         else:
             mean = distances.to(pixels).mean(1)
         return Match(-distance / (self.scale * mean), indices[:, 0])
+
+    def neighbours(self, images: Tensor, k: int) -> Tensor:
+        """Indices of the k nearest training pictures, nearest first, (B, k)."""
+        return self.bank.search(images, k)[1]

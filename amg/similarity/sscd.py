@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from amg.bank import TrainingBank
-from amg.similarity.base import Match
+from amg.bank.vectors import Identity
 from amg.similarity.descriptor import DescriptorSimilarity
 
 DIMENSION = 512
@@ -69,6 +69,8 @@ class SSCD(DescriptorSimilarity):
             for 90 % precision).
         size, sha256: bytes and digest of the file, checked where given.
         device: where the descriptor runs; pictures are moved there and σ back.
+        norm_gradient: as `DescriptorSimilarity`'s.
+        index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
     """
 
     def __init__(
@@ -81,20 +83,19 @@ class SSCD(DescriptorSimilarity):
         size: int | None = None,
         sha256: str | None = None,
         device: str | torch.device = "cpu",
+        norm_gradient: bool = False,
+        index: str = "exact",
     ):
         if preset not in PRESETS:
             raise ValueError(f"similarity.preset: unknown {preset!r}; choose among {', '.join(PRESETS)}")
         self.preset, self.path = preset, Path(path)
-        super().__init__(bank, TorchScript(path, size, sha256, device), PRESETS[preset], copy, strict)
-        # only the released code feeds training pictures in another range than generated ones
-        self.training = _Training(self.embed, amg_release_bank) if preset == "amg_release" else self
-
-    def __call__(self, images: Tensor) -> Match:
-        descriptors = self.descriptors(images)
-        vectors = self.bank.vectors(self.training, descriptors.device, descriptors.dtype)
-        with torch.no_grad():
-            index = (descriptors.detach() @ vectors.T).argmax(1)
-        return Match((descriptors * vectors[index]).sum(1), index)
+        embed = TorchScript(path, size, sha256, device)
+        name = self.path.name.split(".")[0]
+        own = Identity(name, embed.sha256, preset)
+        super().__init__(bank, embed, PRESETS[preset], copy, strict, norm_gradient, own, index)
+        if preset == "amg_release":  # only the released code feeds training pictures in another range
+            identity = Identity(name, embed.sha256, amg_release_bank.__name__)
+            self.training = DescriptorSimilarity(bank, embed, amg_release_bank, identity=identity)
 
     def __repr__(self) -> str:
         return f"SSCD({self.path.name}, preset={self.preset})"
@@ -116,7 +117,7 @@ class TorchScript:
             raise FileNotFoundError(
                 f"similarity.path: no descriptor file at {path}: fetch {URL} and put it there, or name another place"
             )
-        _check(path, size, sha256)
+        self.sha256 = _check(path, size, sha256)
         try:
             self.module = torch.jit.load(str(path), map_location=device).eval()
         except RuntimeError:
@@ -139,25 +140,16 @@ class TorchScript:
         return torch.cat(parts).to(images)
 
 
-class _Training:
-    """Training pictures as the released AMG code feeds them; what a bank asks for vectors."""
-
-    def __init__(self, embed: TorchScript, preprocess: Callable[[Tensor], Tensor]):
-        self.embed, self.preprocess = embed, preprocess
-
-    def descriptors(self, images: Tensor) -> Tensor:
-        return F.normalize(self.embed(self.preprocess(images)), dim=1)
-
-
-def _check(path: Path, size: int | None, sha256: str | None) -> None:
+def _check(path: Path, size: int | None, sha256: str | None) -> str:
+    """The file's SHA-256."""
     found = path.stat().st_size
     if size is not None and found != size:
         raise ValueError(f"{path} has {found} bytes, expected {size}: fetch {URL} anew")
-    if sha256 is not None:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != sha256.lower():
-            raise ValueError(f"{path} has SHA-256 {digest}, expected {sha256}: fetch {URL} anew")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 is not None and digest != sha256.lower():
+        raise ValueError(f"{path} has SHA-256 {digest}, expected {sha256}: fetch {URL} anew")
+    return digest
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -20,16 +20,22 @@ SIDE = 32
 
 
 def cifar10_bank(
-    path: str | Path = "data/cifar10", split: str = "train", download: bool = False, deduplicate: float | None = 1.0
+    path: str | Path = "data/cifar10",
+    split: str = "train",
+    download: bool = False,
+    deduplicate: float | None = 1.0,
+    cache: str | Path | None = "auto",
 ) -> TrainingBank:
     """The training pictures, captioned by their class, less the near-copies that would distort nL2's mean.
 
     Args:
         path, split, download: see `read_cifar10`.
         deduplicate: the paper's 1.0, see `amg.bank.dedupe`; None keeps all.
+        cache: where descriptors are kept on disk, see `TrainingBank.from_folder`.
     """
     images, labels = read_cifar10(path, split, download)
-    bank = TrainingBank.from_tensors(images, [CLASSES[label] for label in labels.tolist()])
+    bank = TrainingBank.from_tensors(images, [CLASSES[label] for label in labels.tolist()], str(path), cache)
+    del images  # the bank has its own
     if deduplicate is None:
         return bank
     reference = dedupe(bank, deduplicate)
@@ -63,8 +69,8 @@ def read_cifar10(
         pictures, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     else:
         pictures, labels = _read_torchvision(path, split, download)
-    check_room(len(pictures), SIDE)
-    return pictures.float().div_(127.5).sub_(1), labels
+    check_room(len(pictures), SIDE, SIDE)
+    return pictures.contiguous().float().div_(127.5).sub_(1), labels
 
 
 def _read_parquet(file: Path) -> tuple[Tensor, Tensor]:

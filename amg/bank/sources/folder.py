@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import warnings
 from pathlib import Path
 
 from torch import Tensor
 
-from amg.bank.sources.parquet import decode, stack
+from amg.bank.room import check_room
+from amg.bank.sources.pictures import UNREADABLE, decode, stack, tell_skipped
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FILE_COLUMNS = ("file_name", "file", "image", "path")
 CAPTION_COLUMNS = ("text", "caption", "prompt")
-LISTED = 5
 
 
 def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list[str] | None]:
@@ -31,7 +30,7 @@ def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list
         images (N, 3, size, size) in [−1, 1] and captions ("" where one has none), None where there are none at all.
     Raises:
         FileNotFoundError: for a missing folder, one without pictures, or a picture that the metadata names in vain.
-        ValueError: for metadata with a bad line, by number, or pictures of several sizes.
+        ValueError: for metadata with a bad line, by number, pictures of several sizes, or more than memory holds.
     """
     path = Path(path)
     if not path.is_dir():
@@ -40,25 +39,20 @@ def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list
     if not files:
         raise FileNotFoundError(f"data.path: no pictures in {path} (looked for {', '.join(SUFFIXES)})")
     named = _metadata(path)
+    total = sum(len(named.get(file.resolve(), "1")) for file in files)
     images, captions, broken = [], [], []
     for file in files:
         try:
             picture = decode(file.read_bytes(), size)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a corrupt file
+        except UNREADABLE as error:
             broken.append(f"{file.relative_to(path)} ({type(error).__name__})")
             continue
+        if not images:
+            check_room(total, *picture.shape[1:])
         own = named.get(file.resolve()) or [_beside(file)]
         images += [picture] * len(own)
         captions += own
-    if broken:
-        more = f" and {len(broken) - LISTED} more" if len(broken) > LISTED else ""
-        warnings.warn(
-            f"{path}: {len(broken)} of {len(files)} pictures cannot be read and are left out: "
-            f"{', '.join(broken[:LISTED])}{more}",
-            stacklevel=2,
-        )
-    if not images:
-        raise ValueError(f"{path}: none of {len(files)} pictures can be read")
+    tell_skipped(path, broken, len(files))
     return stack(images, path), captions if any(captions) else None
 
 

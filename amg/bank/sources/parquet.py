@@ -2,75 +2,99 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
+
+from amg.bank.room import check_room
+from amg.bank.sources.pictures import UNREADABLE, decode, stack, tell_skipped
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 CAPTION_COLUMNS = ("captions", "caption", "text", "prompt")
+ROWS = 256
+"""Rows decoded at once, so that encoded pictures do not fill memory beside decoded ones."""
 
 
 def read_parquet(path: str | Path, size: int | None = None) -> tuple[Tensor, list[str] | None]:
     """Reads a Parquet file, or all of a folder.
 
-    A row with a list of captions stands for as many repeats of its picture.
+    A row with a list of captions stands for as many repeats of its picture. Pictures that cannot be read are left out,
+    with one warning that counts and lists them.
 
     Args:
         path: a `.parquet` file or a folder of them.
         size: side of the squares to return; None keeps the pictures' own, which must then be equal.
     Returns:
         images (N, 3, size, size) in [−1, 1] and captions, None where there is no caption column.
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file and the mend.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = Path(path)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"no Parquet file at {path}: give a .parquet file or a folder that holds some")
-    images, captions = [], []
+    total = sum(_repeats(file) for file in files)
+    images, captions, broken, seen = [], [], [], 0
     for file in files:
-        try:
-            table = pq.read_table(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file} is no readable Parquet file (truncated?): {error}") from None
-        image = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
-        if image is None:
-            raise ValueError(f"{file} has no image column; it has {', '.join(table.column_names)}")
-        caption = next((name for name in CAPTION_COLUMNS if name in table.column_names), None)
-        for i, row in enumerate(table.select([image] + [caption] * (caption is not None)).to_pylist()):
-            names = row[caption] if caption else None
-            names = (names or [None]) if isinstance(names, list) else [names]
-            data = row[image]["bytes"] if isinstance(row[image], dict) else row[image]
+        for i, (data, names) in enumerate(_rows(file)):
+            seen += 1
             try:
                 picture = decode(data, size)
-            except (TypeError, OSError) as error:
-                raise ValueError(f"{file}, row {i}: its {image} column holds no readable picture: {error}") from None
+            except UNREADABLE as error:
+                broken.append(f"{file.name}, row {i} ({type(error).__name__})")
+                continue
+            if not images:
+                check_room(total, *picture.shape[1:])
             images += [picture] * len(names)
-            captions += [name or "" for name in names]
-    if not images:
+            captions += names
+    if not seen:
         raise ValueError(f"{path} holds no rows: a bank needs at least one picture")
+    tell_skipped(path, broken, seen)
     return stack(images, path), captions if any(captions) else None
 
 
-def decode(data: bytes, size: int | None) -> Tensor:
-    """One encoded picture as (3, H, W) in [−1, 1]; resized by averaging to a square where a size is given."""
-    import numpy as np
-    from PIL import Image
+def _rows(file: Path) -> Iterator[tuple[Any, list[str]]]:
+    """Each row's encoded picture and captions, "" where it has none."""
+    table, image, caption = _open(file)
+    with _readable(file):
+        for batch in table.iter_batches(ROWS, columns=[image] + [caption] * (caption is not None)):
+            for row in batch.to_pylist():
+                data = row[image]["bytes"] if isinstance(row[image], dict) else row[image]
+                names = row[caption] if caption else None
+                yield data, [name or "" for name in (names or [None] if isinstance(names, list) else [names])]
 
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    if size is not None and picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div_(127.5).sub_(1)
+
+def _repeats(file: Path) -> int:
+    """Pictures in a file, one per caption, without reading any."""
+    table, _, caption = _open(file)
+    if caption is None:
+        return table.metadata.num_rows
+    with _readable(file):
+        names = table.read(columns=[caption])[caption].to_pylist()
+    return sum(max(len(some), 1) if isinstance(some, list) else 1 for some in names)
 
 
-def stack(images: Iterable[Tensor], path: Path) -> Tensor:
-    """Stacks pictures of equal size, or says how to make them equal."""
-    images = list(images)
-    shapes = sorted({tuple(image.shape[1:]) for image in images})
-    if len(shapes) != 1:
-        raise ValueError(f"{path}: pictures of {len(shapes)} sizes, e.g. {shapes[:3]}: set data.size to one side")
-    return torch.stack(images)
+def _open(file: Path) -> tuple[Any, str, str | None]:
+    """A file with the names of its image and caption columns."""
+    import pyarrow.parquet as pq
+
+    with _readable(file):
+        table = pq.ParquetFile(file)
+    columns = table.schema_arrow.names
+    image = next((name for name in IMAGE_COLUMNS if name in columns), None)
+    if image is None:
+        raise ValueError(f"{file} has no image column; it has {', '.join(columns)}")
+    return table, image, next((name for name in CAPTION_COLUMNS if name in columns), None)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is no readable Parquet file (truncated?): {str(error).splitlines()[0]}") from None

@@ -1,0 +1,153 @@
+"""Descriptors of a bank's pictures, kept on disk: memory-mapped shards and a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amg.bank.cache import cache_folder
+
+if TYPE_CHECKING:
+    from amg.bank.bank import TrainingBank
+
+SHARD = 256
+"""Pictures per file: what a killed run loses at most."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two descriptors the same one."""
+
+    descriptor: str
+    weights: str
+    """Digest of its weights."""
+    preprocessing: str = "none"
+
+    @classmethod
+    def of(cls, module: nn.Module, descriptor: str, preprocessing: str = "none") -> Identity:
+        """That of a network with the weights that it has now."""
+        content = hashlib.blake2b(digest_size=16)
+        for name, value in module.state_dict().items():
+            content.update(
+                name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
+        return cls(descriptor, content.hexdigest(), preprocessing)
+
+
+class StoredVectors:
+    """The float32 descriptors of a bank's pictures in one folder: `manifest.json`, `00000.npy`, `00001.npy` …
+
+    A shard is whole or not there, so that whoever is killed goes on with those missing.
+
+    Args:
+        bank: whose `cache` names the place: a folder, in which each descriptor has its own; or "auto", which is below
+            $AMG_CACHE, else ~/.cache/amg, under a name made of all that decides the vectors.
+        identity: of the descriptor.
+    Raises:
+        ValueError: where the folder holds vectors of another bank or descriptor; one line that says both sides.
+    """
+
+    def __init__(self, bank: TrainingBank, identity: Identity):
+        name = f"{identity.descriptor}-{identity.preprocessing}"
+        if bank.cache == "auto":
+            decides = f"{bank.digest()} {identity} {SHARD}"
+            name += f"-{hashlib.blake2b(decides.encode(), digest_size=8).hexdigest()}"
+        self.folder = (cache_folder() / "vectors" if bank.cache == "auto" else Path(bank.cache).expanduser()) / name
+        self.expected = {
+            **asdict(identity),
+            "bank": bank.digest(),
+            "count": len(bank),
+            "dtype": "float32",
+            "shard": SHARD,
+        }
+        self.source, self._manifest = bank.source, self.folder / "manifest.json"
+        if self._manifest.is_file():
+            self._compare(self.manifest())
+
+    def manifest(self) -> dict[str, Any]:
+        """Source, descriptor, digest of its weights, preprocessing, dimension, dtype, count and the bank's digest."""
+        try:
+            return json.loads(self._manifest.read_text(encoding="utf-8"))
+        except ValueError:
+            raise ValueError(f"data.cache: {self._manifest} is no readable manifest: delete {self.folder}") from None
+
+    def rows(self, shard: int) -> slice:
+        """The pictures of a shard."""
+        return slice(shard * SHARD, min((shard + 1) * SHARD, self.expected["count"]))
+
+    def missing(self) -> list[int]:
+        """Shards that are still to be computed."""
+        shards = range(-(-self.expected["count"] // SHARD))
+        return [shard for shard in shards if not self._file(shard).is_file()]
+
+    def write(self, shard: int, vectors: Tensor) -> None:
+        """Keeps the descriptors of one shard's pictures, (n, D); the first of all writes the manifest.
+
+        Raises:
+            ValueError: where nothing can be written.
+        """
+        if not self._manifest.is_file():
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(
+                    f"data.cache: {self.folder} cannot be made ({error.strerror}): name another by data.cache, or "
+                    "data.cache=null keeps vectors in memory"
+                ) from None
+            content = {"source": self.source, **self.expected, "dimension": vectors.shape[1]}
+            part = self._part("json")
+            part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            part.replace(self._manifest)
+        part = self._part("npy")
+        np.save(part, vectors.detach().float().cpu().numpy())
+        part.replace(self._file(shard))
+
+    def load(self) -> Tensor:
+        """All descriptors, (N, D), float32.
+
+        Raises:
+            ValueError: for a shard of another size or one that cannot be read.
+        """
+        dimension = self.manifest()["dimension"]
+        shards = [self._read(shard, dimension) for shard in range(-(-self.expected["count"] // SHARD))]
+        return torch.from_numpy(np.concatenate(shards))
+
+    def _read(self, shard: int, dimension: int) -> np.ndarray:
+        file, rows = self._file(shard), self.rows(shard)
+        try:
+            vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"data.cache: {file} cannot be read ({error}): delete it to have it made anew") from None
+        expected = (rows.stop - rows.start, dimension)
+        if vectors.shape != expected or vectors.dtype != np.float32:
+            raise ValueError(
+                f"data.cache: {file} holds {vectors.dtype} {vectors.shape} where its manifest says float32 {expected}: "
+                "delete it to have it made anew"
+            )
+        return vectors
+
+    def _compare(self, there: dict[str, Any]) -> None:
+        differ = [
+            f"{key} {there.get(key)} there, {here} here"
+            for key, here in self.expected.items()
+            if there.get(key) != here
+        ]
+        if differ:
+            raise ValueError(
+                f"data.cache: {self.folder} holds vectors of {there.get('source')}, this run has {self.source}: "
+                f"{'; '.join(differ)}; delete that folder, or name another by data.cache"
+            )
+
+    def _file(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.npy"
+
+    def _part(self, suffix: str) -> Path:
+        return self.folder / f".part-{os.getpid()}.{suffix}"
