@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(file.relative_to(CONF).with_suffix("") for file in CONF.rglob("*.yaml"))
 PAIRED = {  # similarities for other models than the closed-form world
     "similarity/sscd": ["model=sd"],
+    "similarity/sscd_large": ["model=sd", "++similarity.name=sscd"],
     "similarity/lab_guide": ["model=lab_sd"],
     "similarity/lab_judge": ["model=lab_sd"],
 }
@@ -47,7 +48,7 @@ def test_no_yaml_is_left_out():
     assert groups == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     assert set(COMPONENTS) - {"judge"} <= groups
     assert len(FILES) == sum(name.endswith(".yaml") for _, _, names in os.walk(CONF) for name in names)
-    assert len(FILES) >= 64
+    assert len(FILES) >= 66
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)

@@ -30,6 +30,7 @@ class TrainingBank:
     def __init__(self, images: Tensor, captions: Sequence[Sequence[str]], multiplicity: Tensor):
         self.images, self.all_captions, self.multiplicity = images, tuple(map(tuple, captions)), multiplicity
         self.captions = [some[0] if some else "" for some in self.all_captions]
+        self.note = ""  # what a table should say of it, e.g. how many pictures of a list it has
         self._flat = images.flatten(1)
         self._square_norms = self._flat.square().sum(1)
         self._vectors: dict[Any, Tensor] = {}

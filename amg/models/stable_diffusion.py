@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amg.hub import reachable
 from amg.models.base import Condition
 from amg.models.latents import LatentDecoder
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+OUT_OF_REACH = "not on disk, and the hub is out of reach"
 KEPT = 64
 """Encoded batches that are remembered: a guided chain asks for the same captions at step after step."""
 
@@ -134,41 +136,60 @@ class StableDiffusion:
             warnings.warn(f"prompt {i} has {len(tokens)} tokens of {length}: cut off before {lost!r}", stacklevel=4)
 
 
+def find(source: str | Path | Any) -> None:
+    """Looks for a model without loading it.
+
+    Raises:
+        FileNotFoundError: where it is neither on disk nor to be fetched; it says what to do.
+    """
+    if not isinstance(source, (str, Path)):
+        return
+    try:
+        _index(source, local=True)
+    except (OSError, ValueError) as error:
+        if Path(source).is_dir():
+            raise _missing(source, error) from None
+        if not reachable():
+            raise _missing(source, OUT_OF_REACH) from None
+
+
 def load(source: str | Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """A pipeline of diffusers from disk, or from the hub where it is not on disk; its safety checker is left out."""
     from diffusers import DiffusionPipeline
 
     options: dict[str, Any] = {"variant": variant, "torch_dtype": dtype, "use_safetensors": True}
-    reason = ""
+    reason: Exception | str = ""
     for local in (True, False):
-        if not local and not _reachable():
-            reason = "not on disk, and the hub is out of reach"
+        if not local and not reachable():
+            reason = OUT_OF_REACH
             break
         try:
-            name = DiffusionPipeline.load_config(source, local_files_only=local).get("_class_name")
-            if name == PIPELINES[0]:
+            if _index(source, local).get("_class_name") == PIPELINES[0]:
                 options |= {"safety_checker": None, "requires_safety_checker": False}
             return DiffusionPipeline.from_pretrained(source, local_files_only=local, **options)
         except (OSError, ValueError) as error:  # what diffusers raises for a missing file, and for a broken one
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = error
             if Path(source).is_dir():
                 break
+    raise _missing(source, reason) from None
+
+
+def _index(source: str | Path, local: bool) -> dict[str, Any]:
+    """A pipeline's `model_index.json`; from disk alone where local."""
+    from diffusers import DiffusionPipeline
+
+    with warnings.catch_warnings():  # diffusers gives the hub's client an argument of the past
+        warnings.filterwarnings("ignore", ".*local_dir_use_symlinks.*")
+        return DiffusionPipeline.load_config(source, local_files_only=local)
+
+
+def _missing(source: str | Path, reason: Exception | str) -> FileNotFoundError:
     where = "that folder" if Path(source).is_dir() else "a folder"
-    raise FileNotFoundError(
-        f"model {str(source)!r} could not be loaded ({reason}): put its files, in diffusers' format with safetensors, "
+    why = str(reason).strip().splitlines()[0].rstrip(".")
+    return FileNotFoundError(
+        f"model {str(source)!r} could not be loaded ({why}): put its files, in diffusers' format with safetensors, "
         f"into {where} and set model.source to it; model=closed_form runs now and needs no files"
-    ) from None
-
-
-def _reachable() -> bool:
-    """One try: the hub's own client tries for half a minute before it gives up."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception:  # of whichever HTTP library the hub's client is built on, or its offline mode
-        return False
-    return True
+    )
 
 
 def _scheduler(own: Any, name: str | None) -> Any:
