@@ -28,6 +28,9 @@ PROVIDED = {
     "device",
 }  # handed to components that ask for them by name
 
+OWN = ("planted", "ordinary")
+"""Sets of a model that has default prompts."""
+
 
 class ConfigError(Exception):
     """What is wrong with the user's input, one line per mistake."""
@@ -106,12 +109,7 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     plain.pop("hydra", None)
     for alone in ("row", "experiment"):
         plain.pop(alone, None)
-    if plain.get("conditioning") == "prompt" and plain.get("labels") is not None:
-        plain["conditioning"] = "label"
-    try:
-        run = RunConfig.model_validate(plain)
-    except ValidationError as error:
-        raise ConfigError([_told(one) for one in error.errors()]) from None
+    run = _run_level(plain)
     allowed = (*PREFIXES, *run.allow)
     lines = [line for key in COMPONENTS if (line := _bad_target(key, getattr(run, key), allowed))]
     if not lines and bind:  # nothing is imported while a target is not to be trusted, and Lightning (slow) last
@@ -120,6 +118,52 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     if lines:
         raise ConfigError(lines)
     return run
+
+
+def _run_level(plain: dict[str, Any]) -> RunConfig:
+    """Validates the run-level keys; fills in what other keys decide: conditioning, prompts, n_samples."""
+    if plain.get("conditioning") == "prompt" and plain.get("labels") is not None:
+        plain["conditioning"] = "label"
+    default = plain.pop("default_prompts", None)
+    if plain.get("conditioning") == "prompt" and plain.get("prompt") is None and plain.get("prompts") is None:
+        plain["prompts"] = default
+    lines, named = [], 0
+    try:
+        named = _named(plain)
+    except (ValueError, FileNotFoundError) as error:
+        lines.append(f"prompts: {str(error).removeprefix('prompts: ')}")
+    if plain.get("n_samples") is None:
+        plain["n_samples"] = named or 1
+        if not named and not lines:
+            lines.append(
+                "n_samples: needs a number here; null draws each one once of what prompt, prompts or labels name"
+            )
+    try:
+        run = RunConfig.model_validate(plain)
+    except ValidationError as error:
+        lines += [_told(one) for one in error.errors()]
+    if lines:
+        raise ConfigError(lines)
+    return run
+
+
+def _named(plain: dict[str, Any]) -> int:
+    """How many prompts or labels the keys name; 0 where the model knows its own. Reads a file of prompts."""
+    if plain.get("conditioning") == "label":
+        return len(labels) if isinstance(labels := plain.get("labels"), list) else 0
+    if plain.get("prompt") is not None:
+        return len(plain["prompt"]) if isinstance(plain["prompt"], list) else 1
+    if plain.get("conditioning") != "prompt" or not isinstance(plain.get("prompts"), str) or plain["prompts"] in OWN:
+        return 0
+    from amg.prompts import READERS, SETS, read_prompts
+
+    source = plain["prompts"]
+    if source not in SETS and Path(source).suffix.lower() not in READERS:
+        raise ValueError(
+            f"{source!r} is no file ({', '.join(READERS)}) and no set ({', '.join((*SETS, *OWN))}); "
+            "text itself is given as prompt="
+        )
+    return len(read_prompts(source))
 
 
 def not_applicable(run: RunConfig) -> str | None:

@@ -29,11 +29,24 @@ def measure(run: RunConfig, parts: Parts, run_dir: Path) -> dict[str, Any]:
         seeds=_seeds(run),
     )
     metrics["thresholds"] = thresholds_used(similarity.copy, similarity.strict, judge.copy)
+    metrics["notes"] = notes(run, parts)
     metrics["fid_reference"] = f"{run.metrics.reference} ({metrics.get('fid_reference_n')} pictures)"
     metrics["by_cause"] = by_cause(metrics)
     if run.conditioning == "none" and hasattr(parts.model, "true_copy_rate"):
         metrics["true_copy_rate"] = parts.model.true_copy_rate()
     return metrics
+
+
+def notes(run: RunConfig, parts: Parts) -> list[str]:
+    """What a table must say of whoever counted, and of the training pictures."""
+
+    def named(key: str, similarity: Any) -> str:
+        name, how = getattr(run, key).get("name"), getattr(similarity, "described", None)
+        return f"{name} ({how})" if how else str(name)
+
+    guide, judge = named("similarity", parts.similarity), named("judge", parts.judge)
+    found = [f"Guide: {guide}. Judge, which gave no gradient: {judge}."]
+    return [*found, f"Bank: {parts.bank.note}."] if parts.bank.note else found
 
 
 def by_cause(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -112,7 +112,7 @@ def facts(config: RunConfig, parts: Any) -> dict[str, Any]:
         "seed": config.seed,
         "n_samples": config.n_samples,
         "sampler": config.sampler.model_dump(),
-        "bank": {"digest": parts.bank.digest(), "pictures": len(parts.bank)},
+        "bank": {"digest": parts.bank.digest(), "pictures": len(parts.bank), "note": parts.bank.note},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "machine": f"{platform.machine()}, {parts.model.device}",
     }

@@ -234,9 +234,10 @@ def _paper_line(spec: TableSpec, row: RowSpec) -> Line:
 
 
 def _own_notes(spec: TableSpec, results: Mapping[str, Any]) -> list[str]:
-    """What every table owes its reader: what its intervals are, and whose Fréchet distance it prints."""
+    """What every table owes its reader: who counted beyond what, what intervals are, whose FID it is."""
     ran = {row.label: results[row.row] for row in spec.rows if isinstance(results.get(row.row), Mapping)}
-    notes = []
+    told = [note for one in ran.values() for note in (*_thresholds(one), *one.get("notes", ()))]
+    notes = [note for note in dict.fromkeys(told) if note not in spec.notes]
     if ran and any(column.format == "share" for column in spec.columns):
         notes.append("Shares: count/n with Wilson's 95 % interval.")
     if spec.distance and any(column.key in SIMILARITIES for column in spec.columns):
@@ -250,6 +251,11 @@ def _own_notes(spec: TableSpec, results: Mapping[str, Any]) -> list[str]:
         which = "" if len(by_setting) == 1 else f" of {', '.join(labels)}"
         notes.append(f"FID{which}: {setting}.")
     return notes
+
+
+def _thresholds(metrics: Mapping[str, Any]) -> list[str]:
+    line = metrics.get("thresholds")
+    return [f"{line[0].upper()}{line[1:]}."] if line else []
 
 
 def _fid_setting(metrics: Mapping[str, Any]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor
 from amg.hub import reachable
 from amg.models.base import Condition
 from amg.models.latents import LatentDecoder
+from amg.prompts import cause
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 OUT_OF_REACH = "not on disk, and the hub is out of reach"
@@ -73,6 +76,7 @@ class StableDiffusion:
             raise ValueError(f"model: {source} wants {self.shape[0]} channels, more than latents: an inpainting model?")
         self.decode_latents = LatentDecoder(self.pipe.vae)
         self._encoded: dict[tuple, Condition] = {}
+        self._checked: set[str] = set()
 
     def __call__(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> tuple[Tensor, None]:
         """The U-Net's output, ε or v as the scheduler's config says, (B, C, h, w)."""
@@ -92,9 +96,7 @@ class StableDiffusion:
         """
         key = tuple(conditions)
         if key not in self._encoded:
-            for i, prompt in enumerate(conditions):
-                if prompt is not None:
-                    self._check(i, prompt)
+            self.check(conditions)
             if len(self._encoded) >= KEPT:
                 self._encoded.pop(next(iter(self._encoded)))
             if any(prompt is None for prompt in conditions) and any(conditions):
@@ -104,6 +106,34 @@ class StableDiffusion:
                 self._encoded[key] = self._encode(list(conditions))
         return self._encoded[key]
 
+    def check(self, conditions: Sequence[str | None]) -> None:
+        """Looks at prompts without encoding them; says once of each that it is too long.
+
+        Raises:
+            ValueError: for a prompt that is empty or no string.
+        """
+        for i, prompt in enumerate(conditions):
+            if prompt is not None and not isinstance(prompt, str):
+                raise ValueError(f"prompt {i} is {prompt!r}: Stable Diffusion takes text, not labels")
+            if prompt is not None and not prompt.strip():
+                raise ValueError(f"prompt {i} is empty: write one, or leave `prompt` out for the default set")
+        new = {prompt: i for i, prompt in enumerate(conditions) if prompt and prompt not in self._checked}
+        if not new:
+            return
+        self._checked.update(new)
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(list(new), truncation=False, verbose=False).input_ids
+        long = [(i, ids) for i, ids in zip(new.values(), tokens, strict=True) if len(ids) > length]
+        if long:
+            i, ids = long[0]
+            lost = self.tokenizer.decode(ids[length - 1 : -1]).strip()
+            more = f" (and {len(long) - 1} more of {len(conditions)} prompts)" if len(long) > 1 else ""
+            warnings.warn(f"prompt {i} has {len(ids)} tokens of {length}: cut off before {lost!r}{more}", stacklevel=2)
+
+    def cause(self, prompt: str) -> str:
+        """How Stable Diffusion 1.4 is known to memorize a prompt; see `amg.prompts.cause`."""
+        return cause(prompt)
+
     def decode(self, x0: Tensor) -> Tensor:
         """Latents to pictures, (B, 3, H, W), about [−1, 1]."""
         return self.decode_latents(x0)
@@ -112,9 +142,10 @@ class StableDiffusion:
         null = conditions[0] is None
         prompts = ["" if prompt is None else prompt for prompt in conditions]
         # as the pipeline does it: the null condition is what it makes of a negative prompt that nobody gave
-        encoded = self.pipe.encode_prompt(
-            prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=null
-        )
+        with _no_word_of_length(self.pipe):
+            encoded = self.pipe.encode_prompt(
+                prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=null
+            )
         if not self.xl:
             return encoded[1] if null else encoded[0]
         sequence, pooled = (encoded[1], encoded[3]) if null else (encoded[0], encoded[2])
@@ -123,17 +154,6 @@ class StableDiffusion:
         sizes = self.pipe._get_add_time_ids((side, side), (0, 0), (side, side), sequence.dtype, projection)
         sizes = sizes.to(self.device).repeat(len(conditions), 1)
         return {"encoder_hidden_states": sequence, "text_embeds": pooled, "time_ids": sizes}
-
-    def _check(self, i: int, prompt: Any) -> None:
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompt {i} is {prompt!r}: Stable Diffusion takes text, not labels")
-        if not prompt.strip():
-            raise ValueError(f"prompt {i} is empty: write one, or leave `prompt` out for the default set")
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(tokens) > length:
-            lost = self.tokenizer.decode(tokens[length - 1 : -1]).strip()
-            warnings.warn(f"prompt {i} has {len(tokens)} tokens of {length}: cut off before {lost!r}", stacklevel=4)
 
 
 def find(source: str | Path | Any) -> None:
@@ -172,6 +192,24 @@ def load(source: str | Path, variant: str | None = None, dtype: torch.dtype = to
             if Path(source).is_dir():
                 break
     raise _missing(source, reason) from None
+
+
+@contextmanager
+def _no_word_of_length(pipe: Any) -> Iterator[None]:
+    """`check` says once that a prompt is too long; the pipeline and its tokenizer would at every call."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not any(word in record.getMessage() for word in ("was truncated", "sequence length is longer"))
+
+    names = (type(pipe).__module__, "transformers.tokenization_utils_base")
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.addFilter(other)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(other)
 
 
 def _index(source: str | Path, local: bool) -> dict[str, Any]:
