@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from amg.bank import TrainingBank
-from experiments.build import Parts
+from experiments.align import aligned
+from experiments.build import Parts, device
 from experiments.config import ConfigError, RunConfig
 from experiments.evaluate import evaluate, matched, thresholds_used
 
@@ -29,16 +30,17 @@ def measure(run: RunConfig, parts: Parts, run_dir: Path) -> dict[str, Any]:
         seeds=_seeds(run),
     )
     metrics["thresholds"] = thresholds_used(similarity.copy, similarity.strict, judge.copy)
-    metrics["notes"] = notes(run, parts)
     metrics["fid_reference"] = f"{run.metrics.reference} ({metrics.get('fid_reference_n')} pictures)"
     metrics["by_cause"] = by_cause(metrics)
+    metrics |= aligned(run, run_dir, CACHE, device(run.trainer))
+    metrics["notes"] = notes(run, parts, metrics)
     if run.conditioning == "none" and hasattr(parts.model, "true_copy_rate"):
         metrics["true_copy_rate"] = parts.model.true_copy_rate()
     return metrics
 
 
-def notes(run: RunConfig, parts: Parts) -> list[str]:
-    """What a table must say of whoever counted, and of the training pictures."""
+def notes(run: RunConfig, parts: Parts, metrics: dict[str, Any]) -> list[str]:
+    """What a table must say: who counted, of which training pictures, and what could not be measured."""
 
     def named(key: str, similarity: Any) -> str:
         name, how = getattr(run, key).get("name"), getattr(similarity, "described", None)
@@ -46,7 +48,9 @@ def notes(run: RunConfig, parts: Parts) -> list[str]:
 
     guide, judge = named("similarity", parts.similarity), named("judge", parts.judge)
     found = [f"Guide: {guide}. Judge, which gave no gradient: {judge}."]
-    return [*found, f"Bank: {parts.bank.note}."] if parts.bank.note else found
+    found += [f"Bank: {parts.bank.note}."] if parts.bank.note else []
+    missing = metrics["alignment_missing"]
+    return [*found, f"Alignment is not measured: {missing}."] if missing else found
 
 
 def by_cause(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
