@@ -24,22 +24,18 @@ class CLIPScorer:
     """
 
     def __init__(self, source: str | Path = SOURCE, device: str | torch.device = "cpu"):
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+        from transformers import CLIPModel, CLIPTokenizer
 
-        options = {"local_files_only": True, "use_safetensors": True}
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True)
-            networks = [
-                kind.from_pretrained(source, **options)
-                for kind in (CLIPVisionModelWithProjection, CLIPTextModelWithProjection)
-            ]
+            model = CLIPModel.from_pretrained(source, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError) as error:  # what transformers raises for a missing file, and for a broken one
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise FileNotFoundError(
                 f"no CLIP at {str(source)!r} ({reason}): fetch it by `hf download {source}`"
             ) from None
-        self.vision, self.language = (net.to(device).float().eval().requires_grad_(False) for net in networks)
-        self.side, self.device = self.vision.config.image_size, device
+        self.model = model.to(device).float().eval().requires_grad_(False)
+        self.side, self.device = model.config.vision_config.image_size, device
 
     @torch.no_grad()
     def image(self, pictures: Tensor) -> Tensor:
@@ -52,10 +48,11 @@ class CLIPScorer:
         top, left = ((length - self.side) // 2 for length in size)
         pictures = pictures[:, :, top : top + self.side, left : left + self.side]
         mean, deviation = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
-        return self.vision(pixel_values=(pictures / 2 + 0.5 - mean) / deviation).image_embeds.cpu()
+        found = self.model.vision_model(pixel_values=(pictures / 2 + 0.5 - mean) / deviation)
+        return self.model.visual_projection(found.pooler_output).cpu()
 
     @torch.no_grad()
     def text(self, texts: Sequence[str]) -> Tensor:
         """B texts to (B, D); long ones are cut at CLIP's 77 tokens, as the model that drew the pictures does."""
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
-        return self.language(**tokens).text_embeds.cpu()
+        return self.model.text_projection(self.model.text_model(**tokens).pooler_output).cpu()
