@@ -56,7 +56,7 @@ def download_run(
     except ValueError as error:
         raise ConfigError([str(error)]) from None
     wanted = [Address(i, prompt, url) for i, (prompt, url) in enumerate(pairs)]
-    missing = [address for address in wanted if manifest.there(before.get(address.prompt)) is None]
+    missing = [address for address in wanted if manifest.there(before.get((address.prompt, address.url))) is None]
     if missing:
         manifest.begin(len(pairs))
         for part in folder.glob(".*.part"):  # what a killed process left
@@ -83,9 +83,10 @@ def _fetch(fetcher: Fetcher, missing: list[Address], manifest: Manifest) -> None
 
 def _tell(manifest: Manifest, wanted: list[Address], tried: int) -> None:
     """Counts, the place of the list, and what to do next."""
-    entries = manifest.read()[1]
-    there = [address for address in wanted if manifest.there(entries.get(address.prompt)) is not None]
-    failed = Counter(entry.status for address in wanted if (entry := entries.get(address.prompt)) is not None)
+    known = manifest.read()[1]
+    entries = [known[key] for address in wanted if (key := (address.prompt, address.url)) in known]
+    there = [entry for entry in entries if manifest.there(entry) is not None]
+    failed = Counter(entry.status for entry in entries)
     del failed[DONE]
     line = f"{len(there)} of {len(wanted)} pictures are in {manifest.folder}"
     if failed:

@@ -30,8 +30,8 @@ def test_pictures_take_their_prompts_as_captions_and_the_bank_says_how_many_of_t
     rows = [("b cat", "done", "00001.png", 255), ("a dog", "gone", "", 0), ("a sea", "done", "00000.png", 0)]
     downloaded(tmp_path / "laion", *rows)
     bank = memorized_laion_bank(tmp_path / "laion", size=2)
-    assert bank.captions == ["b cat", "a sea"]
-    assert bank.images[:, 0, 0, 0].tolist() == [1.0, -1.0] and bank.images.shape[2:] == (2, 2)
+    assert bank.captions == ["a sea", "b cat"]  # in the order of the list
+    assert bank.images[:, 0, 0, 0].tolist() == [-1.0, 1.0] and bank.images.shape[2:] == (2, 2)
     assert bank.note == "training pictures of 2 of 5 memorized prompts"
 
 
@@ -40,13 +40,13 @@ def test_the_last_line_of_a_prompt_counts_and_a_half_written_one_is_none(tmp_pat
     with manifest.path.open("a") as file:
         file.write('{"prompt": "dog", "url": "u", "sta')
     total, entries = manifest.read()
-    assert (total, {prompt: entry.status for prompt, entry in entries.items()}) == (
+    assert (total, {prompt: entry.status for (prompt, _), entry in entries.items()}) == (
         5,
         {"cat": "done", "dog": "timeout"},
     )
     manifest.begin(6)
-    manifest.add(Entry("dog", "u", "gone"))
-    assert manifest.read()[0] == 6 and manifest.read()[1]["dog"].status == "gone"
+    manifest.add(Entry("dog", "https://example.org/dog", "gone"))
+    assert manifest.read()[0] == 6 and manifest.read()[1]["dog", "https://example.org/dog"].status == "gone"
 
 
 def test_a_bad_line_is_named_by_its_number(tmp_path):

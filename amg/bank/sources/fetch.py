@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import queue
@@ -35,7 +36,8 @@ class Fetcher:
     """Fetches pictures into a folder.
 
     Args:
-        folder: where they go, as `<index>.<kind of picture>`; nothing of an address becomes part of a path.
+        folder: where they go, as `<index>-<hash of the address>.<kind of picture>`; nothing that a server or a list
+            says becomes part of a path.
         limits: of one answer.
         tries: how often what may go better is tried.
         wait: seconds before the second try, doubled each time.
@@ -92,7 +94,8 @@ class Fetcher:
         data, kind = get(address.url, self.limits)
         if not kind.startswith("image/") and kind not in UNTYPED:
             raise Refusal("bad type", kind)
-        name = f"{address.index:05d}{checked(data, self.limits.pixels)}"
+        digest = hashlib.blake2b(address.url.encode(), digest_size=4).hexdigest()
+        name = f"{address.index:05d}-{digest}{checked(data, self.limits.pixels)}"
         part = self.folder / f".{name}.{os.getpid()}.part"
         part.write_bytes(data)
         os.replace(part, self.folder / name)  # whole or not there

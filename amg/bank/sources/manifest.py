@@ -25,7 +25,7 @@ class Entry:
 
 
 class Manifest:
-    """Reads and extends the manifest of a folder; of several lines for one prompt the last counts.
+    """Reads and extends the manifest of a folder; of several lines for one address the last counts.
 
     A line is written when its picture is whole on disk, so that a download that was stopped goes on where it stood.
     """
@@ -46,8 +46,8 @@ class Manifest:
     def add(self, entry: Entry) -> None:
         self._append(asdict(entry))
 
-    def read(self) -> tuple[int, dict[str, Entry]]:
-        """How many addresses the list has, and the last entry of each prompt; (0, {}) without a manifest.
+    def read(self) -> tuple[int, dict[tuple[str, str], Entry]]:
+        """How many addresses the list has, and the last entry by prompt and address; (0, {}) without a manifest.
 
         A last line without its end is what a killed process leaves, and is no entry.
 
@@ -64,7 +64,7 @@ class Manifest:
                 if "total" in row:
                     total = int(row["total"])
                 else:
-                    entries[row["prompt"]] = Entry(**row)
+                    entries[row["prompt"], row["url"]] = Entry(**row)
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"{self.path}, line {number}: no entry of a download ({error}): delete the file to download anew"
