@@ -106,8 +106,9 @@ def test_every_fid_names_its_n_and_extractor():
 
 def test_causes_make_one_section_each_with_every_row_counted_within_the_cause():
     columns = [{"key": key, "label": key, "format": "share"} for key in ("copies", "judge_copies", "truth_copies")]
+    none = {**NONE, "by_cause": {"specific prompt": CAUSE, "duplicated caption": {"n": 0}}}
     table = render({**SPEC, "columns": columns, "rows": SPEC["rows"][1:] + [{"row": "none", "label": "Unguided"}],
-                    "causes": ["specific prompt", "duplicated caption"]}, RESULTS)  # fmt: skip
+                    "causes": ["specific prompt", "duplicated caption"]}, {**RESULTS, "none": none})  # fmt: skip
     assert [(name, len(lines)) for name, lines in table.sections()] == [
         ("specific prompt", 4),
         ("duplicated caption", 4),
