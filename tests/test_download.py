@@ -53,7 +53,7 @@ class Web(BaseHTTPRequestHandler):
         if path.startswith("/to"):
             return self.answer(b"", "text/plain", 302, Location=server.moved[path])
         if path == "/hang" and not server.repaired:
-            time.sleep(90)
+            time.sleep(300)
         if path == "/drip":
             self.answer(b"", "image/jpeg", length=1000)
             for _ in range(30):
@@ -239,7 +239,7 @@ def test_an_interrupted_download_stops_at_once_and_goes_on_where_it_stood(server
     run = str(Path(__file__).parents[1] / "run.py")
     asking = command(server, tmp_path, "/good", "/hang", "/repaired")
     process = subprocess.Popen(
-        [sys.executable, run, *asking, "task.seconds=90"],
+        [sys.executable, run, *asking, "task.seconds=300"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -250,10 +250,8 @@ def test_an_interrupted_download_stops_at_once_and_goes_on_where_it_stood(server
     while len(manifest.read()[1]) < 2 and time.monotonic() < limit:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    start = time.monotonic()
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=120)  # waiting for the server would take 300 seconds
     assert process.returncode == 130 and "continues from here" in told and "Traceback" not in told
-    assert time.monotonic() - start < 45  # and not the 90 seconds of the server, also where the machine is busy
     assert {json.loads(line).get("status") for line in manifest.path.read_text().splitlines()} == {None, "done", "gone"}
     asked, server.repaired = server.asked["/good"], True
     monkeypatch.chdir(tmp_path)
