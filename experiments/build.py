@@ -33,6 +33,7 @@ class Parts:
 
 def build(run: RunConfig) -> Parts:
     """Builds everything; a component that asks for `model`, `bank`, `similarity` or `threshold` is handed it."""
+    find_files(run)
     with told("threshold"):
         threshold = component(run.threshold)
     with told("sampler"):
@@ -42,6 +43,30 @@ def build(run: RunConfig) -> Parts:
         guidance = component(run.guidance, bank=bank, similarity=similarity, threshold=threshold, model=model)
     acts = any(getattr(one, "terms", True) != () for one in flat(guidance))
     return Parts(model, bank, similarity, judge, threshold, guidance, scheduler, acts)
+
+
+def find_files(run: RunConfig) -> None:
+    """Looks for the files of all components before any is loaded.
+
+    A module says where a component's files are missing by a function `find` of the component's own keys.
+
+    Raises:
+        ConfigError: with all that is missing, one line each.
+    """
+    lines: list[str] = []
+    for key in WORLD:
+        node = getattr(run, key)
+        find = getattr(inspect.getmodule(locate(node["_target_"])), "find", None)
+        if find is None:
+            continue
+        keys = {name: value for name, value in node.items() if name in inspect.signature(find).parameters}
+        try:
+            with told(key):
+                find(**keys)
+        except ConfigError as error:
+            lines += [f"{line}; similarity@judge=nl2 needs no file" if key == "judge" else line for line in error.lines]
+    if lines:
+        raise ConfigError(lines)
 
 
 @lru_cache(maxsize=1)  # the rows of a table share their model and bank, which take seconds to build
@@ -127,5 +152,7 @@ class told:
     def __exit__(self, kind, error, trace):
         if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, ImportError)):
             text = " ".join(str(error).split())
+            if self.key == "judge" and text.startswith("similarity."):
+                text = text.replace("similarity", "judge", 1)
             named = text.startswith(tuple(f"{key}." for key in COMPONENTS))
             raise ConfigError([text if named else f"{self.key}: {text}"]) from None

@@ -24,7 +24,9 @@ def conditions(run: RunConfig, model: Any) -> list[str | int] | None:
     if not chosen:
         raise ConfigError(["labels, prompt or prompts: an empty list; give at least one"])
     try:
-        model.encode(chosen)  # the world's own words for what it does not know, before anything is drawn
+        getattr(model, "check", model.encode)(
+            chosen
+        )  # the world's own words for what it does not know, before anything is drawn
     except ValueError as error:
         raise ConfigError([f"{'labels' if run.conditioning == 'label' else 'prompt'}: {error}"]) from None
     return chosen

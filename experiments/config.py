@@ -33,6 +33,9 @@ PROVIDED = {
 }  # handed to components that ask for them by name
 PLUGINS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher: our extra
 
+OWN = ("planted", "ordinary")
+"""Sets of a model that has default prompts."""
+
 
 class ConfigError(Exception):
     """What is wrong with the user's input, one line per mistake."""
@@ -52,6 +55,7 @@ class MetricsConfig(BaseModel, extra="forbid", frozen=True):
     extractor: str  # of the Fréchet distance: efficientnet_lite0, inception or none
     reference: str  # bank, or a folder of pictures
     judge: bool
+    scorer: str = "none"  # of text alignment: lab, clip, a CLIP folder or hub name, or none
 
 
 class RunConfig(BaseModel, extra="forbid", frozen=True):
@@ -110,15 +114,10 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError([_unresolved(error, cfg)]) from None
     plain.pop("hydra", None)
-    for alone in ("row", "experiment"):
+    for alone in ("row", "experiment", "sscd"):  # only chooses, or is referred to
         plain.pop(alone, None)
-    if plain.get("conditioning") == "prompt" and plain.get("labels") is not None:
-        plain["conditioning"] = "label"
     plain["guidance"] = _listed(plain["guidance"])
-    try:
-        run = RunConfig.model_validate(plain)
-    except ValidationError as error:
-        raise ConfigError([_told(one) for one in error.errors()]) from None
+    run = _run_level(plain)
     allowed = (*PREFIXES, *run.allow)
     nodes = {key: getattr(run, key) for key in COMPONENTS}
     nodes |= {f"{key}.{name}": node for key in SEVERAL for name, node in getattr(run, key).items()}
@@ -134,10 +133,59 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
 
 
 NEEDS = {
-    "needs_attention": ("has_attention", False, "edits cross-attention, and model={model} has none"),
-    "needs_free_text": ("takes_free_text", True, "rewrites prompts, and model={model} knows its own captions alone"),
+    "needs_attention": ("has_attention", "edits cross-attention, and model={model} has none"),
+    "needs_text_encoder": (
+        "has_text_encoder",
+        "rewrites prompts or edits their embeddings, and model={model} has no text encoder",
+    ),
 }
-"""What a guidance's class may ask for; the fact of the model's class that decides, and its default; what is told."""
+"""What a guidance's class may ask for; the fact of the model's class that grants it; what is told."""
+
+
+def _run_level(plain: dict[str, Any]) -> RunConfig:
+    """Validates the run-level keys; fills in what other keys decide: conditioning, prompts, n_samples."""
+    if plain.get("conditioning") == "prompt" and plain.get("labels") is not None:
+        plain["conditioning"] = "label"
+    default = plain.pop("default_prompts", None)
+    if plain.get("conditioning") == "prompt" and plain.get("prompt") is None and plain.get("prompts") is None:
+        plain["prompts"] = default
+    lines, named = [], 0
+    try:
+        named = _named(plain)
+    except (ValueError, FileNotFoundError) as error:
+        lines.append(f"prompts: {str(error).removeprefix('prompts: ')}")
+    if plain.get("n_samples") is None:
+        plain["n_samples"] = named or 1
+        if not named and not lines:
+            lines.append(
+                "n_samples: needs a number here; null draws each one once of what prompt, prompts or labels name"
+            )
+    try:
+        run = RunConfig.model_validate(plain)
+    except ValidationError as error:
+        lines += [_told(one) for one in error.errors()]
+    if lines:
+        raise ConfigError(lines)
+    return run
+
+
+def _named(plain: dict[str, Any]) -> int:
+    """How many prompts or labels the keys name; 0 where the model knows its own. Reads a file of prompts."""
+    if plain.get("conditioning") == "label":
+        return len(labels) if isinstance(labels := plain.get("labels"), list) else 0
+    if plain.get("prompt") is not None:
+        return len(plain["prompt"]) if isinstance(plain["prompt"], list) else 1
+    if plain.get("conditioning") != "prompt" or not isinstance(plain.get("prompts"), str) or plain["prompts"] in OWN:
+        return 0
+    from amg.prompts import READERS, SETS, read_prompts
+
+    source = plain["prompts"]
+    if source not in SETS and Path(source).suffix.lower() not in READERS:
+        raise ValueError(
+            f"{source!r} is no file ({', '.join(READERS)}) and no set ({', '.join((*SETS, *OWN))}); "
+            "text itself is given as prompt="
+        )
+    return len(read_prompts(source))
 
 
 def not_applicable(run: RunConfig) -> str | None:
@@ -152,8 +200,13 @@ def not_applicable(run: RunConfig) -> str | None:
                 f"guidance={name}: acts through text, and this run has none "
                 f"(model={model}, conditioning={run.conditioning}); use guidance=sim"
             )
-        for need, (fact, default, told) in NEEDS.items():
-            if getattr(target, need, False) and not getattr(locate(run.model["_target_"]), fact, default):
+        if getattr(target, "needs_cfg", False) and (run.conditioning == "none" or run.s0 == 1):
+            return (
+                f"guidance={name}: changes classifier-free guidance, and this run has none "
+                f"(model={model}, conditioning={run.conditioning}, s0={run.s0:g}); use guidance=sim"
+            )
+        for need, (fact, told) in NEEDS.items():
+            if getattr(target, need, False) and not getattr(locate(run.model["_target_"]), fact, False):
                 return f"guidance={name}: {told.format(model=model)}; use model=lab_sd or a Stable Diffusion"
     return None
 

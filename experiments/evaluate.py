@@ -49,7 +49,7 @@ def evaluate(
     Raises:
         ValueError: for a run without records, or samples that diverged.
     """
-    rows = _rows(run_dir, seeds)
+    rows = rows_of(run_dir, seeds)
     similarity, judge = _tensor(rows, "similarity"), _judge(rows)
     result: dict[str, Any] = {"n": len(rows), "top5": top(similarity, 5), "top1": top(similarity, 0)}
     result |= _flat("copies", share(count_beyond(similarity, similarity_copy), len(rows)))
@@ -85,10 +85,10 @@ def matched(
     A copy is what the closed form says where it speaks, else what lies beyond `similarity_copy`; `matched_by` tells.
     Judge `matched_ratio` by its standard error `matched_ratio_se` (errs upwards): about 0.04 at n = 100.
     """
-    rows = _rows(unguided_dir, seeds)
+    rows = rows_of(unguided_dir, seeds)
     known = bool(rows["truth"].notna().all())
     copies = rows["truth"].to_numpy(bool) if known else (_tensor(rows, "similarity") > similarity_copy).numpy()
-    guided = _features(run_dir, _rows(run_dir, seeds), extractor, cache_dir)
+    guided = _features(run_dir, rows_of(run_dir, seeds), extractor, cache_dir)
     unguided = _features(unguided_dir, rows, extractor, cache_dir)
     reference = features_of(reference_pictures, extractor, cache_dir)
     result = matched_distance(guided, unguided, torch.from_numpy(copies), reference)
@@ -107,7 +107,12 @@ def thresholds_used(similarity_copy: float, similarity_strict: float, judge_copy
     )
 
 
-def _rows(run_dir: str | Path, seeds: Collection[int] | None) -> pd.DataFrame:
+def rows_of(run_dir: str | Path, seeds: Collection[int] | None) -> pd.DataFrame:
+    """A run's records of some seeds, None for all.
+
+    Raises:
+        ValueError: for a run without any, or samples that diverged.
+    """
     rows = records.read(run_dir)
     if seeds is not None:
         rows = rows[rows["seed"].isin(list(seeds))].reset_index(drop=True)

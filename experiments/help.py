@@ -31,7 +31,7 @@ Choices (group=choice)
 
 Keys (key=value; model.…, guidance.…, similarity.… reach into a choice)
   seed=0            sample i draws from seed + i alone
-  n_samples=16      over all prompts together; sample i takes prompt i mod their number
+  n_samples=16      over all prompts together; sample i takes prompt i mod their number; null: each prompt once
   batch_size=64     changes nothing but speed and memory
   s0=…              CFG scale (Eq. 7)
   conditioning=     none | label | prompt; the model sets it

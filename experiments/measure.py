@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from amg.bank import TrainingBank
-from experiments.build import Parts
+from experiments.align import aligned
+from experiments.build import Parts, device
 from experiments.config import ConfigError, RunConfig
 from experiments.evaluate import evaluate, matched, thresholds_used
 
@@ -32,9 +33,25 @@ def measure(run: RunConfig, parts: Parts, run_dir: Path) -> dict[str, Any]:
     if metrics["fid"] is not None:
         metrics["fid_reference"] = f"{run.metrics.reference} ({metrics['fid_reference_n']} pictures)"
     metrics["by_cause"] = by_cause(metrics)
+    metrics |= aligned(run, run_dir, CACHE, device(run.trainer))
+    metrics["notes"] = notes(run, parts, metrics)
     if run.conditioning == "none" and hasattr(parts.model, "true_copy_rate"):
         metrics["true_copy_rate"] = parts.model.true_copy_rate()
     return metrics
+
+
+def notes(run: RunConfig, parts: Parts, metrics: dict[str, Any]) -> list[str]:
+    """What a table must say: who counted, of which training pictures, and what could not be measured."""
+
+    def named(key: str, similarity: Any) -> str:
+        name, how = getattr(run, key).get("name"), getattr(similarity, "described", None)
+        return f"{name} ({how})" if how else str(name)
+
+    guide, judge = named("similarity", parts.similarity), named("judge", parts.judge)
+    found = [f"Guide: {guide}. Judge, which gave no gradient: {judge}."]
+    found += [f"Bank: {parts.bank.note}."] if parts.bank.note else []
+    missing = metrics["alignment_missing"]
+    return [*found, f"Alignment is not measured: {missing}."] if missing else found
 
 
 def by_cause(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:

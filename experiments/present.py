@@ -21,6 +21,8 @@ COLUMNS = [
     {"key": "fid", "label": "FID", "format": ".1f", "better": "lower"},
     {"key": "matched_ratio", "label": "FID ratio", "format": ".3f", "better": "lower"},
     {"key": "aligned_ordinary", "label": "Aligned, ordinary", "format": "share", "better": "higher"},
+    {"key": "alignment", "label": "Alignment", "format": ".1f", "better": "higher"},
+    {"key": "alignment_ordinary", "label": "Alignment, ordinary", "format": ".1f", "better": "higher"},
     {"key": "samples_guided", "label": "Samples guided", "format": "share"},
     {"key": "steps_guided_share", "label": "Steps guided", "format": "percent"},
 ]

@@ -127,7 +127,7 @@ def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict
         "n_samples": config.n_samples,
         "setting": _digest(config, parts, chosen, tuple(key for key in DECIDES if key != "seed")),  # groups seeds
         "sampler": config.sampler.model_dump(),
-        "bank": {"digest": parts.bank.digest(), "pictures": len(parts.bank)},
+        "bank": {"digest": parts.bank.digest(), "pictures": len(parts.bank), "note": parts.bank.note},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "machine": f"{platform.machine()}, {parts.model.device}",
     }

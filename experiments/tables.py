@@ -2,7 +2,7 @@
 
 title: Table 4, ablation
 distance: false                # true where the similarity is a negated nL2: shown as the distance
-causes: []                     # with causes, every row is printed once per cause
+causes: []                     # with causes, every row is printed once per cause that its prompts have
 rows:
   - {row: none, label: Unguided, paper: {top5: 0.9133, copies: 44.85}}
 columns:
@@ -206,13 +206,19 @@ def render(table: TableSpec | Mapping[str, Any], results: Mapping[str, Mapping[s
         if result is not None and result != NOT_APPLICABLE and not isinstance(result, Mapping):
             raise ValueError(f"the result of row {name!r} is metrics, None or {NOT_APPLICABLE!r}, got {result!r}")
     lines: list[Line] = []
-    for cause in spec.causes or [None]:
+    for cause in _met(spec.causes, results) or [None]:
         for row in spec.rows:
             lines.append(_measured_line(spec, row, cause or row.cause, results.get(row.row), cause or ""))
             if row.paper and not cause:
                 lines.append(_paper_line(spec, row))
     head = tuple(column.label + ARROWS[column.better] for column in spec.columns)
     return Table(spec.title, head, tuple(lines), (*spec.notes, *_own_notes(spec, results)))
+
+
+def _met(causes: list[str], results: Mapping[str, Any]) -> list[str]:
+    """The causes that the prompts of some run have; all where none is known."""
+    known = {cause for one in results.values() if isinstance(one, Mapping) for cause in one.get("by_cause") or ()}
+    return [cause for cause in causes if cause in known] or causes
 
 
 def _measured_line(spec: TableSpec, row: RowSpec, cause: str | None, result: Any, section: str) -> Line:
@@ -235,9 +241,10 @@ def _paper_line(spec: TableSpec, row: RowSpec) -> Line:
 
 
 def _own_notes(spec: TableSpec, results: Mapping[str, Any]) -> list[str]:
-    """What every table owes its reader: what its intervals are, and whose Fréchet distance it prints."""
+    """What every table owes its reader: who counted beyond what, what intervals are, whose FID it is."""
     ran = {row.label: results[row.row] for row in spec.rows if isinstance(results.get(row.row), Mapping)}
-    notes = []
+    told = [note for one in ran.values() for note in (*_thresholds(one), *one.get("notes", ()))]
+    notes = [note for note in dict.fromkeys(told) if note not in spec.notes]
     if ran and any(column.format == "share" for column in spec.columns):
         notes.append("Shares: count/n with Wilson's 95 % interval.")
     groups = sorted({metrics.get("groups", 1) for metrics in ran.values()})
@@ -248,6 +255,9 @@ def _own_notes(spec: TableSpec, results: Mapping[str, Any]) -> list[str]:
         )
     if spec.distance and any(column.key in SIMILARITIES for column in spec.columns):
         notes.append("Top5 % and Top1 are nL2 distances (Eq. 8): larger is farther from the training set.")
+    if any(column.key.startswith("alignment") for column in spec.columns):
+        by = dict.fromkeys(metrics["alignment_by"] for metrics in ran.values() if metrics.get("alignment_by"))
+        notes += [f"Alignment: 100 · cosine of picture and prompt, by {name}." for name in by]
     by_setting: dict[str, list[str]] = {}
     if any(column.key == "fid" for column in spec.columns):
         for label, metrics in ran.items():
@@ -257,6 +267,11 @@ def _own_notes(spec: TableSpec, results: Mapping[str, Any]) -> list[str]:
         which = "" if len(by_setting) == 1 else f" of {', '.join(labels)}"
         notes.append(f"FID{which}: {setting}.")
     return notes
+
+
+def _thresholds(metrics: Mapping[str, Any]) -> list[str]:
+    line = metrics.get("thresholds")
+    return [f"{line[0].upper()}{line[1:]}."] if line else []
 
 
 def _fid_setting(metrics: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ PAIRED = {  # similarities for other models than the closed-form world, and what
     "similarity/sscd": ["model=sd"],
     "similarity/clip_sscd": ["model=sd"],
     "similarity/lab_two_stage": ["model=lab_sd"],
+    "similarity/sscd_large": ["model=sd", "++similarity.name=sscd"],
     "similarity/lab_guide": ["model=lab_sd"],
     "similarity/lab_judge": ["model=lab_sd"],
 } | {f"detector/{file.stem}": ["task=detect"] for file in (CONF / "detector").glob("*.yaml")}
@@ -50,7 +51,7 @@ def test_no_yaml_is_left_out():
     assert groups == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     assert set(COMPONENTS) - {"judge"} <= groups
     assert len(FILES) == sum(name.endswith(".yaml") for _, _, names in os.walk(CONF) for name in names)
-    assert len(FILES) >= 92
+    assert len(FILES) >= 102
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -201,6 +202,22 @@ def test_text_guidance_without_text_is_not_applicable_and_says_what_is():
     for guidance in ("none", "sim", "full"):
         assert not_applicable(check(compose_config(["conditioning=none", f"guidance={guidance}"]))) is None
     assert not_applicable(check(compose_config(["guidance=spe_dup"]))) is None
+
+
+def test_a_rival_that_rewrites_text_is_not_applicable_to_a_world_of_its_own_captions():
+    for guidance in ("rt", "cwr", "rna", "gni"):
+        reason = not_applicable(check(compose_config([f"guidance={guidance}"])))
+        assert reason and f"guidance={guidance}" in reason and "model=lab_sd" in reason
+        assert not_applicable(check(compose_config([f"guidance={guidance}", "model=lab_sd"]))) is None
+
+
+def test_tables_1_and_4_feed_sscd_as_the_released_code_does_and_their_judge_as_its_authors_do():
+    for experiment in ("table1", "table4"):
+        run = check(compose_config([f"experiment={experiment}", "model=sd", "row=full"]))
+        assert run.similarity["preset"] == "amg_release" and run.guidance["c3"] == 100
+        assert run.judge["path"] != run.similarity["path"] and "preset" not in run.judge
+    assert check(compose_config(["model=sd"])).similarity["preset"] == "official"
+    assert check(compose_config(["model=sd", "++similarity.preset=dcr"])).similarity["preset"] == "dcr"
 
 
 PROBE = """

@@ -106,8 +106,9 @@ def test_every_fid_names_its_n_and_extractor():
 
 def test_causes_make_one_section_each_with_every_row_counted_within_the_cause():
     columns = [{"key": key, "label": key, "format": "share"} for key in ("copies", "judge_copies", "truth_copies")]
+    none = {**NONE, "by_cause": {"specific prompt": CAUSE, "duplicated caption": {"n": 0}}}
     table = render({**SPEC, "columns": columns, "rows": SPEC["rows"][1:] + [{"row": "none", "label": "Unguided"}],
-                    "causes": ["specific prompt", "duplicated caption"]}, RESULTS)  # fmt: skip
+                    "causes": ["specific prompt", "duplicated caption"]}, {**RESULTS, "none": none})  # fmt: skip
     assert [(name, len(lines)) for name, lines in table.sections()] == [
         ("specific prompt", 4),
         ("duplicated caption", 4),
@@ -188,3 +189,27 @@ def test_mistake_in_a_spec_is_named(change, message):
 def test_result_that_is_no_result_is_refused():
     with pytest.raises(ValueError, match="row 'none'"):
         render(SPEC, {"none": "failed"})
+
+
+def test_only_causes_that_some_prompt_has_are_sections():
+    spec = {
+        "title": "by cause",
+        "causes": ["duplicated caption", "verbatim"],
+        "rows": [{"row": "a", "label": "A"}, {"row": "b", "label": "B"}],
+        "columns": [{"key": "copies", "label": "copies", "format": "share"}],
+    }
+    table = render(spec, {"a": {"n": 9, "by_cause": {"verbatim": {"n": 4, "copies": 1}}}, "b": None})
+    assert [(line.section, line.label) for line in table.lines] == [("verbatim", "A"), ("verbatim", "B")]
+    assert table.lines[0].cells[0].startswith("1/4")
+    assert {line.section for line in render(spec, {}).lines} == {"duplicated caption", "verbatim"}
+
+
+def test_every_table_says_who_counted_and_beyond_what():
+    spec = {
+        "title": "t",
+        "rows": [{"row": row, "label": row} for row in "ab"],
+        "columns": [{"key": "top1", "label": "Top1"}],
+        "notes": ["Copies: similarity > 0.5."],
+    }
+    one = {"n": 9, "top1": 0.5, "thresholds": "copies: similarity > 0.5", "notes": ["Guide: sscd (file, official)."]}
+    assert render(spec, {"a": one, "b": one}).notes == ("Copies: similarity > 0.5.", "Guide: sscd (file, official).")

@@ -41,6 +41,7 @@ class TrainingBank:
         self.images, self.all_captions, self.multiplicity = images, tuple(map(tuple, captions)), multiplicity
         self.source, self.cache = source, cache
         self.captions = [some[0] if some else "" for some in self.all_captions]
+        self.note = ""  # what a table should say of it, e.g. how many pictures of a list it has
         self._flat = images.flatten(1)
         self._square_norms = square_norms(self._flat)
         self._vectors: dict[Any, Tensor] = {}

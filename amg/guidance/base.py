@@ -22,8 +22,11 @@ class Guidance:
     """Whether the method works on text and is n/a for a model without it."""
     needs_attention = False
     """Whether it edits cross-attention and is n/a for a model whose class does not say `has_attention`."""
-    needs_free_text = False
-    """Whether it writes prompts that nobody wrote and is n/a for a model whose class denies `takes_free_text`."""
+    needs_text_encoder = False
+    """Whether it rewrites prompts or edits embeddings and is n/a for a model whose class does not say
+    `has_text_encoder`."""
+    needs_cfg = False
+    """Whether it works on the difference of conditional and unconditional prediction and is n/a without CFG."""
 
     def __call__(self, step: Step, state: Any) -> tuple[Tensor, Any]:
         """Returns the noise prediction to use, (B, C, H, W), and the next state."""

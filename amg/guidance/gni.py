@@ -22,7 +22,7 @@ class GaussianNoiseInput(Guidance):
     Of a condition with several parts the sequence of token embeddings alone is noised.
     """
 
-    needs_prompts = True
+    needs_prompts = needs_text_encoder = True
 
     def __init__(self, scale: float = 0.1):
         if not scale >= 0:

@@ -13,7 +13,10 @@ Condition = Tensor | dict[str, Tensor]
 
 
 class Model(Protocol):
-    """A diffusion model as `amg.sampling.sample` sees it."""
+    """A diffusion model as `amg.sampling.sample` sees it.
+
+    Where encoding is slow a model may offer `check(conditions)`, which raises as `encode` does without its cost.
+    """
 
     scheduler: Any
     """A diffusers scheduler; its config names the noise schedule and what the network predicts."""

@@ -34,8 +34,6 @@ class ClosedForm:
         device, dtype: of the samples. The densities are computed in float64 where the device has it.
     """
 
-    takes_free_text = False
-    """It knows the captions of its table alone."""
 
     def __init__(
         self,

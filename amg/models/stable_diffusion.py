@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amg.hub import reachable
 from amg.models.base import Condition
 from amg.models.latents import LatentDecoder
+from amg.prompts import cause
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+OUT_OF_REACH = "not on disk, and the hub is out of reach"
 KEPT = 64
 """Encoded batches that are remembered: a guided chain asks for the same captions at step after step."""
 
@@ -41,6 +46,8 @@ class StableDiffusion:
 
     has_attention = True
     """Its `unet` attends to the text: cross-attention edits reach it."""
+    has_text_encoder = True
+    """It takes any text, by way of embeddings; a guidance may rewrite the one and edit the other."""
 
     def __init__(
         self,
@@ -74,6 +81,7 @@ class StableDiffusion:
             raise ValueError(f"model: {source} wants {self.shape[0]} channels, more than latents: an inpainting model?")
         self.decode_latents = LatentDecoder(self.pipe.vae)
         self._encoded: dict[tuple, Condition] = {}
+        self._checked: set[str] = set()
 
     def __call__(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> tuple[Tensor, None]:
         """The U-Net's output, ε or v as the scheduler's config says, (B, C, h, w)."""
@@ -93,9 +101,7 @@ class StableDiffusion:
         """
         key = tuple(conditions)
         if key not in self._encoded:
-            for i, prompt in enumerate(conditions):
-                if prompt is not None:
-                    self._check(i, prompt)
+            self.check(conditions)
             if len(self._encoded) >= KEPT:
                 self._encoded.pop(next(iter(self._encoded)))
             if any(prompt is None for prompt in conditions) and any(conditions):
@@ -105,6 +111,34 @@ class StableDiffusion:
                 self._encoded[key] = self._encode(list(conditions))
         return self._encoded[key]
 
+    def check(self, conditions: Sequence[str | None]) -> None:
+        """Looks at prompts without encoding them; says once of each that it is too long.
+
+        Raises:
+            ValueError: for a prompt that is empty or no string.
+        """
+        for i, prompt in enumerate(conditions):
+            if prompt is not None and not isinstance(prompt, str):
+                raise ValueError(f"prompt {i} is {prompt!r}: Stable Diffusion takes text, not labels")
+            if prompt is not None and not prompt.strip():
+                raise ValueError(f"prompt {i} is empty: write one, or leave `prompt` out for the default set")
+        new = {prompt: i for i, prompt in enumerate(conditions) if prompt and prompt not in self._checked}
+        if not new:
+            return
+        self._checked.update(new)
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(list(new), truncation=False, verbose=False).input_ids
+        long = [(i, ids) for i, ids in zip(new.values(), tokens, strict=True) if len(ids) > length]
+        if long:
+            i, ids = long[0]
+            lost = self.tokenizer.decode(ids[length - 1 : -1]).strip()
+            more = f" (and {len(long) - 1} more of {len(conditions)} prompts)" if len(long) > 1 else ""
+            warnings.warn(f"prompt {i} has {len(ids)} tokens of {length}: cut off before {lost!r}{more}", stacklevel=2)
+
+    def cause(self, prompt: str) -> str:
+        """How Stable Diffusion 1.4 is known to memorize a prompt; see `amg.prompts.cause`."""
+        return cause(prompt)
+
     def decode(self, x0: Tensor) -> Tensor:
         """Latents to pictures, (B, 3, H, W), about [−1, 1]."""
         return self.decode_latents(x0)
@@ -113,9 +147,10 @@ class StableDiffusion:
         null = conditions[0] is None
         prompts = ["" if prompt is None else prompt for prompt in conditions]
         # as the pipeline does it: the null condition is what it makes of a negative prompt that nobody gave
-        encoded = self.pipe.encode_prompt(
-            prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=null
-        )
+        with _no_word_of_length(self.pipe):
+            encoded = self.pipe.encode_prompt(
+                prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=null
+            )
         if not self.xl:
             return encoded[1] if null else encoded[0]
         sequence, pooled = (encoded[1], encoded[3]) if null else (encoded[0], encoded[2])
@@ -125,16 +160,22 @@ class StableDiffusion:
         sizes = sizes.to(self.device).repeat(len(conditions), 1)
         return {"encoder_hidden_states": sequence, "text_embeds": pooled, "time_ids": sizes}
 
-    def _check(self, i: int, prompt: Any) -> None:
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompt {i} is {prompt!r}: Stable Diffusion takes text, not labels")
-        if not prompt.strip():
-            raise ValueError(f"prompt {i} is empty: write one, or leave `prompt` out for the default set")
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(tokens) > length:
-            lost = self.tokenizer.decode(tokens[length - 1 : -1]).strip()
-            warnings.warn(f"prompt {i} has {len(tokens)} tokens of {length}: cut off before {lost!r}", stacklevel=4)
+
+def find(source: str | Path | Any) -> None:
+    """Looks for a model without loading it.
+
+    Raises:
+        FileNotFoundError: where it is neither on disk nor to be fetched; it says what to do.
+    """
+    if not isinstance(source, (str, Path)):
+        return
+    try:
+        _index(source, local=True)
+    except (OSError, ValueError) as error:
+        if Path(source).is_dir():
+            raise _missing(source, error) from None
+        if not reachable():
+            raise _missing(source, OUT_OF_REACH) from None
 
 
 def load(source: str | Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
@@ -142,36 +183,56 @@ def load(source: str | Path, variant: str | None = None, dtype: torch.dtype = to
     from diffusers import DiffusionPipeline
 
     options: dict[str, Any] = {"variant": variant, "torch_dtype": dtype, "use_safetensors": True}
-    reason = ""
+    reason: Exception | str = ""
     for local in (True, False):
-        if not local and not _reachable():
-            reason = "not on disk, and the hub is out of reach"
+        if not local and not reachable():
+            reason = OUT_OF_REACH
             break
         try:
-            name = DiffusionPipeline.load_config(source, local_files_only=local).get("_class_name")
-            if name == PIPELINES[0]:
+            if _index(source, local).get("_class_name") == PIPELINES[0]:
                 options |= {"safety_checker": None, "requires_safety_checker": False}
             return DiffusionPipeline.from_pretrained(source, local_files_only=local, **options)
         except (OSError, ValueError) as error:  # what diffusers raises for a missing file, and for a broken one
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = error
             if Path(source).is_dir():
                 break
-    where = "that folder" if Path(source).is_dir() else "a folder"
-    raise FileNotFoundError(
-        f"model {str(source)!r} could not be loaded ({reason}): put its files, in diffusers' format with safetensors, "
-        f"into {where} and set model.source to it; model=closed_form runs now and needs no files"
-    ) from None
+    raise _missing(source, reason) from None
 
 
-def _reachable() -> bool:
-    """One try: the hub's own client tries for half a minute before it gives up."""
-    from huggingface_hub import constants, get_session
+@contextmanager
+def _no_word_of_length(pipe: Any) -> Iterator[None]:
+    """`check` says once that a prompt is too long; the pipeline and its tokenizer would at every call."""
 
+    def other(record: logging.LogRecord) -> bool:
+        return not any(word in record.getMessage() for word in ("was truncated", "sequence length is longer"))
+
+    names = (type(pipe).__module__, "transformers.tokenization_utils_base")
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.addFilter(other)
     try:
-        get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception:  # of whichever HTTP library the hub's client is built on, or its offline mode
-        return False
-    return True
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(other)
+
+
+def _index(source: str | Path, local: bool) -> dict[str, Any]:
+    """A pipeline's `model_index.json`; from disk alone where local."""
+    from diffusers import DiffusionPipeline
+
+    with warnings.catch_warnings():  # diffusers gives the hub's client an argument of the past
+        warnings.filterwarnings("ignore", ".*local_dir_use_symlinks.*")
+        return DiffusionPipeline.load_config(source, local_files_only=local)
+
+
+def _missing(source: str | Path, reason: Exception | str) -> FileNotFoundError:
+    where = "that folder" if Path(source).is_dir() else "a folder"
+    why = str(reason).strip().splitlines()[0].rstrip(".")
+    return FileNotFoundError(
+        f"model {str(source)!r} could not be loaded ({why}): put its files, in diffusers' format with safetensors, "
+        f"into {where} and set model.source to it; model=closed_form runs now and needs no files"
+    )
 
 
 def _scheduler(own: Any, name: str | None) -> Any:

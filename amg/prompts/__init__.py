@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 SETS = {"memorized_laion": "memorized_laion_prompts.csv", "ordinary_laion": "unmemorized_laion_prompts.csv"}
 COLUMNS = ("prompt", "caption", "text")
+CAUSES = {"VM": "verbatim", "TM": "template"}
+"""How a prompt of `memorized_laion` is memorized, by the column `type` of its file."""
 
 
 def read_prompts(source: str | Path | Sequence[str]) -> list[str]:
@@ -45,18 +49,48 @@ def read_prompts(source: str | Path | Sequence[str]) -> list[str]:
     return read_prompts([source])
 
 
+def read_addresses(source: str | Path) -> list[tuple[str, str]]:
+    """Prompts and the addresses of their training pictures, in order.
+
+    Args:
+        source: the name of a set, or a `.jsonl` or `.csv` file with a column `url` beside that of the prompt.
+    Raises:
+        FileNotFoundError, ValueError: as `read_prompts`, also for a line without an address.
+    """
+    path = Path(__file__).with_name(SETS[str(source)]) if str(source) in SETS else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; sets by name: {', '.join(SETS)}")
+    pairs = [(_prompt(row, path, line), _column(row, ("url",), path, line)) for line, row in _rows(path)]
+    return [(prompt, str(url or "").strip()) for prompt, url in pairs]
+
+
+def cause(prompt: str) -> str:
+    """How Stable Diffusion 1.4 is known to memorize a prompt: one of CAUSES, "ordinary", or "" where nobody knows."""
+    return _causes().get(prompt.strip(), "")
+
+
+@cache
+def _causes() -> dict[str, str]:
+    sets = {name: Path(__file__).with_name(file) for name, file in SETS.items()}
+    found = dict.fromkeys(_read(sets["ordinary_laion"]), "ordinary")
+    for line, row in _rows(path := sets["memorized_laion"]):
+        found[_prompt(row, path, line)] = CAUSES[row["type"]]
+    return found
+
+
 def _read(path: Path) -> list[str]:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ValueError(f"{path}: prompts come as {', '.join(READERS)}")
-    prompts = []
-    for line, prompt in reader(path):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"{path}, line {line}: no prompt; expected some text")
-        prompts.append(prompt.strip())
+    prompts = [_prompt(row, path, line) for line, row in _rows(path)]
     if not prompts:
         raise ValueError(f"{path} holds no prompts")
     return prompts
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number and content of each line: a text, or a dict of columns."""
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{path}: prompts come as {', '.join(READERS)}")
+    return reader(path)
 
 
 def _txt(path: Path):
@@ -68,10 +102,9 @@ def _txt(path: Path):
 def _jsonl(path: Path):
     for line, text in _txt(path):
         try:
-            row = json.loads(text)
+            yield line, json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {line}: no JSON: {error.msg}") from None
-        yield line, row if isinstance(row, str) else _column(row, path, line)
 
 
 def _csv(path: Path):
@@ -80,16 +113,21 @@ def _csv(path: Path):
         file.seek(0)
         rows = csv.DictReader(file, delimiter=";" if header.count(";") > header.count(",") else ",")
         for row in rows:
-            yield rows.line_num, _column(row, path, rows.line_num)
+            yield rows.line_num, row
 
 
-def _column(row: object, path: Path, line: int) -> str | None:
+def _prompt(row: object, path: Path, line: int) -> str:
+    prompt = row if isinstance(row, str) else _column(row, COLUMNS, path, line)
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"{path}, line {line}: no prompt; expected some text")
+    return prompt.strip()
+
+
+def _column(row: object, names: tuple[str, ...], path: Path, line: int) -> Any:
     columns = {str(name).lower(): value for name, value in row.items()} if isinstance(row, dict) else {}
-    name = next((name for name in COLUMNS if name in columns), None)
+    name = next((name for name in names if name in columns), None)
     if name is None:
-        raise ValueError(
-            f"{path}, line {line}: no column {' or '.join(COLUMNS)}; it has {', '.join(columns) or 'none'}"
-        )
+        raise ValueError(f"{path}, line {line}: no column {' or '.join(names)}; it has {', '.join(columns) or 'none'}")
     return columns[name]
 
 

@@ -15,8 +15,11 @@ from amg.bank import TrainingBank
 from amg.bank.vectors import Identity
 from amg.similarity.descriptor import DescriptorSimilarity
 
-DIMENSION = 512
-URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchscript.pt"
+DIMENSIONS = (512, 1024)
+"""Of `sscd_disc_mixup` (ResNet-50), and of `sscd_disc_large` (ResNeXt-101)."""
+FILE = "sscd_disc_mixup.torchscript.pt"
+URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/"
+"""Where the authors publish their files."""
 SLICE = 8
 """Pictures embedded at once; under a gradient each slice is recomputed, so that memory does not grow with the batch."""
 
@@ -58,12 +61,25 @@ PRESETS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def find(path: str | Path = FILE) -> None:
+    """Looks for the descriptor's file without loading it.
+
+    Raises:
+        FileNotFoundError: where it is not; it says where the published one is.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"similarity.path: no descriptor file at {path}: fetch {_url(path)} and put it there, or name another place"
+        )
+
+
 class SSCD(DescriptorSimilarity):
     """σ = E(x)ᵀ E(n), E the SSCD descriptor (Eq. 9; paper: `sscd_disc_mixup`).
 
     Args:
         bank: training pictures.
-        path: the published TorchScript file.
+        path: the published TorchScript file, `sscd_disc_mixup` or another of the authors'.
         preset: how pictures are fed to it, a name in PRESETS. Numbers of different presets do not compare.
         copy, strict: a picture is memorized if σ > copy (paper: 0.5; strict: 0.4; the descriptor's authors name 0.75
             for 90 % precision).
@@ -76,7 +92,7 @@ class SSCD(DescriptorSimilarity):
     def __init__(
         self,
         bank: TrainingBank,
-        path: str | Path = "sscd_disc_mixup.torchscript.pt",
+        path: str | Path = FILE,
         preset: str = "official",
         copy: float = 0.5,
         strict: float = 0.4,
@@ -97,12 +113,17 @@ class SSCD(DescriptorSimilarity):
             identity = Identity(name, embed.sha256, amg_release_bank.__name__)
             self.training = DescriptorSimilarity(bank, embed, amg_release_bank, identity=identity)
 
+    @property
+    def described(self) -> str:
+        """Which file, fed how: without it a number of SSCD means little."""
+        return f"{self.path.name}, preprocessing {self.preset}"
+
     def __repr__(self) -> str:
         return f"SSCD({self.path.name}, preset={self.preset})"
 
 
 class TorchScript:
-    """A descriptor in a TorchScript file: (B, 3, H, W) to (B, 512), differentiable.
+    """A descriptor in a TorchScript file: (B, 3, H, W) to (B, 512) or (B, 1024), differentiable.
 
     Raises:
         FileNotFoundError: where there is no such file; it says where the published one is.
@@ -113,22 +134,19 @@ class TorchScript:
         self, path: str | Path, size: int | None = None, sha256: str | None = None, device: str | torch.device = "cpu"
     ):
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"similarity.path: no descriptor file at {path}: fetch {URL} and put it there, or name another place"
-            )
+        find(path)
         self.sha256 = _check(path, size, sha256)
         try:
             self.module = torch.jit.load(str(path), map_location=device).eval()
         except RuntimeError:
-            raise ValueError(f"{path} is no readable TorchScript file (truncated?): fetch {URL} anew") from None
+            raise ValueError(f"{path} is no readable TorchScript file (truncated?): fetch {_url(path)} anew") from None
         for weight in self.module.parameters():
             weight.requires_grad_(False)
         self.device = torch.device(device)
         with torch.no_grad():
             shape = tuple(self.module(torch.zeros(1, 3, 224, 224, device=device)).shape)
-        if shape != (1, DIMENSION):
-            raise ValueError(f"{path} makes descriptors of shape {shape[1:]}, SSCD's have {DIMENSION} numbers")
+        if len(shape) != 2 or shape[1] not in DIMENSIONS:
+            raise ValueError(f"{path} makes descriptors of shape {shape[1:]}, SSCD's have 512 or 1024 numbers")
 
     def __call__(self, images: Tensor) -> Tensor:
         parts = images.to(self.device, torch.float32).split(SLICE)
@@ -140,15 +158,19 @@ class TorchScript:
         return torch.cat(parts).to(images)
 
 
+def _url(path: Path) -> str:
+    return URL + (path.name if path.name.startswith("sscd_") else FILE)
+
+
 def _check(path: Path, size: int | None, sha256: str | None) -> str:
     """The file's SHA-256."""
     found = path.stat().st_size
     if size is not None and found != size:
-        raise ValueError(f"{path} has {found} bytes, expected {size}: fetch {URL} anew")
+        raise ValueError(f"{path} has {found} bytes, expected {size}: fetch {_url(path)} anew")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 is not None and digest != sha256.lower():
-        raise ValueError(f"{path} has SHA-256 {digest}, expected {sha256}: fetch {URL} anew")
+        raise ValueError(f"{path} has SHA-256 {digest}, expected {sha256}: fetch {_url(path)} anew")
     return digest
 
 

@@ -1,0 +1,67 @@
+"""The training pictures of the 500 prompts that Stable Diffusion 1.4 is known to copy, as `task=download` left them.
+
+Only their addresses are shipped (`amg.prompts`); addresses rot, so a bank says how many of the 500 it holds.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from amg.bank.bank import TrainingBank
+from amg.bank.room import check_room
+from amg.bank.sources.manifest import Manifest
+from amg.bank.sources.parquet import decode, stack
+
+FOLDER = "data/memorized_laion"
+LISTED = 5
+
+
+def find(path: str | Path = FOLDER) -> None:
+    """Says what to do where no picture was downloaded to `path`.
+
+    Raises:
+        FileNotFoundError: in one line, with the three ways on.
+    """
+    manifest = Manifest(path)
+    if not any(manifest.there(entry) for entry in manifest.read()[1].values()):
+        raise FileNotFoundError(
+            f"data.path: no training pictures of the memorized prompts in {path}: fetch them by "
+            "`python run.py task=download`, or bring pictures with captions by data=folder data.path=<folder>, "
+            "or take a world that runs now, model=closed_form or model=lab_sd"
+        )
+
+
+def memorized_laion_bank(path: str | Path = FOLDER, size: int | None = 512) -> TrainingBank:
+    """The downloaded pictures with their prompts as captions; `note` says how many of the list there are.
+
+    Args:
+        path: the folder of `task=download`.
+        size: side of the squares; see `amg.bank.sources.folder.read_folder`.
+    Raises:
+        FileNotFoundError: where there are none.
+        ValueError: for a broken manifest, or where none of the pictures can be read.
+    """
+    find(path)
+    manifest = Manifest(path)
+    total, entries = manifest.read()
+    # by name, which begins with the place in the list, and not in the order in which servers answered
+    there = sorted((file, entry.prompt) for entry in entries.values() if (file := manifest.there(entry)) is not None)
+    if size is not None:
+        check_room(len(there), size)
+    images, captions, broken = [], [], []
+    for file, prompt in there:
+        try:
+            images.append(decode(file.read_bytes(), size))
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a corrupt file
+            broken.append(f"{file.name} ({type(error).__name__})")
+            continue
+        captions.append(prompt)
+    if broken:
+        listed = ", ".join(broken[:LISTED])
+        warnings.warn(f"{path}: {len(broken)} of {len(there)} pictures cannot be read: {listed}", stacklevel=2)
+    if not images:
+        raise ValueError(f"{path}: none of {len(there)} pictures can be read: delete it and run task=download again")
+    bank = TrainingBank.from_tensors(stack(images, Path(path)), captions)
+    bank.note = f"training pictures of {len(captions)} of {total} memorized prompts"
+    return bank

@@ -1,0 +1,74 @@
+"""How well a run's pictures fit their prompts: mean cosine × 100 by a scorer, all, ordinary and planted ones."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amg import records
+from amg.metrics.alignment import Scorer, alignment
+from amg.metrics.extractors import Extractor
+from amg.metrics.features import features_of_files
+from experiments.config import RunConfig
+from experiments.evaluate import rows_of
+
+NAMES = ("alignment", "alignment_n", "alignment_ordinary", "alignment_planted", "alignment_by", "alignment_missing")
+
+
+def aligned(run: RunConfig, run_dir: Path, cache: Path | None, device: str) -> dict[str, Any]:
+    """`alignment*` of a run, None where it has no prompts, no scorer, or the scorer's weights are not there.
+
+    `alignment_by` says whose it is, `alignment_missing` which weights there are not.
+    """
+    found: dict[str, Any] = dict.fromkeys(NAMES)
+    if run.conditioning != "prompt" or run.metrics.scorer == "none":
+        return found
+    try:
+        scorer, name = named(run.metrics.scorer, device)
+    except FileNotFoundError as error:
+        return found | {"alignment_missing": str(error)}
+    return found | scores(scorer, name, run_dir, cache, range(run.seed, run.seed + run.n_samples))
+
+
+def scores(scorer: Scorer, name: str, run_dir: Path, cache: Path | None, seeds: range) -> dict[str, Any]:
+    """Means over the samples of a run; pictures are embedded once and kept in the cache.
+
+    Args:
+        name: of the scorer, with its resize.
+    """
+    rows = rows_of(run_dir, seeds)
+    texts = rows["prompt"].tolist()
+    once = list(dict.fromkeys(texts))
+    words = torch.cat([scorer.text(once[i : i + 64]) for i in range(0, len(once), 64)])
+    extractor = Extractor(f"scorer {name}", "its own", words.shape[1], lambda pixels: scorer.image(pixels / 127.5 - 1))
+    pictures = features_of_files([records.picture_path(run_dir, seed) for seed in rows["seed"]], extractor, cache)
+    values = alignment(pictures, words[[once.index(text) for text in texts]])
+    ordinary = torch.tensor((rows["cause"] == "ordinary").tolist())
+    planted = torch.tensor((~rows["cause"].isin(("", "ordinary"))).tolist())
+    return {
+        "alignment": values.mean().item(),
+        "alignment_n": len(values),
+        "alignment_ordinary": values[ordinary].mean().item() if ordinary.any() else None,
+        "alignment_planted": values[planted].mean().item() if planted.any() else None,
+        "alignment_by": name,
+    }
+
+
+@lru_cache(maxsize=1)  # the rows of a table share it
+def named(name: str, device: str) -> tuple[Scorer, str]:
+    """A scorer of `metrics.scorer`, and how a table calls it.
+
+    Raises:
+        FileNotFoundError: where its weights are not there.
+    """
+    if name == "lab":
+        from amg.lab import scorer
+
+        return scorer(), "the lab's scorer, trained on the emoji"
+    from amg.metrics.clip import SOURCE, CLIPScorer
+
+    source = SOURCE if name == "clip" else name
+    return CLIPScorer(source, device), f"CLIP {Path(source).name}"
