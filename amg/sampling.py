@@ -14,7 +14,7 @@ from amg.models.base import Condition, Model, join
 from amg.parameterization import add_eps, to_eps
 from amg.posterior import posterior_variance
 from amg.schedule import clean_sample, clip, fraction, noise_level, option
-from amg.step import Step
+from amg.step import Start, Step
 
 
 @torch.no_grad()
@@ -57,10 +57,11 @@ def sample(
             prompts = guidance.prompts(prompts, seeds)
         condition = model.encode(prompts)
     x_t = torch.stack([torch.randn(model.shape, generator=g, dtype=model.dtype) for g in generators]).to(model.device)
-    condition, x_t = guidance.prepare(model, prompts, condition, x_t, seeds)
     uncond = None
     if condition is not None and s0 != 1:
         uncond = guidance.prepare_null(model, model.encode([None] * len(seeds)), seeds)
+    start = Start(uncond, _predict(model, scheduler, scheduler.timesteps[0]))
+    condition, x_t = guidance.prepare(model, prompts, condition, x_t, seeds, start)
     options = _step_options(scheduler, generators, eta)
     state = None
     with guidance.attach(model):
@@ -69,12 +70,11 @@ def sample(
             eps, state = guidance(step, state)
             if eps is not step.eps:  # untouched rows receive + 0 and keep their bits
                 output = add_eps(output, eps - step.eps, step.alpha_bar, scheduler.config.prediction_type)
-            shift = guidance.shift(step, eps, state)
             if variance is not None:
                 output = torch.cat([output, variance], dim=1)
-            x_t = scheduler.step(output, timestep, x_t, **options).prev_sample
-            if shift is not None:
-                x_t = x_t + shift
+            x_prev = scheduler.step(output, timestep, x_t, **options).prev_sample
+            shift = guidance.shift(step, eps, state, x_prev)
+            x_t = x_prev if shift is None else x_prev + shift
             if on_step is not None:
                 on_step(step, state)
     return x_t
@@ -92,7 +92,7 @@ def look(
 ) -> tuple[Step, Tensor, Tensor | None]:
     """One network call: the step that a guidance sees, the output after CFG, and the variance channels if used."""
     kind = scheduler.config.prediction_type
-    precise = {"device": x_t.device, "dtype": torch.promote_types(x_t.dtype, torch.float32)}  # ᾱ_T underflows in half
+    precise = _precise(x_t)
     alpha_bar = noise_level(scheduler, timestep)[0].to(**precise).expand(len(x_t))
     if uncond is None:
         output, variance = model(x_t, timestep, condition)
@@ -107,9 +107,10 @@ def look(
             to_eps(value, x_t, alpha_bar, kind) for value in (output, output_uncond, output_cond)
         )
 
+    predict = _predict(model, scheduler, timestep)
+
     def denoise(rows: Tensor, captions: Sequence[str]) -> Tensor:
-        value, _ = model(x_t[rows], timestep, model.encode(list(captions)))
-        return to_eps(value, x_t[rows], alpha_bar[rows], kind)
+        return predict(x_t[rows], model.encode(list(captions)))
 
     learned = variance is not None and str(option(scheduler, "variance_type")).startswith("learned")
     step = Step(
@@ -129,6 +130,22 @@ def look(
         clip=clip(scheduler),
     )
     return step, output, variance if learned else None
+
+
+def _predict(model: Model, scheduler: Any, timestep: Tensor) -> Callable[[Tensor, Condition | None], Tensor]:
+    """ε(x, timestep, condition) as a function of the other two."""
+    alpha_bar = noise_level(scheduler, timestep)[0]
+
+    def predict(x: Tensor, condition: Condition | None) -> Tensor:
+        value, _ = model(x, timestep, condition)
+        return to_eps(value, x, alpha_bar.to(**_precise(x)).expand(len(x)), scheduler.config.prediction_type)
+
+    return predict
+
+
+def _precise(x: Tensor) -> dict[str, Any]:
+    """Device and dtype of noise levels: ᾱ_T underflows in half precision."""
+    return {"device": x.device, "dtype": torch.promote_types(x.dtype, torch.float32)}
 
 
 def _scheduler(model: Model, kind: type | None, steps: int) -> Any:

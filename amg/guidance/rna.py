@@ -15,7 +15,7 @@ class RandomNumbers(Guidance):
         numbers: how many; DCR's command line 4, its function 2, Wen et al. 1.
     """
 
-    needs_prompts = True
+    needs_prompts = needs_text_encoder = True
 
     def __init__(self, numbers: int = 4):
         if numbers < 0:

@@ -20,7 +20,7 @@ class RandomTokens(Guidance):
         tokenizer: the model's tokenizer, or a folder or hub name of one (Stable Diffusion 1.x: CLIP ViT-L/14's).
     """
 
-    needs_prompts = True
+    needs_prompts = needs_text_encoder = True
 
     def __init__(self, tokens: int = 4, tokenizer: str | Any = "openai/clip-vit-large-patch14"):
         if tokens < 0:
