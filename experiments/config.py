@@ -126,11 +126,22 @@ def not_applicable(run: RunConfig) -> str | None:
     """Why a guidance cannot serve a model, in one line; None where it can."""
     terms = run.guidance.get("terms")
     prompts = terms is not None and bool(terms) and "sim" not in terms
-    target = locate(run.guidance["_target_"])
+    target, model = locate(run.guidance["_target_"]), f"model={run.model.get('name')}"
+    who = f"guidance={run.guidance.get('name')}"
     if (prompts or getattr(target, "needs_prompts", False)) and run.conditioning != "prompt":
         return (
-            f"guidance={run.guidance.get('name')}: acts through text, and this run has none "
-            f"(model={run.model.get('name')}, conditioning={run.conditioning}); use guidance=sim"
+            f"{who}: acts through text, and this run has none "
+            f"({model}, conditioning={run.conditioning}); use guidance=sim"
+        )
+    if getattr(target, "needs_text_encoder", False):
+        if not getattr(locate(run.model["_target_"]), "has_text_encoder", False):
+            return (
+                f"{who}: rewrites prompts or edits their embeddings, and {model} has no text encoder; use model=lab_sd"
+            )
+    if getattr(target, "needs_cfg", False) and (run.conditioning == "none" or run.s0 == 1):
+        return (
+            f"{who}: changes classifier-free guidance, and this run has none "
+            f"({model}, conditioning={run.conditioning}, s0={run.s0:g}); use guidance=sim"
         )
     return None
 

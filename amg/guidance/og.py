@@ -13,7 +13,7 @@ from amg.step import Step
 
 
 class OppositeGuidance(Guidance):
-    """CFG scale −scale up to the transition point, so that the chain leaves the basin of attraction; then the usual one.
+    """CFG scale −scale up to the transition point, so that the chain leaves the basin of attraction; then as usual.
 
     Args:
         scale: >= 0; 0 is the transition point alone. The authors' 2 with stp; 1, 3, 5, 7 or 9 with dtp.

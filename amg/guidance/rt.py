@@ -17,15 +17,19 @@ class RandomTokens(Guidance):
 
     Args:
         tokens: how many; DCR's command line 4, its function 2, Wen et al. 1.
-        tokenizer: the model's tokenizer, or a folder or hub name of one (Stable Diffusion 1.x: CLIP ViT-L/14's).
+        tokenizer: a tokenizer, or a folder or hub name of one; the model's own where None.
+        model: a model with a tokenizer, where `tokenizer` is None.
     """
 
     needs_prompts = needs_text_encoder = True
 
-    def __init__(self, tokens: int = 4, tokenizer: str | Any = "openai/clip-vit-large-patch14"):
+    def __init__(self, tokens: int = 4, tokenizer: str | Any | None = None, model: Any = None):
         if tokens < 0:
             raise ValueError(f"guidance.tokens must be >= 0, got {tokens}")
-        self.tokens, self.tokenizer = tokens, tokenizer
+        if tokenizer is None and not hasattr(model, "tokenizer"):
+            raise ValueError("guidance.tokenizer: give one, or a model that has one")
+        self.tokens = tokens
+        self.tokenizer = model.tokenizer if tokenizer is None else tokenizer
 
     def prompts(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         return [self._insert(prompt, words_of("rt", seed)) for prompt, seed in zip(prompts, seeds, strict=True)]

@@ -39,6 +39,9 @@ class StableDiffusion:
     The safety checker is left out: the black pictures that it makes would pass for novel ones.
     """
 
+    has_text_encoder = True
+    """It takes any text, by way of embeddings; a guidance may rewrite the one and edit the other."""
+
     def __init__(
         self,
         source: str | Path | Any,
