@@ -100,7 +100,7 @@ def test_a_sample_depends_on_its_seed_alone(scheduler, eta):
         return torch.cat(parts)
 
     draw(64, amg(Always(), terms=()))
-    median = torch.cat([state.similarity for state in states]).median().item()
+    median = torch.cat([state.similarity for state in states]).quantile(0.5).item()  # between two: no tie to break
     states.clear()
     guidance = amg(Constant(median), c1=2, c2=3)
     whole = draw(64, guidance)
