@@ -138,9 +138,8 @@ class _Call:
 
         @functools.wraps(original)  # pipelines read its signature for `eta` and `generator`
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            edited, shift = self.guide(model_output, timestep, sample)
-            result = original(edited, timestep, sample, *args, **kwargs)
-            return result if shift is None else _shifted(result, shift / schedule.next_scale(scheduler).to(shift))
+            edited, seen, eps = self.guide(model_output, timestep, sample)
+            return self.shift(seen, eps, original(edited, timestep, sample, *args, **kwargs))
 
         step.guarded_by = self
         modules = [pipe.unet, *([pipe.vae] if hasattr(pipe, "vae") else [])]
@@ -199,11 +198,26 @@ class _Call:
         if new is not step.eps:  # untouched rows receive + 0 and keep their bits
             output = add_eps(output, new - step.eps, alpha_bar, scheduler.config.prediction_type)
             model_output = torch.cat([output, variance], dim=1) if variance.shape[1] else output
-        shift = getattr(self.guidance, "shift", None)
-        shift = None if shift is None else shift(step, new, self.state)
         if self.on_step is not None:
             self.on_step(step, self.state)
-        return model_output, shift
+        return model_output, step, new
+
+    @torch.no_grad()
+    def shift(self, step: Step, eps: Tensor, result: Any) -> Any:
+        """What the scheduler returned, with the guidance's shift of x_{t−1}."""
+        shift = getattr(self.guidance, "shift", None)  # a plain function serves as a guidance
+        if shift is None:
+            return result
+        x_prev = result[0] if isinstance(result, tuple) else result.prev_sample
+        scale = schedule.next_scale(self.pipe.scheduler).to(x_prev)
+        change = shift(step, eps, self.state, x_prev if scale == 1 else x_prev * scale)
+        if change is None:
+            return result
+        x_prev = x_prev + change / scale
+        if isinstance(result, tuple):
+            return (x_prev, *result[1:])
+        result.prev_sample = x_prev
+        return result
 
 
 class _Seeds:
@@ -228,10 +242,3 @@ def _attached(guidance: Guidance, pipe: Any, asked: Asked) -> Iterator[None]:
         return
     with attach(pipe, asked):
         yield
-
-
-def _shifted(result: Any, shift: Tensor) -> Any:
-    if isinstance(result, tuple):
-        return (result[0] + shift, *result[1:])
-    result.prev_sample = result.prev_sample + shift
-    return result

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from amg.guidance.base import Guidance
 from amg.models.base import Condition, Model, join, take
-from amg.parameterization import add_eps
-from amg.step import Asked, Step
+from amg.parameterization import add_eps, to_eps
+from amg.step import Asked, Start, Step
 from amg.view import variance_preserving, view
 
 
@@ -56,10 +56,11 @@ def sample(
             prompts = guidance.prompts(prompts, seeds)
         condition = model.encode(prompts)
     x_t = first_noise(model, generators)
-    condition, x_t = guidance.prepare(model, prompts, condition, x_t, seeds)
     uncond = None
     if condition is not None and s0 != 1:
         uncond = guidance.prepare_null(model, model.encode([None] * len(seeds)), seeds)
+    start = Start(uncond, _predict(model, scheduler, scheduler.timesteps[0]))
+    condition, x_t = guidance.prepare(model, prompts, condition, x_t, seeds, start)
     options = _step_options(scheduler, generators, eta)
     state = None
     words = prompts if prompts is not None and all(isinstance(prompt, str) for prompt in prompts) else None
@@ -70,12 +71,11 @@ def sample(
             eps, state = guidance(step, state)
             if eps is not step.eps:  # untouched rows receive + 0 and keep their bits
                 output = add_eps(output, eps - step.eps, step.alpha_bar, scheduler.config.prediction_type)
-            shift = guidance.shift(step, eps, state)
             if variance is not None:
                 output = torch.cat([output, variance], dim=1)
-            x_t = scheduler.step(output, timestep, x_t, **options).prev_sample
-            if shift is not None:
-                x_t = x_t + shift
+            x_prev = scheduler.step(output, timestep, x_t, **options).prev_sample
+            shift = guidance.shift(step, eps, state, x_prev)
+            x_t = x_prev if shift is None else x_prev + shift
             if on_step is not None:
                 on_step(step, state)
     return x_t
@@ -155,6 +155,17 @@ def own_scheduler(model: Model, kind: type | None, steps: int) -> Any:
     if scheduler.order != 1 or len(scheduler.timesteps) != steps:
         raise ValueError(f"{name} calls the network more than once a step: sample with DDPM, DDIM or DPM-Solver")
     return scheduler
+
+
+def _predict(model: Model, scheduler: Any, timestep: Tensor) -> Callable[[Tensor, Condition | None], Tensor]:
+    """ε(x, timestep, condition) as a function of the other two."""
+
+    def predict(x: Tensor, condition: Condition | None) -> Tensor:
+        value, _ = model(x, timestep, condition)
+        _, alpha_bar = variance_preserving(scheduler, timestep, x)
+        return to_eps(value, x, alpha_bar, scheduler.config.prediction_type)
+
+    return predict
 
 
 def _step_options(scheduler: Any, generators: list[torch.Generator], eta: float) -> dict[str, Any]:

@@ -1,12 +1,26 @@
-"""What a guidance may see of one sampling step."""
+"""What a guidance may see: of a chain before its first step, and of each step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a guidance may see before the first step, beside prompts, condition and first noise."""
+
+    null: Any
+    """The null condition of classifier-free guidance, B rows; None where there is no condition or s0 = 1."""
+    predict: Callable[[Tensor, Any], Tensor]
+    """predict(x, condition) -> ε(x, T, condition), (R, C, H, W), for R rows of both; T is the first timestep.
+
+    One network call, differentiable in x and in a condition of embeddings, in ε whatever the network predicts.
+    """
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def build(run: RunConfig) -> Parts:
         scheduler = locate(run.sampler.scheduler)
     model, bank, similarity, judge = _world(device(run.trainer), *(json.dumps(getattr(run, key)) for key in WORLD))
     with told("guidance"):
-        guidance = component(run.guidance, bank=bank, similarity=similarity, threshold=threshold, model=model)
+        parts = {"bank": bank, "similarity": similarity, "threshold": threshold, "model": model, "run": run}
+        guidance = component(run.guidance, **parts)
     acts = any(getattr(one, "terms", True) != () for one in flat(guidance))
     return Parts(model, bank, similarity, judge, threshold, guidance, scheduler, acts)
 

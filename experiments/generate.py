@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,7 @@ def generate(run: RunConfig, parts: Parts, conditions: list[str | int] | None, r
     missing = [seed for seed in range(run.seed, run.seed + run.n_samples) if seed not in present]
     if not missing:
         return 0
+    parts = replace(parts, guidance=parts.guidance.ready())
     loader = DataLoader(missing, batch_size=run.batch_size, collate_fn=list)
     bar = Bar(f"{run.model.get('name')} · {run.guidance.get('name')}", len(missing))
     options = {"callbacks": [Writer(run_dir), bar], "logger": False, "enable_progress_bar": False}

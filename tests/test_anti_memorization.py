@@ -267,6 +267,6 @@ def test_guidances_that_act_through_the_prompt_alone_need_one(terms, needs):
 def test_an_untouched_guidance_changes_nothing():
     step, guidance = made(), Guidance()
     assert guidance(step, "state") == (step.eps, "state")
-    assert guidance.shift(step, step.eps, None) is None
+    assert guidance.shift(step, step.eps, None, step.x_t) is None
     assert guidance.prompts(("a", "b"), (0, 1)) == ["a", "b"]
-    assert guidance.prepare(None, None, "condition", step.x_t, (0,)) == ("condition", step.x_t)
+    assert guidance.prepare(None, None, "condition", step.x_t, (0,), None) == ("condition", step.x_t)

@@ -41,13 +41,13 @@ class Add(Guidance):
         eps[self.row] += self.amount
         return eps, (state or 0, step)
 
-    def shift(self, step, eps, state):
+    def shift(self, step, eps, state, x_prev):
         return None if self.by is None else torch.full_like(eps, self.by)
 
     def prompts(self, prompts, seeds):
         return [prompt + self.name for prompt in prompts]
 
-    def prepare(self, model, prompts, condition, x_T, seeds):
+    def prepare(self, model, prompts, condition, x_T, seeds, start):
         return condition + self.name, x_T + self.amount
 
     @contextmanager
@@ -97,20 +97,20 @@ def test_a_chain_of_one_equals_its_guidance():
 def test_an_empty_chain_changes_nothing():
     step = made()
     assert Chain([])(step, None) == (step.eps, ())
-    assert Chain([]).shift(step, step.eps, ()) is None
+    assert Chain([]).shift(step, step.eps, (), step.x_t) is None
 
 
 def test_shifts_add_up_and_none_is_nothing():
     step = made()
     chain = Chain([Add("a", 0.2, shift=1.0), Add("b", 0.1), Add("c", 0.1, shift=0.5)])
-    assert torch.equal(chain.shift(step, step.eps, (None,) * 3), torch.full_like(step.eps, 1.5))
-    assert Chain([Add("a", 0.2)]).shift(step, step.eps, (None,)) is None
+    assert torch.equal(chain.shift(step, step.eps, (None,) * 3, step.x_t), torch.full_like(step.eps, 1.5))
+    assert Chain([Add("a", 0.2)]).shift(step, step.eps, (None,), step.x_t) is None
 
 
 def test_prompts_and_preparation_run_from_left_to_right():
     chain = Chain([Add("a", 1.0), Add("b", 2.0)])
     assert chain.prompts(["p", "q"], (0, 1)) == ["pab", "qab"]
-    assert chain.prepare(None, None, "c", 0.5, (0,)) == ("cab", 3.5)
+    assert chain.prepare(None, None, "c", 0.5, (0,), None) == ("cab", 3.5)
 
 
 def test_attached_contexts_nest():

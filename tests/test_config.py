@@ -51,7 +51,7 @@ def test_no_yaml_is_left_out():
     assert groups == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     assert set(COMPONENTS) - {"judge"} <= groups
     assert len(FILES) == sum(name.endswith(".yaml") for _, _, names in os.walk(CONF) for name in names)
-    assert len(FILES) >= 102
+    assert len(FILES) >= 114
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -204,13 +204,6 @@ def test_text_guidance_without_text_is_not_applicable_and_says_what_is():
     assert not_applicable(check(compose_config(["guidance=spe_dup"]))) is None
 
 
-def test_a_rival_that_rewrites_text_is_not_applicable_to_a_world_of_its_own_captions():
-    for guidance in ("rt", "cwr", "rna", "gni"):
-        reason = not_applicable(check(compose_config([f"guidance={guidance}"])))
-        assert reason and f"guidance={guidance}" in reason and "model=lab_sd" in reason
-        assert not_applicable(check(compose_config([f"guidance={guidance}", "model=lab_sd"]))) is None
-
-
 def test_tables_1_and_4_feed_sscd_as_the_released_code_does_and_their_judge_as_its_authors_do():
     for experiment in ("table1", "table4"):
         run = check(compose_config([f"experiment={experiment}", "model=sd", "row=full"]))
@@ -218,6 +211,28 @@ def test_tables_1_and_4_feed_sscd_as_the_released_code_does_and_their_judge_as_i
         assert run.judge["path"] != run.similarity["path"] and "preset" not in run.judge
     assert check(compose_config(["model=sd"])).similarity["preset"] == "official"
     assert check(compose_config(["model=sd", "++similarity.preset=dcr"])).similarity["preset"] == "dcr"
+
+
+@pytest.mark.parametrize("guidance", ["wen", "gni", "rt", "rna", "cwr"])
+def test_methods_on_a_text_encoder_are_not_applicable_to_a_world_without_one(guidance):
+    reason = not_applicable(check(compose_config([f"guidance={guidance}"])))
+    assert reason and f"guidance={guidance}" in reason and "model=closed_form has no text encoder" in reason
+    assert not_applicable(check(composed(f"guidance={guidance}", "model=lab_sd"))) is None
+    assert not_applicable(check(composed(f"guidance={guidance}", "model=sdxl"))) is None
+
+
+@pytest.mark.parametrize("guidance", ["wen", "stp", "dtp", "og", "han_batch"])
+def test_methods_on_cfg_are_not_applicable_where_there_is_none(guidance):
+    for without in (["conditioning=none"], ["model=lab_sd", "s0=1"], ["labels=[1]", "s0=1"]):
+        reason = not_applicable(check(compose_config([f"guidance={guidance}", *without])))
+        assert reason and f"guidance={guidance}" in reason and reason.count("\n") == 0
+    assert not_applicable(check(compose_config([f"guidance={guidance}", "model=lab_sd"]))) is None
+
+
+def test_the_cfg_schedules_take_labels_and_broken_memories_needs_nothing():
+    for guidance in ("stp", "dtp", "og", "han_batch", "broken_memories"):
+        assert not_applicable(check(compose_config([f"guidance={guidance}", "labels=[1]", "s0=3"]))) is None
+    assert not_applicable(check(compose_config(["guidance=broken_memories", "conditioning=none"]))) is None
 
 
 PROBE = """

@@ -38,7 +38,7 @@ def test_runge_kutta_pndm_and_untested_schedulers_and_pipelines_are_refused_by_n
 
 def test_a_guidance_that_edits_embeddings_is_refused():
     class Edits(Guidance):
-        def prepare(self, model, prompts, condition, x_T, seeds):
+        def prepare(self, model, prompts, condition, x_T, seeds, start):
             return condition, x_T
 
     with pytest.raises(ValueError, match="Edits edits embeddings"):

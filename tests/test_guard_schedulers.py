@@ -105,7 +105,7 @@ def test_a_guarded_pipeline_equals_sample(build, kind):
 @pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler"])
 def test_a_shift_is_added_after_the_step_in_the_view_of_the_guidance(kind):
     class Shift(Guidance):
-        def shift(self, step, eps, state):
+        def shift(self, step, eps, state, x_prev):
             return torch.ones_like(step.x_t)
 
     pipe = stable_diffusion()

@@ -76,14 +76,14 @@ def test_embeddings_of_prompt_and_null_are_noised_by_seed(build):
     model, method = StableDiffusion(build(torch.float64) if build is sdxl else build(dtype=torch.float64)), None
     method = GaussianNoiseInput(0.1)
     condition, null = model.encode(["a", "b"]), model.encode([None, None])
-    noised, _ = method.prepare(model, None, condition, None, [3, 4])
+    noised, _ = method.prepare(model, None, condition, None, [3, 4], None)
     noised_null = method.prepare_null(model, null, [3, 4])
     pick = (lambda c: c["encoder_hidden_states"]) if isinstance(condition, dict) else (lambda c: c)
     change, change_null = pick(noised) - pick(condition), pick(noised_null) - pick(null)
     assert change.std().item() == pytest.approx(0.1, rel=0.1) and change_null.std().item() == pytest.approx(
         0.1, rel=0.1
     )
-    alone, _ = method.prepare(model, None, model.encode(["b"]), None, [4])
+    alone, _ = method.prepare(model, None, model.encode(["b"]), None, [4], None)
     torch.testing.assert_close(pick(alone)[0], pick(noised)[1])
     assert not torch.allclose(change, change_null)
     if isinstance(condition, dict):

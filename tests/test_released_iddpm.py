@@ -62,7 +62,7 @@ def test_push_worked_by_hand(two):
     eps, state = guidance(step, None)
     assert eps is step.eps
     assert state.similarity.item() == pytest.approx(-0.8) and state.index.item() == 0 and state.flagged.item()
-    torch.testing.assert_close(guidance.shift(step, eps, state), points(0.92))
+    torch.testing.assert_close(guidance.shift(step, eps, state, step.x_t), points(0.92))
     assert state.sim.item() == pytest.approx(92)
 
 
@@ -72,7 +72,7 @@ def test_paper_options_worked_by_hand(two):
     step = step_at(0.2, variance=None)
     eps, state = guidance(step, None)
     torch.testing.assert_close(eps, points(-(0.75**0.5) * 80))
-    assert guidance.shift(step, eps, state) is None
+    assert guidance.shift(step, eps, state, step.x_t) is None
 
 
 def test_default_threshold_is_the_released_curve(two):
@@ -173,7 +173,7 @@ def world(tmp_path_factory):
 class Lean(Guidance):
     """Adds Σ times a constant to the mean."""
 
-    def shift(self, step, eps, state):
+    def shift(self, step, eps, state, x_prev):
         return 30 * step.variance
 
 

@@ -60,7 +60,7 @@ class Watch(Guidance):
         self.log.append(state)
         return step.eps, 0 if state is None else state + 1
 
-    def shift(self, step, eps, state):
+    def shift(self, step, eps, state, x_prev):
         return None if step.timestep else torch.full_like(eps, 2.0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amg.step import Asked, Step
+from amg.step import Asked, Start, Step
 
 
 class Guidance:
@@ -28,25 +28,42 @@ class Guidance:
     needs_cfg = False
     """Whether it works on the difference of conditional and unconditional prediction and is n/a without CFG."""
 
+    def ready(self) -> Guidance:
+        """This guidance with all it must learn from other chains; called once, before the first chain is drawn."""
+        return self
+
     def __call__(self, step: Step, state: Any) -> tuple[Tensor, Any]:
         """Returns the noise prediction to use, (B, C, H, W), and the next state."""
         return step.eps, state
 
-    def shift(self, step: Step, eps: Tensor, state: Any) -> Tensor | None:
-        """Added to x_{t−1} after the scheduler's step, (B, C, H, W); None for nothing."""
+    def shift(self, step: Step, eps: Tensor, state: Any, x_prev: Tensor) -> Tensor | None:
+        """Added to x_{t−1} after the scheduler's step, (B, C, H, W); None for nothing.
+
+        Args:
+            eps, state: what the call for this step returned.
+            x_prev: x_{t−1} as the scheduler made it, in the variance-preserving view.
+        """
         return None
 
     def prompts(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         """Rewrites the prompts before they are encoded."""
         return list(prompts)
 
-    def prepare(self, model: Any, prompts: Sequence[str] | None, condition: Any, x_T: Tensor, seeds: Sequence[int]):
-        """Edits the encoded condition or the initial noise; returns (condition, x_T)."""
-        return condition, x_T
-
     def prepare_null(self, model: Any, null: Any, seeds: Sequence[int]) -> Any:
         """Edits the encoded null condition of classifier-free guidance."""
         return null
+
+    def prepare(
+        self,
+        model: Any,
+        prompts: Sequence[str] | None,
+        condition: Any,
+        x_T: Tensor,
+        seeds: Sequence[int],
+        start: Start,
+    ) -> tuple[Any, Tensor]:
+        """Edits the encoded condition or the initial noise, after `prepare_null`; returns (condition, x_T)."""
+        return condition, x_T
 
     def attach(self, model: Any, asked: Asked) -> AbstractContextManager:
         """A context in which the model is changed, e.g. its attention, and changed back at the end.
@@ -67,7 +84,11 @@ class Chain(Guidance):
 
     def __init__(self, guidances: Sequence[Guidance]):
         self.guidances = tuple(guidances)
-        self.needs_prompts = any(guidance.needs_prompts for guidance in self.guidances)
+        for need in ("needs_prompts", "needs_attention", "needs_text_encoder", "needs_cfg"):
+            setattr(self, need, any(getattr(guidance, need) for guidance in self.guidances))
+
+    def ready(self) -> Chain:
+        return Chain([guidance.ready() for guidance in self.guidances])
 
     def __call__(self, step: Step, state: tuple | None) -> tuple[Tensor, tuple]:
         states = []
@@ -78,25 +99,29 @@ class Chain(Guidance):
                 step = step.with_eps(eps)
         return step.eps, tuple(states)
 
-    def shift(self, step: Step, eps: Tensor, state: tuple) -> Tensor | None:
-        shifts = [guidance.shift(step, eps, own) for guidance, own in zip(self.guidances, state, strict=True)]
-        shifts = [shift for shift in shifts if shift is not None]
-        return sum(shifts) if shifts else None
+    def shift(self, step: Step, eps: Tensor, state: tuple, x_prev: Tensor) -> Tensor | None:
+        total = None
+        for guidance, own in zip(self.guidances, state, strict=True):
+            shift = guidance.shift(step, eps, own, x_prev)
+            if shift is not None:
+                total = shift if total is None else total + shift
+                x_prev = x_prev + shift
+        return total
 
     def prompts(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         for guidance in self.guidances:
             prompts = guidance.prompts(prompts, seeds)
         return list(prompts)
 
-    def prepare(self, model, prompts, condition, x_T, seeds):
-        for guidance in self.guidances:
-            condition, x_T = guidance.prepare(model, prompts, condition, x_T, seeds)
-        return condition, x_T
-
     def prepare_null(self, model, null, seeds):
         for guidance in self.guidances:
             null = guidance.prepare_null(model, null, seeds)
         return null
+
+    def prepare(self, model, prompts, condition, x_T, seeds, start):
+        for guidance in self.guidances:
+            condition, x_T = guidance.prepare(model, prompts, condition, x_T, seeds, start)
+        return condition, x_T
 
     @contextmanager
     def attach(self, model, asked):

@@ -11,6 +11,7 @@ from torch import Tensor
 from amg.guidance.base import Guidance
 from amg.guidance.draws import noise_of
 from amg.models.base import Condition
+from amg.step import Start
 
 
 class GaussianNoiseInput(Guidance):
@@ -29,11 +30,11 @@ class GaussianNoiseInput(Guidance):
             raise ValueError(f"guidance.scale must be >= 0, got {scale}")
         self.scale = scale
 
-    def prepare(self, model: Any, prompts: Sequence[str] | None, condition: Condition, x_T: Tensor, seeds):
-        return self._noised(condition, "gni prompt", seeds), x_T
-
     def prepare_null(self, model: Any, null: Condition, seeds: Sequence[int]) -> Condition:
         return self._noised(null, "gni null", seeds)
+
+    def prepare(self, model: Any, prompts, condition: Condition, x_T: Tensor, seeds: Sequence[int], start: Start):
+        return self._noised(condition, "gni prompt", seeds), x_T
 
     def _noised(self, condition: Condition | None, stream: str, seeds: Sequence[int]) -> Condition | None:
         if isinstance(condition, dict):

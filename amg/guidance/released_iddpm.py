@@ -124,7 +124,7 @@ class ReleasedIDDPM(Guidance):
         change = (1 - _rows(step.alpha_bar)).sqrt().to(push) * push
         return torch.where(_rows(flagged), step.eps - change, step.eps), state
 
-    def shift(self, step: Step, eps: Tensor, state: ReleasedState) -> Tensor | None:
+    def shift(self, step: Step, eps: Tensor, state: ReleasedState, x_prev: Tensor) -> Tensor | None:
         """Σ g of the flagged samples."""
         if self.through != "mean" or not state.flagged.any():
             return None

@@ -34,7 +34,6 @@ class ClosedForm:
         device, dtype: of the samples. The densities are computed in float64 where the device has it.
     """
 
-
     def __init__(
         self,
         size: int = 32,
