@@ -18,7 +18,7 @@ from experiments.cli import main
 
 PICTURES = Path(__file__).parent / "data" / "cifar10_200.parquet"
 CHOICE = ["trainer=cpu", "data=folder", "data.path=train", "data.cache=vectors"]
-LAB = ["model=lab_sd", *CHOICE]
+LAB = ["model=lab_sd", "similarity=lab_guide", *CHOICE]
 
 
 @pytest.fixture(autouse=True)
