@@ -12,8 +12,8 @@ from amg import records
 from amg.metrics.alignment import Scorer, alignment
 from amg.metrics.extractors import Extractor
 from amg.metrics.features import features_of_files
-from experiments.config import RunConfig
 from experiments.evaluate import rows_of
+from experiments.schema import RunConfig
 
 NAMES = ("alignment", "alignment_n", "alignment_ordinary", "alignment_planted", "alignment_by", "alignment_missing")
 

@@ -17,8 +17,8 @@ from amg.bank import TrainingBank
 from amg.bank.sources.pictures import SkippedPictures
 from amg.bank.vectors import StoredVectors
 from experiments.build import bank_of, component, device, told
-from experiments.config import RunConfig
 from experiments.generate import Bar
+from experiments.schema import RunConfig
 
 
 def bank_run(run: RunConfig) -> Path | None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from amg.bank import TrainingBank
 from amg.guidance.base import flat
-from experiments.config import COMPONENTS, ConfigError, RunConfig, locate
+from experiments.config import COMPONENTS, locate
+from experiments.schema import ConfigError, RunConfig
 
 WORLD = ("model", "data", "similarity", "judge")
 

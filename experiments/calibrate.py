@@ -12,8 +12,8 @@ from amg.guidance import AntiMemorizationGuidance
 from amg.thresholds import Constant
 from experiments.build import build
 from experiments.conditions import chosen_for, conditions
-from experiments.config import ConfigError, RunConfig
 from experiments.generate import draw
+from experiments.schema import ConfigError, RunConfig
 
 CALIBRATED = Path(__file__).parents[1] / "conf" / "threshold" / "calibrated"
 """Where `threshold=calibrated/…` is looked for, whatever folder one works in."""

@@ -18,8 +18,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import COMPONENTS, SEVERAL, ConfigError, check, explain
+from experiments.config import COMPONENTS, check
+from experiments.messages import SEVERAL, explain
 from experiments.quoting import quote
+from experiments.schema import ConfigError
 from experiments.seeds import refuse_overlap
 from experiments.sweep import one_device
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from experiments.config import ConfigError, RunConfig
 from experiments.labels import labels
 from experiments.pool import pool
 from experiments.present import notes, show, useful
 from experiments.run import DECIDES, NODES
+from experiments.schema import ConfigError, RunConfig
 from experiments.seeds import refuse_overlap
 from experiments.tables import render
 

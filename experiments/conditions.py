@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.config import ConfigError, RunConfig
+from experiments.schema import ConfigError, RunConfig
 
 
 def conditions(run: RunConfig, model: Any) -> list[str | int] | None:

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from amg.bank.dedupe import reference
 from experiments.build import bank_of, told
-from experiments.config import RunConfig
+from experiments.schema import RunConfig
 
 
 def dedupe_run(run: RunConfig, threshold: float = 1.0, k: int = 50, scale: float = 0.5) -> Path:

@@ -10,12 +10,13 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from experiments.build import Parts, build, component, told
-from experiments.config import ConfigError, RunConfig, locate
+from experiments.config import locate
 from experiments.detect_scores import asked, draw_missing, labelled, samples_of, scored, seen_on_disk
 from experiments.detect_table import compare, notes, table_of
 from experiments.figure_roc import figure_roc
 from experiments.report import write_report
 from experiments.run import Manifest, facts, folder, same_as_before
+from experiments.schema import ConfigError, RunConfig
 
 NODES = ("data", "detector", "judge", "model", "similarity")
 """Components that decide a score, besides the run-level keys that decide a sample."""

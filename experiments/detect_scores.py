@@ -17,7 +17,7 @@ from amg import records
 from amg.detectors import Detector, observe, places
 from experiments.build import Parts, told
 from experiments.conditions import conditions
-from experiments.config import ConfigError, RunConfig
+from experiments.schema import ConfigError, RunConfig
 
 if TYPE_CHECKING:
     import pandas as pd

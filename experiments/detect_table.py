@@ -11,7 +11,7 @@ import torch
 from amg.detectors import Detector, network_calls
 from amg.metrics.detection import auc, auc_interval, positives_at
 from experiments.build import Parts, told
-from experiments.config import ConfigError, RunConfig
+from experiments.schema import ConfigError, RunConfig
 from experiments.tables import NOT_APPLICABLE, Table, render
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from amg.bank.sources.manifest import DONE, Manifest
 from amg.bank.sources.memorized_laion import FOLDER
 from amg.bank.sources.web import Limits
 from amg.prompts import read_addresses
-from experiments.config import ConfigError, RunConfig
+from experiments.schema import ConfigError, RunConfig
 
 
 def download_run(

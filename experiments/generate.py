@@ -21,7 +21,7 @@ from amg.guidance.base import flat
 from amg.sampling import sample
 from experiments.build import Parts, component
 from experiments.conditions import chosen_for
-from experiments.config import RunConfig
+from experiments.schema import RunConfig
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)

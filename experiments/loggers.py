@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.build import component
-from experiments.config import RunConfig
+from experiments.schema import RunConfig
 
 
 def log(run: RunConfig, run_dir: Path, metrics: dict[str, Any], jobs: list[list[str]] | None = None) -> None:

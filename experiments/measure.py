@@ -10,8 +10,8 @@ from torch import Tensor
 from amg.bank import TrainingBank
 from experiments.align import aligned
 from experiments.build import Parts, device
-from experiments.config import ConfigError, RunConfig
 from experiments.evaluate import evaluate, matched, thresholds_used
+from experiments.schema import ConfigError, RunConfig
 
 CACHE = Path("runs/.cache")
 

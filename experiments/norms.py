@@ -8,7 +8,8 @@ from typing import Any
 from amg.guidance.broken_memories import Norms
 from amg.norms import learn_norms
 from amg.prompts import read_prompts
-from experiments.config import RunConfig, locate
+from experiments.config import locate
+from experiments.schema import RunConfig
 
 
 def of_ordinary_chains(run: RunConfig, model: Any, n: int = 64, seed: int = 1_000_000) -> Callable[[], Norms]:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from experiments.config import RunConfig
+from experiments.schema import RunConfig
 from experiments.tables import Table, render
 
 COLUMNS = [

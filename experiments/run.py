@@ -16,7 +16,8 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from experiments.config import ConfigError, RunConfig, check, not_applicable
+from experiments.config import check, not_applicable
+from experiments.schema import ConfigError, RunConfig
 
 DECIDES = ("seed", "s0", "conditioning", "prompt", "prompts", "labels", "sampler")
 NODES = ("data", "guidance", "judge", "model", "similarity", "threshold")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from experiments.config import ConfigError
+from experiments.schema import ConfigError
 
 
 def refuse_overlap(runs: Sequence[tuple[str, Any, range]]) -> None:

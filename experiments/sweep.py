@@ -12,7 +12,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import ConfigError, check, not_applicable
+from experiments.config import check, not_applicable
+from experiments.schema import ConfigError
 
 
 def one_job(cfg: DictConfig) -> None:

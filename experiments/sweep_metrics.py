@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from experiments.build import Parts, build
-from experiments.config import RunConfig
 from experiments.measure import against_unguided
 from experiments.pool import pool
 from experiments.run import Manifest
+from experiments.schema import RunConfig
 from experiments.seeds import refuse_overlap
 from experiments.tables import NOT_APPLICABLE
 

@@ -9,7 +9,8 @@ from amg.guidance.base import flat
 from amg.guidance.rna import RandomNumbers
 from experiments.build import component
 from experiments.cli import compose_config, main
-from experiments.config import ConfigError, check, not_applicable
+from experiments.config import check, not_applicable
+from experiments.schema import ConfigError
 
 QUICK = ["metrics.extractor=none", "trainer=cpu"]
 BY_HAND = ["guidance=chain", "+guidance@guidance.guidances.a=gni", "+guidance@guidance.guidances.b=sim"]

@@ -12,9 +12,10 @@ from synthetic_runs import write_run
 
 from amg.metrics import share
 from experiments.cli import compose_config, main
-from experiments.config import ConfigError, check
+from experiments.config import check
 from experiments.labels import labels
 from experiments.pool import half_width, pool
+from experiments.schema import ConfigError
 from experiments.sweep_metrics import _is_twin, keys
 
 COUNTED = {f"copies_{part}": 0.0 for part in ("share", "low", "high")}

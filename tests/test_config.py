@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from experiments.cli import CONF, compose_config
 from experiments.cli import main as run_main
-from experiments.config import COMPONENTS, ConfigError, RunConfig, check, not_applicable
+from experiments.config import COMPONENTS, check, not_applicable
+from experiments.schema import ConfigError, RunConfig
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(file.relative_to(CONF).with_suffix("") for file in CONF.rglob("*.yaml"))

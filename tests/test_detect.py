@@ -11,9 +11,10 @@ from tiny_pipelines import stable_diffusion
 
 from amg.detectors import Magnitude, Norms
 from experiments.cli import compose_config, main
-from experiments.config import ConfigError, check
+from experiments.config import check
 from experiments.detect_scores import labelled, scored
 from experiments.detect_table import compare
+from experiments.schema import ConfigError
 
 SMALL = ["task=detect", "model.size=16", "task.learn=4", "trainer=cpu", "output_dir=out"]
 DETECTORS = ["nearest", "magnitude", "anisotropy", "norms", "one_step"]

@@ -17,7 +17,8 @@ from amg.models.stable_diffusion import StableDiffusion
 from amg.prompts import cause, read_prompts
 from experiments.cli import compose_config, main
 from experiments.conditions import conditions
-from experiments.config import ConfigError, check
+from experiments.config import check
+from experiments.schema import ConfigError
 
 QUICK = ["model=sd", "model.source=tiny", "data.size=16", "sampler.steps=1", "metrics.extractor=none", "trainer=cpu"]
 
