@@ -48,7 +48,7 @@ def memorized_laion_bank(path: str | Path = FOLDER, size: int | None = 512) -> T
     # by name, which begins with the place in the list, and not in the order in which servers answered
     there = sorted((file, entry.prompt) for entry in entries.values() if (file := manifest.there(entry)) is not None)
     if size is not None:
-        check_room(len(there), size)
+        check_room(len(there), size, size)
     images, captions, broken = [], [], []
     for file, prompt in there:
         try:
