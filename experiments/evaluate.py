@@ -35,7 +35,7 @@ def evaluate(
 
     A share X comes as `X` (count), `X_share`, `X_low`, `X_high` (Wilson, 95 %) and, where it is not of all samples,
     `X_n`. All of them are None where the records do not say: `truth_copies*` without a closed form, `judge_copies*`
-    without a judge, `aligned*` without prompts.
+    without a judge, `aligned*` without prompts, `*_guided*` for a rival of AMG.
 
     Args:
         run_dir: the run's folder.
@@ -64,8 +64,9 @@ def evaluate(
     result |= _nullable("aligned", rows["aligned"])
     result |= _nullable("aligned_ordinary", rows.loc[rows["cause"] == "ordinary", "aligned"])
     result |= _nullable("aligned_planted", rows.loc[planted, "aligned"])
-    result["steps_guided_share"] = int(rows["steps_guided"].sum()) / max(int(rows["steps"].sum()), 1)
-    result |= _flat("samples_guided", share(int((rows["steps_guided"] > 0).sum()), len(rows)))
+    known = bool(rows["steps_guided"].notna().all())
+    result["steps_guided_share"] = int(rows["steps_guided"].sum()) / max(int(rows["steps"].sum()), 1) if known else None
+    result |= _flat("samples_guided", share(int((rows["steps_guided"] > 0).sum()), len(rows)) if known else None)
     result["dropped"] = int(rows["dropped"].sum())
     result["seconds"] = float(rows["seconds"].mean())
     return result | _fid(run_dir, rows, extractor, reference_pictures, cache_dir)
