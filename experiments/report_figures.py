@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.claims_rivals import RIVALS
 from experiments.figure_pictures import contact_sheet, figure4
 from experiments.figures import figure3, privacy_utility
 
@@ -106,6 +107,8 @@ def _scatters(
                 utility_label=f"{label} {'↑' if higher else '↓'}",
                 higher_is_better=higher,
             )
-            text = f"Privacy and utility: memorized share {JUDGES[privacy]} (95 % intervals) against {label}."
+            text = (
+                f"Privacy and utility: memorized share {JUDGES[privacy]} (95 % intervals) against {label}; rivals grey."
+            )
             found.append((file, text))
     return found
