@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.claims_rivals import RIVALS
 from experiments.figure_pictures import contact_sheet, figure4
 from experiments.figures import figure3, privacy_utility
 
