@@ -112,7 +112,7 @@ def judged(metrics: Mapping[str, Any]) -> list[Claim]:
         counts = [key for key in ("copies", "judge_copies", "truth_copies") if counted(after, key)]
         found.append(
             claim(
-                f"AMG undoes copies and does not only fool the descriptor that guides it{_where(none, before)}",
+                f"AMG undoes copies{_where(none, before)} and does not only fool the descriptor that guides it",
                 holds,
                 *(f"by the {BY[key]} {told(copies(before, key), copies(after, key))}" for key in counts),
                 f"the judge's false alarms on unguided pictures that are no copies "
@@ -126,7 +126,7 @@ def judged(metrics: Mapping[str, Any]) -> list[Claim]:
 
 def _where(none: str, row: Metrics) -> str:
     if none != "none":
-        return ", unconditional"
+        return " without captions"
     return " under captions" if row.get("copies_by_cause") or row.get("alignment") is not None else ""
 
 

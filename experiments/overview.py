@@ -41,12 +41,17 @@ def overview_run(
 
 
 def by_claim(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]:
-    """What each experiment says of a claim, the claims in the order of their first appearance."""
+    """What each experiment says of a claim; a claim that only later ones make comes where it stands among theirs."""
+    order: list[str] = []
     found: dict[str, list[dict[str, str]]] = {}
     for name, report in reports.items():
+        place = 0
         for claim in report["claims"]:
+            if claim["claim"] not in found:
+                order.insert(place, claim["claim"])
             found.setdefault(claim["claim"], []).append({**claim, "experiment": name})
-    return found
+            place = order.index(claim["claim"]) + 1
+    return {text: found[text] for text in order}
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_where_the_copies_are_under_captions_or_unconditional_is_said():
     text = {"none": row(copies=9, causes={"ordinary": 0}), "full": row(causes={"ordinary": 0})}
     plain = {"unconditional_none": row(copies=9), "unconditional_full": row()}
     found = verdicts(text | plain)
-    assert {"AMG clears all copies under captions", "AMG clears all copies, unconditional"} <= set(found)
+    assert {"AMG clears all copies under captions", "AMG clears all copies without captions"} <= set(found)
     assert "AMG clears all copies" in verdicts({"none": row(copies=9), "full": row()})
 
 

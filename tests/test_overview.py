@@ -60,9 +60,11 @@ def test_without_any_report_one_line_says_what_to_run(tmp_path, monkeypatch, cap
 
 
 def test_a_claim_gathers_what_each_experiment_says_of_it():
-    first, second = claim("holds", "a"), claim("not measured", "b", text="Another")
-    found = by_claim({"table1": {"claims": [first, second]}, "rivals": {"claims": [claim("does not hold", "c")]}})
-    assert list(found) == ["AMG clears all copies", "Another"]
+    first, last, between = claim("holds", "a"), claim("not measured", "b", text="Z"), claim("holds", "d", text="M")
+    found = by_claim(
+        {"table1": {"claims": [first, last]}, "rivals": {"claims": [claim("does not hold", "c"), between]}}
+    )
+    assert list(found) == ["AMG clears all copies", "M", "Z"]
     assert [(one["experiment"], one["verdict"]) for one in found["AMG clears all copies"]] == [
         ("table1", "holds"),
         ("rivals", "does not hold"),
