@@ -32,7 +32,7 @@ MARGIN = 0.10
 
 
 def clears(metrics: Mapping[str, Any]) -> list[Claim]:
-    """AMG leaves no copy by the guide's count, nor by the truth where it is known."""
+    """AMG leaves no copy by the guide's count, nor by the truth; where that is not known, by the judge."""
     found = []
     for none, full in PAIRS:
         if rows := rows_of(metrics, none, full):
@@ -40,6 +40,8 @@ def clears(metrics: Mapping[str, Any]) -> list[Claim]:
             counts = {key: copies(after, key) for key in BY if counted(after, key) and counted(before, key)}
             some = any(copies(before, key)[0] for key in counts)
             holds = all(counts[key][0] == 0 for key in counts if key != "judge_copies") if some else None
+            if holds and "truth_copies" not in counts and counts.get("judge_copies", (0,))[0]:
+                holds = _no_more_than_false_alarms(before, after)  # the guide's own 0 is no proof
             numbers = [f"by the {BY[key]} {told(copies(before, key), count)}" for key, count in counts.items()]
             found.append(claim(f"AMG clears all copies{_where(none, before)}", holds, *numbers, *_nothing(some)))
     return found
@@ -107,8 +109,7 @@ def judged(metrics: Mapping[str, Any]) -> list[Claim]:
         before, after = rows
         change = difference(copies(after, "judge_copies"), copies(before, "judge_novel"))
         some = copies(before, "copies")[0]
-        _, low, high = change
-        holds = None if not some else False if low > 0 else True if high <= MARGIN else None
+        holds = _no_more_than_false_alarms(before, after) if some else None
         counts = [key for key in ("copies", "judge_copies", "truth_copies") if counted(after, key)]
         found.append(
             claim(
@@ -122,6 +123,14 @@ def judged(metrics: Mapping[str, Any]) -> list[Claim]:
             )
         )
     return found
+
+
+def _no_more_than_false_alarms(before: Metrics, after: Metrics) -> bool | None:
+    """Whether the judge counts no more on guided pictures than on unguided ones that are no copies."""
+    if not counted(before, "judge_novel"):
+        return None
+    _, low, high = difference(copies(after, "judge_copies"), copies(before, "judge_novel"))
+    return False if low > 0 else True if high <= MARGIN else None
 
 
 def _where(none: str, row: Metrics) -> str:

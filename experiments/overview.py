@@ -78,5 +78,5 @@ def _page(found: dict[str, dict[str, Any]], root: Path, place: Path, asked: list
         }
         for name, report in found.items()
     ]
-    missing = [name for name in asked if name not in found]
+    missing = [name for name in dict.fromkeys([*asked, *failed]) if name not in found]
     return template("overview.html.j2").render(sections=sections, claims=by_claim(found), missing=missing)

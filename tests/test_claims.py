@@ -59,6 +59,14 @@ def test_full_clears_all_copies_by_guide_and_truth():
     assert said({"none": row(), "full": row()}, "AMG clears")[0] == "not measured"
 
 
+def test_without_the_truth_a_count_by_the_guide_alone_proves_nothing():
+    none = row(n=500, copies=250, judge=250, novel=(5, 250))
+    for judged, verdict in ((0, "holds"), (12, "holds"), (60, "does not hold"), (18, "holds"), (30, "does not hold")):
+        assert said({"none": none, "full": row(n=500, judge=judged)}, "AMG clears")[0] == verdict
+    few = {"none": row(n=8, copies=4, judge=4, novel=(0, 4)), "full": row(n=8, judge=2)}
+    assert said(few, "AMG clears")[0] == "not measured"
+
+
 def test_where_the_copies_are_under_captions_or_unconditional_is_said():
     text = {"none": row(copies=9, causes={"ordinary": 0}), "full": row(causes={"ordinary": 0})}
     plain = {"unconditional_none": row(copies=9), "unconditional_full": row()}

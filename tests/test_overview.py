@@ -32,7 +32,7 @@ def reports(tmp_path, monkeypatch):
 
 
 def test_the_page_holds_claims_tables_and_figures_and_needs_nothing_beside_itself(reports):
-    assert main(["task=overview", "task.failed=[table2]"]) == 0
+    assert main(["task=overview", "task.failed=[table2,mine]"]) == 0
     page = (reports / "tables.html").read_text()
     assert page.count("<p>AMG clears all copies</p>") == 1, "one entry per claim"
     assert page.index("3/8 → 0/8") < page.index("&lt;3/8&gt;")
@@ -42,7 +42,7 @@ def test_the_page_holds_claims_tables_and_figures_and_needs_nothing_beside_itsel
     links = [link for link in re.findall(r'\shref="([^"]*)', page) if not link.startswith("#")]
     assert sorted(links) == ["table1/report.html", "table2/report.html"]
     assert all((reports / link).is_file() for link in links)
-    assert "Not run: table3, table4, table5, figure3, figure4, rivals." in page
+    assert "Not run: table3, table4, table5, figure3, figure4, rivals, mine." in page
     assert page.count("The last command of this experiment failed") == 1
 
 
