@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.schema import ConfigError, RunConfig
 from experiments.report import figure, template
+from experiments.schema import ConfigError, RunConfig
 
 EXPERIMENTS = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "rivals")
 
