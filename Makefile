@@ -37,8 +37,12 @@ lint: setup ## ruff and the import contracts
 bench: setup ## speed, as ratios measured side by side in one run
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-tables: setup ## every table of the paper, measured in the closed-form world
-	for table in table2 table3 table4 table5; do $(BIN)/python run.py experiment=$$table || exit 1; done
+TABLES ?= table1 table2 table3 table4 table5 figure3 figure4 rivals
+# more keys for each of them, e.g. ARGS="n_samples=24 trainer=cpu"
+ARGS ?=
+tables: setup ## Tables 1-5, Figures 3-4 and every rival, measured; runs/tables.html says claim by claim what holds
+	failed=; for table in $(TABLES); do $(BIN)/python run.py experiment=$$table $(ARGS) || failed="$$failed,$$table"; done; \
+	$(BIN)/python run.py task=overview "task.failed=[$${failed#,}]" && test -z "$$failed"
 
 lab: setup ## trains the lab's networks again: hours on two cores, resumable
 	$(BIN)/python -m experiments.recipes.train_lab_vae

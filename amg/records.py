@@ -29,7 +29,7 @@ _REQUIRED = {
     "judge": pa.float64(),  # by a similarity that gave no gradient
     "judge_index": pa.int64(),
     "steps": pa.int64(),
-    "steps_guided": pa.int64(),
+    "steps_guided": pa.int64(),  # null where the guidance is a rival: a record does not say when that one acted
     "trace_t": pa.list_(pa.float64()),
     "trace_similarity": pa.list_(pa.float64()),
     "trace_threshold": pa.list_(pa.float64()),
@@ -48,10 +48,10 @@ _OPTIONAL = {
     "aligned": pa.bool_(),  # the responsible component is one that was asked for
 }
 SCHEMA = pa.schema(
-    [pa.field(name, kind, nullable=False) for name, kind in _REQUIRED.items()]
+    [pa.field(name, kind, nullable=name == "steps_guided") for name, kind in _REQUIRED.items()]
     + [pa.field(name, kind) for name, kind in _OPTIONAL.items()]
 )
-"""Every column must be given; those of the second half may be null."""
+"""Every column must be given; `steps_guided` and those of the second half may be null."""
 
 
 def append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,8 +12,11 @@ from amg import records
 from amg.metrics.alignment import Scorer, alignment
 from amg.metrics.extractors import Extractor
 from amg.metrics.features import features_of_files
-from experiments.evaluate import rows_of
+from experiments.evaluate import ORDINARY, rows_of
 from experiments.schema import RunConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAMES = ("alignment", "alignment_n", "alignment_ordinary", "alignment_planted", "alignment_by", "alignment_missing")
 
@@ -34,27 +37,58 @@ def aligned(run: RunConfig, run_dir: Path, cache: Path | None, device: str) -> d
 
 
 def scores(scorer: Scorer, name: str, run_dir: Path, cache: Path | None, seeds: range) -> dict[str, Any]:
-    """Means over the samples of a run; pictures are embedded once and kept in the cache.
+    """Means over the samples of a run.
 
     Args:
         name: of the scorer, with its resize.
     """
     rows = rows_of(run_dir, seeds)
+    values = _values(scorer, name, run_dir, cache, rows)
+    means = {f"alignment{kind}": values[some].mean().item() if some.any() else None for kind, some in _kinds(rows)}
+    return {**means, "alignment_n": len(values), "alignment_by": name}
+
+
+def against(run: RunConfig, run_dir: Path, unguided_dir: Path, cache: Path | None, device: str) -> dict[str, Any]:
+    """`alignment_change*` of a run against its unguided twin; nothing where alignment is not measured."""
+    if run.conditioning != "prompt" or run.metrics.scorer == "none":
+        return {}
+    try:
+        scorer, name = named(run.metrics.scorer, device)
+    except FileNotFoundError:
+        return {}
+    return gained(scorer, name, run_dir, unguided_dir, cache, range(run.seed, run.seed + run.n_samples))
+
+
+def gained(
+    scorer: Scorer, name: str, run_dir: Path, unguided_dir: Path, cache: Path | None, seeds: range
+) -> dict[str, Any]:
+    """Alignment guided less unguided, seed by seed: the mean over samples and its standard error, `…_se`."""
+    rows = rows_of(run_dir, seeds)
+    guided, unguided = (_values(scorer, name, one, cache, rows_of(one, seeds)) for one in (run_dir, unguided_dir))
+    found = {}
+    for kind, some in _kinds(rows):
+        if some.sum() > 1:
+            differences = (guided - unguided)[some]
+            found[f"alignment_change{kind}"] = differences.mean().item()
+            found[f"alignment_change{kind}_se"] = (differences.std() / len(differences) ** 0.5).item()
+    return found
+
+
+def _kinds(rows: pd.DataFrame) -> list[tuple[str, torch.Tensor]]:
+    """Which samples each number is over: all, those of ordinary and of planted prompts."""
+    ordinary, planted = rows["cause"] == "ordinary", ~rows["cause"].isin(ORDINARY)
+    masks = {"": [True] * len(rows), "_ordinary": ordinary.tolist(), "_planted": planted.tolist()}
+    return [(kind, torch.tensor(mask)) for kind, mask in masks.items()]
+
+
+def _values(scorer: Scorer, name: str, run_dir: Path, cache: Path | None, rows: pd.DataFrame) -> torch.Tensor:
+    """Each sample's alignment, (B,); pictures are embedded once and kept in the cache."""
     texts = rows["prompt"].tolist()
     once = list(dict.fromkeys(texts))
     words = torch.cat([scorer.text(once[i : i + 64]) for i in range(0, len(once), 64)])
     extractor = Extractor(f"scorer {name}", "its own", words.shape[1], lambda pixels: scorer.image(pixels / 127.5 - 1))
     pictures = features_of_files([records.picture_path(run_dir, seed) for seed in rows["seed"]], extractor, cache)
-    values = alignment(pictures, words[[once.index(text) for text in texts]])
-    ordinary = torch.tensor((rows["cause"] == "ordinary").tolist())
-    planted = torch.tensor((~rows["cause"].isin(("", "ordinary"))).tolist())
-    return {
-        "alignment": values.mean().item(),
-        "alignment_n": len(values),
-        "alignment_ordinary": values[ordinary].mean().item() if ordinary.any() else None,
-        "alignment_planted": values[planted].mean().item() if planted.any() else None,
-        "alignment_by": name,
-    }
+    return alignment(pictures, words[[once.index(text) for text in texts]])
 
 
 @lru_cache(maxsize=1)  # the rows of a table share it

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 from amg.bank import TrainingBank
-from amg.guidance.base import flat
 from experiments.config import COMPONENTS, locate
 from experiments.schema import ConfigError, RunConfig
 
@@ -28,8 +27,6 @@ class Parts:
     threshold: Any
     guidance: Any
     scheduler: type
-    guidance_acts: bool
-    """Whether the guidance changes anything; plain sampling is only watched."""
 
 
 def build(run: RunConfig) -> Parts:
@@ -43,8 +40,7 @@ def build(run: RunConfig) -> Parts:
     with told("guidance"):
         parts = {"bank": bank, "similarity": similarity, "threshold": threshold, "model": model, "run": run}
         guidance = component(run.guidance, **parts)
-    acts = any(getattr(one, "terms", True) != () for one in flat(guidance))
-    return Parts(model, bank, similarity, judge, threshold, guidance, scheduler, acts)
+    return Parts(model, bank, similarity, judge, threshold, guidance, scheduler)
 
 
 def find_files(run: RunConfig) -> None:

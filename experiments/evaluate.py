@@ -35,7 +35,7 @@ def evaluate(
 
     A share X comes as `X` (count), `X_share`, `X_low`, `X_high` (Wilson, 95 %) and, where it is not of all samples,
     `X_n`. All of them are None where the records do not say: `truth_copies*` without a closed form, `judge_copies*`
-    without a judge, `aligned*` without prompts.
+    without a judge, `judge_novel*` as well, `aligned*` without prompts, `*_guided*` for a rival of AMG.
 
     Args:
         run_dir: the run's folder.
@@ -55,6 +55,7 @@ def evaluate(
     result |= _flat("copies", share(count_beyond(similarity, similarity_copy), len(rows)))
     result |= _flat("strict", share(count_beyond(similarity, similarity_strict), len(rows)))
     result |= _flat("judge_copies", None if judge is None else share(count_beyond(judge, judge_copy), len(judge)))
+    result |= _nullable("judge_novel", _judged_novel(rows, similarity_copy, judge_copy))
     result["judge_top5"] = None if judge is None else top(judge, 5)
     result |= _nullable("truth_copies", rows["truth"])
     result["copies_by_cause"] = _by_cause(rows, rows["similarity"] > similarity_copy)
@@ -64,8 +65,9 @@ def evaluate(
     result |= _nullable("aligned", rows["aligned"])
     result |= _nullable("aligned_ordinary", rows.loc[rows["cause"] == "ordinary", "aligned"])
     result |= _nullable("aligned_planted", rows.loc[planted, "aligned"])
-    result["steps_guided_share"] = int(rows["steps_guided"].sum()) / max(int(rows["steps"].sum()), 1)
-    result |= _flat("samples_guided", share(int((rows["steps_guided"] > 0).sum()), len(rows)))
+    known = bool(rows["steps_guided"].notna().all())
+    result["steps_guided_share"] = int(rows["steps_guided"].sum()) / max(int(rows["steps"].sum()), 1) if known else None
+    result |= _flat("samples_guided", share(int((rows["steps_guided"] > 0).sum()), len(rows)) if known else None)
     result["dropped"] = int(rows["dropped"].sum())
     result["seconds"] = float(rows["seconds"].mean())
     return result | _fid(run_dir, rows, extractor, reference_pictures, cache_dir)
@@ -128,6 +130,16 @@ def _judge(rows: pd.DataFrame) -> Tensor | None:
     """The judge's similarities; None where there was no judge (all NaN)."""
     judge = _tensor(rows, "judge")
     return None if judge.isnan().all() else judge
+
+
+def _judged_novel(rows: pd.DataFrame, similarity_copy: float, judge_copy: float) -> pd.Series:
+    """What the judge calls copies among the samples that are none, by the truth or else by the guide: its false alarms.
+
+    Empty without a judge.
+    """
+    copied = rows["truth"] if rows["truth"].notna().all() else rows["similarity"] > similarity_copy
+    novel = rows.loc[~copied.astype(bool), "judge"].dropna()
+    return novel > judge_copy
 
 
 def _fid(

@@ -12,6 +12,7 @@ from matplotlib.text import Text
 
 from amg import records
 from amg.lab.pictures import CAUSES
+from experiments.claims_rivals import RIVALS
 from experiments.figure_style import GUIDED, INK, ORDINARY, UNGUIDED, style
 from experiments.table_cells import counted, interval
 
@@ -156,7 +157,7 @@ def privacy_utility(
     utility_label: str | None = None,
     higher_is_better: bool = False,
 ) -> Path:
-    """Memorized share against a utility, a point per row that was run; bars are 95 % intervals.
+    """Memorized share against a utility, a point per row that was run, rivals grey; bars are 95 % intervals.
 
     Args:
         results: metrics by row, as for `experiments.tables.render`; rows without both numbers are left out.
@@ -179,9 +180,10 @@ def privacy_utility(
         figure, axis = plt.subplots(figsize=(5.6, 3.6))
         for name, (count, n), value in points:
             low, high = (100 * end for end in interval(count, n))
-            x, color = 100 * count / n, UNGUIDED if name.endswith("none") else GUIDED
+            x, none = 100 * count / n, name.endswith("none")
+            color = UNGUIDED if none else ORDINARY if name in RIVALS else GUIDED
             axis.hlines(value, low, high, color=color, lw=0.8, alpha=0.5)
-            axis.plot(x, value, "o", color=color, ms=5.5, mec="white", mew=0.8)
+            axis.plot(x, value, "o", color=color, ms=5.5, mec="white", mew=0.8, zorder=4 if none else 3)
         axis.set_xlabel("memorized share, %")
         axis.set_ylabel(utility_label or utility)
         axis.set_xlim(left=min(-1.0, axis.get_xlim()[0] * 0), right=axis.get_xlim()[1])

@@ -94,6 +94,7 @@ def rows(parts: Parts, seeds: list[int], chosen: list | None, images: torch.Tens
         name: torch.stack([getattr(state, name) for _, state in trace]).T.cpu() for name in State.__annotations__
     }
     times = torch.stack([t for t, _ in trace]).T.cpu()
+    guided = steps_guided(parts.guidance, stacked["flagged"])
     result = []
     for i, seed in enumerate(seeds):
         condition = None if chosen is None else chosen[i]
@@ -114,7 +115,7 @@ def rows(parts: Parts, seeds: list[int], chosen: list | None, images: torch.Tens
                 "component": model.component_name(component[i]) if known else None,
                 "aligned": bool(model.asked_for(condition)[component[i]]) if known else None,
                 "steps": len(trace),
-                "steps_guided": int(stacked["flagged"][i].sum()) if parts.guidance_acts else 0,
+                "steps_guided": guided[i],
                 "trace_t": times[i].tolist(),
                 "trace_similarity": stacked["similarity"][i].tolist(),
                 "trace_threshold": stacked["threshold"][i].tolist(),
@@ -125,6 +126,21 @@ def rows(parts: Parts, seeds: list[int], chosen: list | None, images: torch.Tens
             }
         )
     return result
+
+
+def steps_guided(guidance: Any, flagged: torch.Tensor) -> list[int | None]:
+    """On how many steps each sample was guided: AMG acts where it is flagged, and what only watches never does.
+
+    None for a rival: the flags are those of AMG watching it, and say nothing of what the rival did.
+
+    Args:
+        flagged: (B, T) bool.
+    """
+    parts = flat(guidance)
+    terms = [one.terms for one in parts if isinstance(one, AntiMemorizationGuidance)]
+    if any(terms):
+        return flagged.sum(1).tolist()
+    return [0 if len(terms) == len(parts) else None] * len(flagged)
 
 
 class Writer(BasePredictionWriter):
@@ -161,9 +177,10 @@ class Bar(Callback):
     def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
         done, _ = outputs
         self.done += len(done)
-        self.guided += sum(row["steps_guided"] > 0 for row in done)
+        known = all(row["steps_guided"] is not None for row in done)
+        self.guided += sum(row["steps_guided"] > 0 for row in done) if known else 0
         speed = self.done / (time.perf_counter() - self.start)
-        note = f"{speed:.1f} samples/s, {self.guided / self.done:.0%} guided"
+        note = f"{speed:.1f} samples/s" + (f", {self.guided / self.done:.0%} guided" if known else "")
         self.progress.update(self.task, advance=len(done) * trainer.world_size, note=note)
 
     def on_predict_end(self, trainer, module):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from amg.bank import TrainingBank
-from experiments.align import aligned
+from experiments.align import against, aligned
 from experiments.build import Parts, device
 from experiments.evaluate import evaluate, matched, thresholds_used
 from experiments.schema import ConfigError, RunConfig
@@ -64,12 +64,14 @@ def by_cause(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def against_unguided(run: RunConfig, parts: Parts, run_dir: Path, unguided_dir: Path) -> dict[str, Any]:
-    """Fréchet distance against as many unguided samples that are no copies: removing copies must not flatter."""
-    chosen = extractor(run)
+    """What a guidance changed: text alignment of the same seeds, and the Fréchet distance against as many unguided
+    samples that are no copies, since removing copies must not flatter.
+    """
+    gained, chosen = against(run, run_dir, unguided_dir, CACHE, device(run.trainer)), extractor(run)
     if chosen is None:
-        return {}
+        return gained
     copy, pictures = parts.similarity.copy, reference(run, parts)
-    return matched(run_dir, unguided_dir, copy, chosen, pictures, CACHE, seeds=_seeds(run))
+    return gained | matched(run_dir, unguided_dir, copy, chosen, pictures, CACHE, seeds=_seeds(run))
 
 
 def extractor(run: RunConfig):

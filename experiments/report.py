@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def write_report(
     bank_images: Tensor | None = None,
     title: str | None = None,
 ) -> Path:
-    """Writes `report.html` into a run's or an experiment's folder.
+    """Writes `report.html` into a run's or an experiment's folder, and `report.json`, what `task=overview` takes of it.
 
     Args:
         folder: a run folder, or the folder of an experiment.
@@ -53,7 +54,6 @@ def write_report(
         FileNotFoundError: where there is no run.
         ValueError: for a verdict that is none.
     """
-    from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
     folder = Path(folder)
@@ -68,17 +68,14 @@ def write_report(
     frames = {name: records.read(path) for name, path in runs.items()}
     rows = [sample_row(name, row, runs[name], folder) for name, frame in frames.items() for row in _dicts(frame)]
     columns, samples = filled(rows[:SAMPLES])
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, trim_blocks=True
-    )
     first = next(iter(manifests.values()))
-    html = environment.get_template("report.html.j2").render(
+    html = template("report.html.j2").render(
         title=title or first.get("name") or folder.name,
         subtitle=_subtitle(manifests, frames),
         facts=_facts(manifests, frames),
         tables=[Markup(table.to_html()) for table in tables],
         claims=claims,
-        figures=[_figure(file, caption) for file, caption in figures],
+        figures=[figure(file, caption) for file, caption in figures],
         pairs=_pairs(runs, frames, manifests, bank_images),
         pairs_each=PAIRS,
         columns=columns,
@@ -89,7 +86,24 @@ def write_report(
     )
     page = folder / "report.html"
     page.write_text(html, encoding="utf-8")
+    made = {
+        "title": title or first.get("name") or folder.name,
+        "subtitle": _subtitle(manifests, frames),
+        "facts": _facts(manifests, frames),
+        "tables": [table.to_html() for table in tables],
+        "claims": list(claims),
+        "figures": [(os.path.relpath(file, folder), caption) for file, caption in figures],
+    }
+    (folder / "report.json").write_text(json.dumps(made, ensure_ascii=False, indent=1), encoding="utf-8")
     return page
+
+
+def template(name: str) -> Any:
+    """A jinja2 template of the pages; all text is escaped."""
+    from jinja2 import Environment, FileSystemLoader
+
+    folder = Path(__file__).with_name("templates")
+    return Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True).get_template(name)
 
 
 def find_runs(folder: Path) -> dict[str, Path]:
@@ -198,7 +212,8 @@ def _pair(run_dir: Path, row: Mapping[str, Any], bank_images: Tensor, distance: 
     }
 
 
-def _figure(file: str | Path, caption: str) -> dict[str, Any]:
+def figure(file: str | Path, caption: str) -> dict[str, Any]:
+    """A figure with its picture as a data URL, at its size on the page."""
     with Image.open(file) as image:
         width, height = image.size
         retina = 2 if (image.info.get("dpi") or (72, 72))[0] > 150 else 1

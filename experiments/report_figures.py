@@ -19,7 +19,12 @@ SHOWN = ("full", "amg")
 """Of several guided runs with one twin, the method itself is the one whose curves and pictures are drawn."""
 
 JUDGES = {"truth_copies": "by the truth", "judge_copies": "by the judge", "copies": "by the guide"}
-UTILITIES = (("fid", "FID", False), ("aligned_ordinary_share", "share of ordinary prompts answered", True))
+UTILITIES = (
+    ("fid", "FID", False),
+    ("alignment", "text alignment", True),
+    ("alignment_ordinary", "text alignment of ordinary prompts", True),
+    ("aligned_ordinary_share", "share of ordinary prompts answered", True),
+)
 
 
 def default_figures(
@@ -90,16 +95,19 @@ def _scatters(
         some = {name: metrics[name] for name in names}
         privacy = next((key for key in JUDGES if all(one.get(key) is not None for one in some.values())), None)
         for utility, label, higher in UTILITIES:
-            if privacy is None or any(one.get(utility) is None for one in some.values()):
+            both = {name: one for name, one in some.items() if one.get(utility) is not None}
+            if privacy is None or len(both) < 3:
                 continue
             file = privacy_utility(
-                some,
+                both,
                 folder / f"privacy-{utility}-{i + 1}.png",
                 privacy=privacy,
                 utility=utility,
                 utility_label=f"{label} {'↑' if higher else '↓'}",
                 higher_is_better=higher,
             )
-            text = f"Privacy and utility: memorized share {JUDGES[privacy]} (95 % intervals) against {label}."
+            text = (
+                f"Privacy and utility: memorized share {JUDGES[privacy]} (95 % intervals) against {label}; rivals grey."
+            )
             found.append((file, text))
     return found

@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from amg import records
 from amg.metrics.clip import CLIPScorer
-from experiments.align import NAMES, aligned, scores
+from experiments.align import NAMES, aligned, gained, scores
 from experiments.cli import compose_config
 from experiments.config import check
 from experiments.tables import render
@@ -55,6 +55,19 @@ def test_alignment_is_the_mean_cosine_of_each_picture_with_its_own_prompt(tmp_pa
     assert (found["alignment_n"], found["alignment_by"]) == (4, "colours")
     some = scores(Colour(), "colours", tmp_path / "run", None, range(1, 3))
     assert some["alignment_n"] == 2 and some["alignment"] == pytest.approx(half, abs=0.3)
+
+
+def test_what_a_guidance_changed_is_compared_seed_by_seed(tmp_path):
+    """Of 100 to 100/√2 and 0 to 0 on ordinary prompts; one planted sample alone has no standard error."""
+    red, both = (1.0, 0.0, 0.0), (1.0, 1.0, 0.0)
+    none = coloured(tmp_path / "none", ("red", "ordinary", red), ("blue", "ordinary", red), ("red", "verbatim", both))
+    full = coloured(tmp_path / "full", ("red", "ordinary", both), ("blue", "ordinary", both), ("red", "verbatim", red))
+    found = gained(Colour(), "colours", full, none, None, range(3))
+    lost = 100 - 100 / math.sqrt(2)
+    assert found["alignment_change_ordinary"] == pytest.approx(-lost / 2, abs=0.3)
+    assert found["alignment_change_ordinary_se"] == pytest.approx(lost / 2, abs=0.3)  # s = lost/√2, over √2
+    assert found["alignment_change"] == pytest.approx(0, abs=0.3)
+    assert "alignment_change_planted" not in found
 
 
 def test_pictures_are_embedded_once(tmp_path):

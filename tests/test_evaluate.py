@@ -227,3 +227,25 @@ def test_importing_stays_light(module, absent):
     code = f"import sys, {module}; print([name for name in {absent.split()} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_judges_false_alarms_are_among_samples_that_are_no_copies(tmp_path):
+    """By the truth where it is known, whatever the guide says; else by the guide."""
+    rows = [
+        row(0, 0.9, judge=0.9, truth=True),
+        row(1, 0.9, judge=0.9, truth=False),
+        row(2, 0.1, judge=0.1, truth=False),
+    ]
+    known = evaluate(run(tmp_path / "known", rows), 0.5, 0.4, 0.5, None, None, None)
+    assert (known["judge_novel"], known["judge_novel_n"]) == (1, 2)
+    guide = evaluate(run(tmp_path / "guide", [one | {"truth": None} for one in rows]), 0.5, 0.4, 0.5, None, None, None)
+    assert (guide["judge_novel"], guide["judge_novel_n"]) == (0, 1)
+    alone = evaluate(run(tmp_path / "alone", [row(0, 0.9)]), 0.5, 0.4, 0.5, None, None, None)
+    assert alone["judge_novel"] is None
+
+
+def test_where_a_rival_acted_is_unknown_and_not_zero(tmp_path):
+    found = evaluate(run(tmp_path / "rival", [row(0, 0.9, steps_guided=None)]), 0.5, 0.4, 0.5, None, None, None)
+    assert found["steps_guided_share"] is None and found["samples_guided"] is None
+    amg = evaluate(run(tmp_path / "amg", [row(0, 0.9, steps_guided=4), row(1, 0.1)]), 0.5, 0.4, 0.5, None, None, None)
+    assert (amg["steps_guided_share"], amg["samples_guided"]) == (0.2, 1)

@@ -10,10 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from amg import records
+from amg.bank import TrainingBank
+from amg.guidance import AntiMemorizationGuidance, Chain
+from amg.guidance.gni import GaussianNoiseInput
+from amg.similarity import NormalizedL2
+from amg.thresholds import Constant
 from experiments.cli import main
+from experiments.generate import steps_guided
 
 RUN = Path(__file__).parents[1] / "run.py"
 QUICK = ["metrics.extractor=none", "trainer=cpu", "sampler.steps=12", "guidance=full"]
@@ -81,6 +88,16 @@ def test_watching_alone_guides_nothing_but_still_has_its_trace():
     table = records.read("out")
     assert (table.steps_guided == 0).all() and (table[["norm_spe", "norm_dup", "norm_sim"]] == 0).all(axis=None)
     assert traces(table, "trace_flagged").any(), "planted captions must rise above λ_t somewhere"
+
+
+def test_only_amg_has_its_guided_steps_on_record():
+    bank = TrainingBank.from_tensors(torch.rand(4, 3, 8, 8) * 2 - 1)
+    flagged, similarity = torch.tensor([[True, False], [True, True]]), NormalizedL2(bank)
+    watch, amg = (AntiMemorizationGuidance(similarity, Constant(0.5), terms=terms) for terms in ((), ("sim",)))
+    rival = GaussianNoiseInput()
+    assert steps_guided(amg, flagged) == steps_guided(Chain([rival, amg]), flagged) == [1, 2]
+    assert steps_guided(watch, flagged) == [0, 0]
+    assert steps_guided(rival, flagged) == steps_guided(Chain([watch, rival]), flagged) == [None, None]
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("float64", 1e-6)])

@@ -1,0 +1,82 @@
+"""`task=overview`: one page over several experiments, claim by claim, with the tables and figures of each."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.report import figure, template
+from experiments.schema import ConfigError, RunConfig
+
+EXPERIMENTS = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "rivals")
+
+
+def overview_run(
+    run: RunConfig, experiments: Sequence[str] = EXPERIMENTS, failed: Sequence[str] = (), root: str = "runs"
+) -> Path:
+    """Writes `tables.html`, which needs nothing beside itself; the reports that it links hold every sample.
+
+    Args:
+        experiments: folders below `root` that hold a `report.json`; the others are named as not run.
+        failed: those whose command did not end well; said on the page, since what it shows may be older or in part.
+        root: the folder of the experiments; the page lies in `output_dir`, or in it.
+    Raises:
+        ConfigError: where none of them has a report.
+    """
+    folder = Path(root)
+    found = {name: _read(folder / name) for name in experiments if (folder / name / "report.json").is_file()}
+    if not found:
+        raise ConfigError(
+            [f"task.experiments: no report below {folder}; first python run.py experiment={experiments[0]}"]
+        )
+    place = Path(run.output_dir or root)
+    place.mkdir(parents=True, exist_ok=True)
+    page = place / "tables.html"
+    page.write_text(_page(found, folder, place, list(experiments), list(failed)), encoding="utf-8")
+    print(f"overview: {page}")
+    return page
+
+
+def by_claim(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]:
+    """What each experiment says of a claim; a claim that only later ones make comes where it stands among theirs."""
+    order: list[str] = []
+    found: dict[str, list[dict[str, str]]] = {}
+    for name, report in reports.items():
+        place = 0
+        for claim in report["claims"]:
+            if claim["claim"] not in found:
+                order.insert(place, claim["claim"])
+            found.setdefault(claim["claim"], []).append({**claim, "experiment": name})
+            place = order.index(claim["claim"]) + 1
+    return {text: found[text] for text in order}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / "report.json"
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.stat().st_mtime))
+    return {**json.loads(file.read_text(encoding="utf-8")), "folder": folder, "made": made}
+
+
+def _page(found: dict[str, dict[str, Any]], root: Path, place: Path, asked: list[str], failed: list[str]) -> str:
+    from os.path import relpath
+
+    from markupsafe import Markup
+
+    sections = [
+        {
+            "name": name,
+            "subtitle": report["subtitle"],
+            "made": report["made"],
+            "failed": name in failed,
+            "facts": report["facts"],
+            "tables": [Markup(table) for table in report["tables"]],
+            "figures": [figure(report["folder"] / file, caption) for file, caption in report["figures"]],
+            "report": Path(relpath(report["folder"] / "report.html", place)).as_posix(),
+        }
+        for name, report in found.items()
+    ]
+    missing = [name for name in dict.fromkeys([*asked, *failed]) if name not in found]
+    return template("overview.html.j2").render(sections=sections, claims=by_claim(found), missing=missing)
