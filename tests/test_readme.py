@@ -118,7 +118,7 @@ RUN_HERE = [
     "similarity=l2 guidance=sim guidance.c3=10",
     "model=gaussian guidance=none",
     "experiment=relief",
-    "experiment=figure4",
+    "experiment=figure3",
 ]
 
 
