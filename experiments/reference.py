@@ -15,7 +15,9 @@ from typing import Any, get_args
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from experiments.config import PROVIDED, SEVERAL, MetricsConfig, RunConfig, SamplerConfig, locate
+from experiments.config import PROVIDED, locate
+from experiments.messages import SEVERAL
+from experiments.schema import MetricsConfig, RunConfig, SamplerConfig
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

@@ -6,7 +6,7 @@ import pytest
 
 from amg.guidance import AntiMemorizationGuidance
 from experiments import reference
-from experiments.config import RunConfig
+from experiments.schema import RunConfig
 
 
 @pytest.fixture(scope="module")
