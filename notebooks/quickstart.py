@@ -19,6 +19,7 @@ import torch
 from amg import AntiMemorizationGuidance, TrainingBank, guard
 from amg.lab import emoji
 from amg.lab.diffusion import lab_sd
+from amg.similarity import PCASimilarity
 from amg.similarity.lab import LabDescriptor
 from amg.thresholds import Constant
 
@@ -30,9 +31,9 @@ bank = TrainingBank.from_tensors(pictures.images, [captions[0] for captions in p
 # Three captions that the network memorized, one per cause. The pipeline as it comes, one generator per picture:
 
 # %%
-planted = {cause: captions[0] for captions, cause in zip(pictures.captions, pictures.causes, strict=True) if cause}
-prompts = list(planted.values())
-call = {"guidance_scale": 4.0, "num_inference_steps": 30, "output_type": "pt"}
+planted = [(caption, cause) for (caption, *_), cause in zip(pictures.captions, pictures.causes, strict=True) if cause]
+prompts = list({cause: caption for caption, cause in reversed(planted)}.values())
+call = {"guidance_scale": 4.0, "num_inference_steps": 50, "output_type": "pt"}
 
 
 def seeded() -> list[torch.Generator]:
@@ -47,15 +48,15 @@ plain = pipe(prompts, generator=seeded(), **call).images * 2 - 1
 # (`conf/strength/main.yaml`).
 
 # %%
-guide = LabDescriptor(bank, which="guide")
-guidance = AntiMemorizationGuidance(guide, Constant(0.9), c1=13, c2=20, c3=25, normalize=True)
+guide = PCASimilarity(bank)
+guidance = AntiMemorizationGuidance(guide, Constant(0.8), c1=13, c2=20, c3=40, normalize=True)
 guarded = guard(pipe, guidance)(prompts, generator=seeded(), **call).images * 2 - 1
 
 # %% [markdown]
-# Whether a picture is a copy is not for the guide to say, which was optimized against: a judge with weights of its
-# own counts. And look: where a network knows nothing but the copy under a caption, a sample that passes both may
-# still show it. How far this network's copies can be driven out is in its model card,
-# `amg/lab/weights/lab_sd/MODEL_CARD.md`.
+# Whether a picture is a copy is not for the guide to say, which was optimized against: a judge that gave no gradient
+# counts. And look: a guide that is a network can be fooled, so that its numbers fall and the copy stays to be seen.
+# That is why the guide here is linear (PCA-whitened pixels). How far this network's copies can be driven out is in
+# its model card, `amg/lab/weights/lab_sd/MODEL_CARD.md`.
 
 # %%
 judge = LabDescriptor(bank, which="judge")
