@@ -44,8 +44,8 @@ plain = pipe(prompts, generator=seeded(), **call).images * 2 - 1
 
 # %% [markdown]
 # The same call, guarded. The similarity says how alike x̂0 and its nearest training picture are; the threshold from
-# which value on a sample is guided; c1, c2 and c3 how strongly (Eqs. 13, 15, 17). The constants are the lab's
-# (`conf/strength/main.yaml`).
+# which value on a sample is guided, here one for all steps; c1, c2 and c3 how strongly (Eqs. 13, 15, 17), as the lab
+# does (`conf/strength/main.yaml`).
 
 # %%
 guide = PCASimilarity(bank)
