@@ -258,6 +258,6 @@ def test_an_interrupted_download_stops_at_once_and_goes_on_where_it_stood(server
     assert main(asking) == 0
     assert server.asked["/good"] == asked and {prompt for prompt, _ in manifest.read()[1]} == {
         "good",
-        "drip",
+        "hang",
         "repaired",
     }

@@ -8,8 +8,9 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_and_guidance_makes_no_more_copies_than_plain_sampling(notebook):
-    found = runpy.run_path(str(notebook))
-    assert sum(found["copies"]["with AMG"]) <= sum(found["copies"]["without"])
-    assert sum(found["copies"]["without"]) > 0
+def test_notebook_runs_and_its_guidance_makes_fewer_copies_than_plain_sampling(notebook):
+    copies = runpy.run_path(str(notebook))["copies"]
+    assert len(copies) == 2 and sum(copies["without"]) > 0
+    assert sum(copies.popitem()[1]) < sum(copies["without"])

@@ -1,0 +1,160 @@
+"""What the pages tell to type works: commands compose and run small, Python compiles and names what there is."""
+
+import ast
+import importlib
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
+from omegaconf import OmegaConf
+
+from experiments.cli import compose_config, folders, main, own_folder, reach
+from experiments.config import check
+from experiments.quoting import quote
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "notebooks").glob("*.py"))]
+SMALL = ["n_samples=2", "sampler.steps=2", "metrics.extractor=none", "metrics.scorer=none", "trainer=cpu"]
+ADDING = ROOT / "docs" / "adding.md"
+
+
+def blocks(page, language):
+    """Fenced blocks of a language; of a notebook, those in its Markdown."""
+    text = page.read_text()
+    if page.suffix == ".py":
+        text = re.sub(r"^# ?", "", text, flags=re.M)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def words_of(line):
+    """The arguments of `python run.py …` in a line; None where it is another command. A … stands for more keys."""
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=\S+", words[0]):  # environment
+        words = words[1:]
+    return [word for word in words[2:] if word != "…"] if words[:2] == ["python", "run.py"] else None
+
+
+COMMANDS = [
+    pytest.param(page, words, id=f"{page.stem}: {' '.join(words)}"[:110])
+    for page in PAGES
+    for block in blocks(page, "bash")
+    for line in block.splitlines()
+    if (words := words_of(line)) is not None and "--help" not in words
+]
+
+
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """docs/adding.md carried out below tmp_path: its classes are found in `amg`, its yamls by `-cd`."""
+    for language in ("python", "yaml"):
+        for block in blocks(ADDING, language):
+            file = tmp_path / "added" / block.splitlines()[0].removeprefix("# ")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.split("\n", 1)[1])
+    for folder in (tmp_path / "added" / "amg").iterdir():
+        package = importlib.import_module(f"amg.{folder.name}")
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    monkeypatch.setenv("COLUMNS", "200")
+    yield tmp_path / "added" / "conf"
+    for name in [name for name, module in sys.modules.items() if str(tmp_path) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
+
+
+def prepared(words, conf, tmp_path):
+    """A page's arguments with the reader's own folders and files in place."""
+    own = {"my_yamls": conf}
+    if "my_yamls" in words:
+        (conf / "guidance" / "mine.yaml").write_text((ROOT / "conf" / "guidance" / "sim.yaml").read_text())
+    words = [str(own.get(word, word)) for word in words if word not in ("-m", "--multirun")]
+    return words if "-cd" in words else ["-cd", str(conf), *words]
+
+
+def test_the_pages_have_commands():
+    assert len(COMMANDS) >= 35
+    assert {param.values[0].stem for param in COMMANDS} >= {"README", "adding", "wandb", "reproduce_a_table"}
+
+
+@pytest.mark.parametrize("page, words", COMMANDS)
+def test_every_command_composes_and_its_parts_take_its_keys(page, words, added, tmp_path):
+    arguments = own_folder([reach(quote(word)) for word in prepared(words, added, tmp_path)])
+    for one in single_runs(arguments):
+        cfg = compose_config(one)
+        missing = {key: "given" for key in OmegaConf.missing_keys(cfg)}
+        run = check(compose_config([*one, *(f"++{key}={value}" for key, value in missing.items())]))
+        assert run.model["_target_"]
+
+
+def single_runs(arguments):
+    """A sweep's values of each key, one at a time; a launcher and its keys are Hydra's own."""
+    arguments = [word for word in arguments if not word.startswith(("hydra/launcher", "hydra.launcher"))]
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    plain = [one.input_line for one in parsed if not one.is_sweep_override()]
+    swept = [one for one in parsed if one.is_sweep_override()]
+    values = []
+    for one in swept:
+        if isinstance(one.value(), Glob):
+            files = (file for conf in folders(arguments) for file in (conf / one.key_or_group).glob("*.yaml"))
+            names = one.value().filter([file.stem for file in files])
+        else:
+            names = list(one.sweep_string_iterator())
+        values += [f"{one.get_key_element()}={name}" for name in names]
+    return [[*plain, value] for value in values] or [plain]
+
+
+RUN_HERE = [
+    'guidance=full prompt="snowman"',
+    "conditioning=none guidance=sim n_samples=64",
+    'conditioning=label "labels=[3]" guidance=sim',
+    'strength=strong guidance=full prompt="bus"',
+    "-m guidance=none,full s0=1,3 n_samples=24",
+    'guidance=early_relief guidance.until=0.7 prompt="bus"',
+    "similarity=l2 guidance=sim guidance.c3=10",
+    "model=gaussian guidance=none",
+    "experiment=relief",
+    "experiment=figure3",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beginning", RUN_HERE)
+def test_commands_of_the_small_worlds_run_as_they_are_told(beginning, added, tmp_path):
+    wanted = shlex.split(beginning)
+    words = next(param.values[1] for param in COMMANDS if param.values[1][: len(wanted)] == wanted)
+    keep = ["-m"] if "-m" in words else []
+    assert main([*keep, *prepared(words, added, tmp_path), *SMALL]) == 0
+    assert list(tmp_path.glob("runs/*/*/manifest.json")) and list(tmp_path.glob("runs/**/report.html"))
+
+
+@pytest.mark.slow
+def test_the_detector_of_the_page_scores_beside_another(added, tmp_path):
+    assert main(["-cd", str(added), "task=detect", "detector=[cosine,magnitude]", "n_samples=8", *SMALL[1:]]) == 0
+    (table,) = tmp_path.glob("runs/*/*/table.md")
+    assert "cosine" in table.read_text() and "magnitude" in table.read_text()
+
+
+PYTHON = [(page, block) for page in PAGES for block in blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page, block", PYTHON, ids=[f"{page.stem}-{i}" for i, (page, _) in enumerate(PYTHON)])
+def test_python_compiles_and_names_only_what_amg_has(page, block):
+    found = 0
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("amg"):
+            for alias in node.names:
+                assert hasattr(importlib.import_module(node.module), alias.name), f"{page.name}: {alias.name}"
+                found += 1
+    assert found
+
+
+def test_links_between_pages_lead_to_files():
+    for page in PAGES:
+        if page.suffix == ".md":
+            for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+                assert os.path.exists(page.parent / target), f"{page.name}: {target}"
