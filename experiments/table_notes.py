@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from experiments.table_cells import SIMILARITIES
+
 if TYPE_CHECKING:
     from experiments.tables import TableSpec
 
