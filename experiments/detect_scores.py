@@ -41,7 +41,7 @@ def labelled(run: RunConfig, model: Any, ordinary: str) -> tuple[list[str | int]
     chosen = conditions(run, model)
     if run.conditioning != "prompt":
         return chosen, [""] * len(chosen or [None])
-    if hasattr(model, "cause"):
+    if hasattr(model, "prompts"):  # it brings planted ones and knows which they are
         return chosen, [model.cause(prompt) for prompt in chosen]
     from amg.prompts import read_prompts
 

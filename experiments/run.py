@@ -126,7 +126,7 @@ def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict
         "s0": config.s0,
         "seed": config.seed,
         "n_samples": config.n_samples,
-        "setting": _digest(config, parts, chosen, tuple(key for key in DECIDES if key != "seed")),  # groups seeds
+        "setting": _digest(config, parts, chosen, [key for key in (*DECIDES, *NODES) if key != "seed"]),  # groups seeds
         "sampler": config.sampler.model_dump(),
         "bank": {"digest": parts.bank.digest(), "pictures": len(parts.bank), "note": parts.bank.note},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},

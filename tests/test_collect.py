@@ -204,7 +204,8 @@ def test_a_sweep_over_seeds_ends_in_the_table_that_collecting_its_runs_gives(com
     mean = sum(one["matched_ratio"] for one in guided) / 3
     assert len(guided) == 3 and float(swept["guidance=full"]["matched_ratio"]) == pytest.approx(mean)
     assert not any("matched_ratio" in one["metrics"] for one in manifests if one["guidance"] == "none")
-    assert command("task=collect", "task.runs=[runs/t/*]")[0] == 0
+    code, _, told = command("task=collect", "task.runs=[runs/t/*]")
+    assert code == 0, told
     collected = rows()
     for label, row in swept.items():
         assert row == {key: value for key, value in collected[label].items() if key in row}
