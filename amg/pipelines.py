@@ -165,8 +165,8 @@ class _Call:
                 weight.requires_grad_(True)
 
     @torch.no_grad()
-    def guide(self, model_output: Tensor, timestep: Any, sample: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The prediction that the scheduler is to use, and the shift of what it returns, if any."""
+    def guide(self, model_output: Tensor, timestep: Any, sample: Tensor) -> tuple[Tensor, Step, Tensor]:
+        """The prediction that the scheduler is to use, the step as the guidance saw it, and its ε."""
         scheduler, channels = self.pipe.scheduler, sample.shape[1]
         output, variance = model_output.split([channels, model_output.shape[1] - channels], dim=1)
         x_t, alpha_bar = variance_preserving(scheduler, timestep, sample)

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from hypothesis import settings
@@ -18,3 +20,20 @@ def _cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _deterministic():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs a command line below tmp_path; returns exit code, stdout and stderr."""
+    from experiments.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py"])  # Hydra reads and a sweep sets it
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        code = main([*arguments])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call

@@ -7,25 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import main
-
 RUN = Path(__file__).parents[1] / "run.py"
 SMALL = ["n_samples=2", "sampler.steps=2", "metrics.extractor=none", "trainer=cpu"]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs a command line below tmp_path; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run.py"])  # Hydra reads and a sweep sets it
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments):
-        code = main([*arguments])
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 def test_help_is_a_page_that_names_every_group_key_and_exit_code(command):

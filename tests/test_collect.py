@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import yaml
 from synthetic_runs import write_run
 
 from amg.metrics import share
-from experiments.cli import compose_config, main
+from experiments.cli import compose_config
 from experiments.config import check
 from experiments.labels import labels
 from experiments.pool import half_width, pool
@@ -23,20 +22,6 @@ COUNTED = {f"copies_{part}": 0.0 for part in ("share", "low", "high")}
 
 def metrics(**changes):
     return {"n": 8, "top5": 0.5, "fid": 9.0, "copies": 1, **COUNTED, "thresholds": "copies: similarity > 0.9"} | changes
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs a command line below tmp_path; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run.py"])
-
-    def call(*arguments):
-        code = main([*arguments])
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 def finished(folder: Path, guidance: str, seed: int, changes=(), setting=None, **measured):

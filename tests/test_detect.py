@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_pipelines import stable_diffusion
 
 from amg.detectors import Magnitude, Norms
-from experiments.cli import compose_config, main
+from experiments.cli import compose_config
 from experiments.config import check
 from experiments.detect_scores import labelled, scored
 from experiments.detect_table import compare
@@ -18,20 +18,6 @@ from experiments.schema import ConfigError
 
 SMALL = ["task=detect", "model.size=16", "task.learn=4", "trainer=cpu", "output_dir=out"]
 DETECTORS = ["nearest", "magnitude", "anisotropy", "norms", "one_step"]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs a command line below tmp_path; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments):
-        code = main([*arguments])
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 def cells(folder, section, label):

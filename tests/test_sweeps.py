@@ -15,25 +15,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from amg import records
-from experiments.cli import CONF, folders, main, own_folder
+from experiments.cli import CONF, folders, own_folder
 
 RUN = Path(__file__).parents[1] / "run.py"
 SMALL = ["n_samples=2", "sampler.steps=2", "metrics.extractor=none", "trainer=cpu"]
 MINE = "name: mine\n_target_: amg.guidance.AntiMemorizationGuidance\nterms: [sim]\nc3: 5.0\n"
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs a command line below tmp_path; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run.py"])
-
-    def call(*arguments):
-        code = main([*arguments])
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 def started(tmp_path: Path, *arguments: str, **options) -> subprocess.Popen:
