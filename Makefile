@@ -50,5 +50,6 @@ lab: setup ## trains the lab's networks again: hours on two cores, resumable
 	$(BIN)/python -m experiments.recipes.train_lab_descriptor --name guide --seed 10
 	$(BIN)/python -m experiments.recipes.train_lab_descriptor --name judge --seed 20
 	$(BIN)/python -m experiments.recipes.train_lab_scorer --seed 30
-	$(BIN)/python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer lab_sd
+	$(BIN)/python -m experiments.recipes.train_lab_ddpm
+	$(BIN)/python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer lab_sd lab_ddpm
 	$(BIN)/python -m experiments.recipes.measure_lab_sd

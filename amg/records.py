@@ -46,6 +46,7 @@ _OPTIONAL = {
     "truth": pa.bool_(),  # closed form: a planted point is responsible
     "component": pa.string(),
     "aligned": pa.bool_(),  # the responsible component is one that was asked for
+    "planted": pa.bool_(),  # the lab: the training picture that the judge finds nearest was planted
 }
 SCHEMA = pa.schema(
     [pa.field(name, kind, nullable=name == "steps_guided") for name, kind in _REQUIRED.items()]

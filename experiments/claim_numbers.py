@@ -10,7 +10,12 @@ from experiments.table_cells import counted, interval, share
 Claim = dict[str, str]
 Metrics = Mapping[str, Any]
 Z = 1.96
-BY = {"truth_copies": "truth", "judge_copies": "judge", "copies": "guide"}
+BY = {
+    "truth_copies": "truth",
+    "planted_copies": "judge, of planted pictures",
+    "judge_copies": "judge",
+    "copies": "guide",
+}
 """Who counts copies, the most trusted first."""
 TOO_FEW = "too few samples to tell"
 

@@ -110,7 +110,7 @@ def judged(metrics: Mapping[str, Any]) -> list[Claim]:
         change = difference(copies(after, "judge_copies"), copies(before, "judge_novel"))
         some = copies(before, "copies")[0]
         holds = _no_more_than_false_alarms(before, after) if some else None
-        counts = [key for key in ("copies", "judge_copies", "truth_copies") if counted(after, key)]
+        counts = [key for key in ("copies", "judge_copies", "planted_copies", "truth_copies") if counted(after, key)]
         found.append(
             claim(
                 f"AMG undoes copies{_where(none, before)} and does not only fool the descriptor that guides it",

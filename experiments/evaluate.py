@@ -34,8 +34,9 @@ def evaluate(
     """A flat dict of a run's metrics.
 
     A share X comes as `X` (count), `X_share`, `X_low`, `X_high` (Wilson, 95 %) and, where it is not of all samples,
-    `X_n`. All of them are None where the records do not say: `truth_copies*` without a closed form, `judge_copies*`
-    without a judge, `judge_novel*` as well, `aligned*` without prompts, `*_guided*` for a rival of AMG.
+    `X_n`. All of them are None where the records do not say: `truth_copies*` without a closed form,
+    `planted_copies*` (the judge's copies of planted pictures) outside the lab, `judge_copies*` without a judge,
+    `judge_novel*` as well, `aligned*` without prompts, `*_guided*` for a rival of AMG.
 
     Args:
         run_dir: the run's folder.
@@ -58,8 +59,11 @@ def evaluate(
     result |= _nullable("judge_novel", _judged_novel(rows, similarity_copy, judge_copy))
     result["judge_top5"] = None if judge is None else top(judge, 5)
     result |= _nullable("truth_copies", rows["truth"])
+    planted_copies = (rows["planted"] & (rows["judge"] > judge_copy)).mask(rows["planted"].isna())
+    result |= _nullable("planted_copies", planted_copies)
     result["copies_by_cause"] = _by_cause(rows, rows["similarity"] > similarity_copy)
     result["judge_copies_by_cause"] = None if judge is None else _by_cause(rows, rows["judge"] > judge_copy)
+    result["planted_copies_by_cause"] = _by_cause(rows, planted_copies)
     result["truth_copies_by_cause"] = _by_cause(rows, rows["truth"])
     planted = ~rows["cause"].isin(ORDINARY)
     result |= _nullable("aligned", rows["aligned"])

@@ -114,6 +114,7 @@ def rows(parts: Parts, seeds: list[int], chosen: list | None, images: torch.Tens
                 "truth": bool(model.is_copy(torch.tensor(component[i]))) if known else None,
                 "component": model.component_name(component[i]) if known else None,
                 "aligned": bool(model.asked_for(condition)[component[i]]) if known else None,
+                "planted": model.is_planted(bank.captions[judged.index[i]]) if hasattr(model, "is_planted") else None,
                 "steps": len(trace),
                 "steps_guided": guided[i],
                 "trace_t": times[i].tolist(),

@@ -57,7 +57,7 @@ def notes(run: RunConfig, parts: Parts, metrics: dict[str, Any]) -> list[str]:
 def by_cause(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Counts of copies for each cause of memorization, as rows of a table."""
     causes: dict[str, dict[str, Any]] = {}
-    for name in ("copies", "judge_copies", "truth_copies"):
+    for name in ("copies", "judge_copies", "planted_copies", "truth_copies"):
         for cause, found in (metrics.get(f"{name}_by_cause") or {}).items():
             causes.setdefault(cause, {"n": found["n"]})[name] = found["count"]
     return causes

@@ -17,6 +17,7 @@ COLUMNS = [
     {"key": "top1", "label": "Top1", "format": ".2f", "better": "lower"},
     {"key": "copies", "label": "Copies (guide)", "format": "share", "better": "lower"},
     {"key": "judge_copies", "label": "Copies (judge)", "format": "share", "better": "lower"},
+    {"key": "planted_copies", "label": "Copies of planted (judge)", "format": "share", "better": "lower"},
     {"key": "truth_copies", "label": "Copies (truth)", "format": "share", "better": "lower"},
     {"key": "fid", "label": "FID", "format": ".1f", "better": "lower"},
     {"key": "matched_ratio", "label": "FID ratio", "format": ".3f", "better": "lower"},

@@ -18,7 +18,12 @@ SAME = ("model", "similarity", "s0", "seed", "n_samples", "sampler")
 SHOWN = ("full", "amg")
 """Of several guided runs with one twin, the method itself is the one whose curves and pictures are drawn."""
 
-JUDGES = {"truth_copies": "by the truth", "judge_copies": "by the judge", "copies": "by the guide"}
+JUDGES = {
+    "truth_copies": "by the truth",
+    "planted_copies": "of planted pictures, by the judge",
+    "judge_copies": "by the judge",
+    "copies": "by the guide",
+}
 UTILITIES = (
     ("fid", "FID", False),
     ("alignment", "text alignment", True),

@@ -33,7 +33,7 @@ def write_run(folder: Path, guidance: str, copied: set[int], *, n: int = 8, unco
             "seed": seed, "prompt": None if unconditional else f"<b>prompt</b> & {seed}", "label": None, "cause": cause,
             "similarity": final, "nearest_index": index, "nearest_caption": f"caption <{index}>", "judge": final - 0.1,
             "judge_index": index, "truth": seed in copied, "component": "point",
-            "aligned": None if unconditional else True,
+            "aligned": None if unconditional else True, "planted": None,
             "steps": 5, "steps_guided": seed % 3, "trace_t": TIMES, "trace_similarity": similarity,
             "trace_threshold": [LAMBDA] * len(TIMES), "trace_flagged": [s > LAMBDA for s in similarity],
             "norm_spe": 0.0, "norm_dup": 0.0, "norm_sim": 0.0, "dropped": 0, "seconds": 0.5,

@@ -270,3 +270,23 @@ def test_an_untouched_guidance_changes_nothing():
     assert guidance.shift(step, step.eps, None, step.x_t) is None
     assert guidance.prompts(("a", "b"), (0, 1)) == ["a", "b"]
     assert guidance.prepare(None, None, "condition", step.x_t, (0,), None) == ("condition", step.x_t)
+
+
+def test_what_was_flagged_once_is_held_to_the_margin_and_nothing_else_is():
+    guidance = amg(threshold=Constant(0.6), margin=0.2)  # σ = 0.9, 0.1, 0.5, 0.7
+    _, first = guidance(made(), None)
+    assert first.flagged.tolist() == first.ever.tolist() == [True, False, False, True]
+    guidance.similarity = Linear(torch.tensor([0.41, 0.59, 0.5, 0.39], dtype=torch.float64))  # all below λ
+    eps, second = guidance(made(), first)
+    assert second.flagged.tolist() == [True, False, False, False]
+    assert second.ever.tolist() == [True, False, False, True]
+    assert second.threshold.tolist() == pytest.approx([0.4, 0.6, 0.6, 0.4])
+    assert torch.equal(eps[1:], made().eps[1:]) and not torch.equal(eps[0], made().eps[0])
+    guidance.similarity = Linear(torch.tensor([0.39, 0.59, 0.61, 0.41], dtype=torch.float64))
+    _, third = guidance(made(), second)
+    assert third.flagged.tolist() == [False, False, True, True]  # the last is still held, though it was let go
+
+
+def test_a_negative_margin_is_refused():
+    with pytest.raises(ValueError, match=r"guidance\.margin must be >= 0"):
+        amg(margin=-0.1)

@@ -76,14 +76,14 @@ PICTURELESS = {"extractor": None, "reference_pictures": None, "cache_dir": None}
 @pytest.fixture
 def text_run(tmp_path):
     known = [
-        # cause, similarity, judge, truth, aligned, steps guided, dropped
-        (PLANTED, 0.95, -0.2, True, True, 4, 1),
-        (PLANTED, 0.85, -1.6, False, True, 5, 0),
-        (PLANTED, 0.70, -1.3, True, False, 1, 0),
-        ("ordinary", 0.30, -2.0, False, True, 0, 0),
-        ("ordinary", 0.81, -1.9, False, True, 0, 0),
+        # cause, similarity, judge, truth, aligned, planted, steps guided, dropped
+        (PLANTED, 0.95, -0.2, True, True, True, 4, 1),
+        (PLANTED, 0.85, -1.6, False, True, True, 5, 0),
+        (PLANTED, 0.70, -1.3, True, False, False, 1, 0),
+        ("ordinary", 0.30, -2.0, False, True, False, 0, 0),
+        ("ordinary", 0.81, -1.9, False, True, False, 0, 0),
     ]
-    names = ("cause", "judge", "truth", "aligned", "steps_guided", "dropped")
+    names = ("cause", "judge", "truth", "aligned", "planted", "steps_guided", "dropped")
     rows = [
         row(i, similarity, **dict(zip(names, (cause, *rest), strict=True)), seconds=i / 10)
         for i, (cause, similarity, *rest) in enumerate(known)
@@ -99,6 +99,10 @@ def test_counts_and_shares_are_those_one_counts_by_hand(text_run):
     assert (result["copies_low"], result["copies_high"]) == pytest.approx((wilson.low, wilson.high))
     assert (result["strict"], result["strict_share"]) == (4, 0.8)
     assert (result["judge_copies"], result["judge_copies_share"]) == (2, 0.4)
+    assert (result["planted_copies"], result["planted_copies_n"]) == (
+        1,
+        5,
+    )  # the judge's other copy is of another picture
     assert (result["truth_copies"], result["truth_copies_share"], result["truth_copies_n"]) == (2, 0.4, 5)
     assert result["top1"] == 0.95
     assert result["top5"] == pytest.approx(0.85 + 0.8 * 0.10)  # 95 % of the way along five sorted values: index 3.8
@@ -114,11 +118,12 @@ def test_causes_are_told_apart(text_run):
     result = evaluate(text_run, **LIMITS, **PICTURELESS)
     counts = {
         name: {cause: (part["count"], part["n"]) for cause, part in result[f"{name}_by_cause"].items()}
-        for name in ("copies", "judge_copies", "truth_copies")
+        for name in ("copies", "judge_copies", "planted_copies", "truth_copies")
     }
     assert counts == {
         "copies": {PLANTED: (2, 3), "ordinary": (1, 2)},
         "judge_copies": {PLANTED: (2, 3), "ordinary": (0, 2)},
+        "planted_copies": {PLANTED: (1, 3), "ordinary": (0, 2)},
         "truth_copies": {PLANTED: (2, 3), "ordinary": (0, 2)},
     }
     wilson = binomtest(2, 3).proportion_ci(0.95, method="wilson")
@@ -138,7 +143,7 @@ def test_alignment_guidance_and_time_are_summed_up(text_run):
 
 def test_what_the_records_do_not_say_is_none_and_not_zero(tmp_path):
     result = evaluate(run(tmp_path / "run", [row(i, -2.0 + i / 10) for i in range(4)]), **LIMITS, **PICTURELESS)
-    for name in ("truth_copies", "judge_copies", "aligned", "aligned_ordinary", "aligned_planted"):
+    for name in ("truth_copies", "planted_copies", "judge_copies", "aligned", "aligned_ordinary", "aligned_planted"):
         assert [result[name + part] for part in ("", "_share", "_low", "_high")] == [None] * 4, name
     assert result["truth_copies_by_cause"] is None and result["judge_copies_by_cause"] is None
     assert result["copies_by_cause"] == {}

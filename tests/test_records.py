@@ -28,6 +28,7 @@ def row(seed, **changes):
         "truth": False,
         "component": "animal-mammal",
         "aligned": True,
+        "planted": None,
         "steps": 3,
         "steps_guided": 1,
         "trace_t": [1.0, 0.5, 0.0],

@@ -31,9 +31,11 @@ class State:
     index: Tensor
     """That picture's index in the bank, (B,)."""
     threshold: Tensor
-    """λ_t, (B,)."""
+    """λ_t, less the margin where the sample was flagged before, (B,)."""
     flagged: Tensor
-    """σ_t > λ_t, (B,) bool."""
+    """σ_t > threshold, (B,) bool."""
+    ever: Tensor
+    """Flagged at this step or before, (B,) bool."""
     s1: Tensor
     """Scale of G_spe, (B,)."""
     s2: Tensor
@@ -67,6 +69,8 @@ class AntiMemorizationGuidance(Guidance):
         gradient: how ∇_{x_t} σ_t of G_sim passes x̂0(x_t). `fixed_eps` holds ε fixed, as in the released code: no
             further call of the denoiser. `through_unet` follows ε(x_t) after CFG too: one more forward and one backward
             pass of the denoiser for each flagged row.
+        margin: a sample that was flagged once is held to λ_t − margin from then on. It costs the samples that are never
+            flagged nothing. 0 is the paper's Eq. 10, which leaves such a sample just below λ_t.
         neighbours, count: G_dup acts by the most common caption among so many nearest training pictures, if it occurs
             more than `count` times. Paper (1, 0): by the nearest picture's caption, always; released code: 1000, 20.
 
@@ -84,6 +88,7 @@ class AntiMemorizationGuidance(Guidance):
         terms: Sequence[str] = TERMS,
         captions: Sequence[str] | None = None,
         gradient: str = "fixed_eps",
+        margin: float = 0.0,
         neighbours: int = 1,
         count: int = 0,
     ):
@@ -93,14 +98,14 @@ class AntiMemorizationGuidance(Guidance):
             raise ValueError(f"guidance.terms: unknown {', '.join(unknown)}; choose among {', '.join(TERMS)}")
         if gradient not in GRADIENTS:
             raise ValueError(f"guidance.gradient: unknown {gradient}; choose {' or '.join(GRADIENTS)}")
-        for name, value in (("c1", c1), ("c2", c2), ("c3", c3)):
+        for name, value in (("c1", c1), ("c2", c2), ("c3", c3), ("margin", margin)):
             if not value >= 0:  # NaN fails too
                 raise ValueError(f"guidance.{name} must be >= 0, got {value}")
         if neighbours < 1 or count < 0:
             raise ValueError(f"guidance: neighbours must be >= 1 and count >= 0, got {neighbours} and {count}")
         self.similarity, self.threshold = similarity, threshold
         self.c1, self.c2, self.c3, self.normalize, self.terms = c1, c2, c3, normalize, terms
-        self.captions, self.gradient, self.neighbours = captions, gradient, neighbours
+        self.captions, self.gradient, self.margin, self.neighbours = captions, gradient, margin, neighbours
         self._common = None if (neighbours, count) == (1, 0) else self._counter(count)
         self.needs_prompts = bool(self.terms) and "sim" not in self.terms
 
@@ -116,7 +121,10 @@ class AntiMemorizationGuidance(Guidance):
         images = step.decode(step.x0)
         similarity, index = self.similarity(images)
         threshold = torch.as_tensor(self.threshold(step.t)).to(similarity).expand_as(similarity)
+        if state is not None:
+            threshold = torch.where(state.ever, threshold - self.margin, threshold)
         flagged = similarity > threshold
+        ever = flagged if state is None else flagged | state.ever
         rows = flagged.nonzero().flatten()
         zeros = torch.zeros_like(similarity)
         trace = {"s1": zeros, "s2": zeros, "spe": zeros, "dup": zeros, "sim": zeros, "dropped": flagged & False}
@@ -127,7 +135,7 @@ class AntiMemorizationGuidance(Guidance):
             eps = eps.clone()
             eps[rows] = eps[rows] + change
             trace = {name: value.index_put((rows,), acted[name]) for name, value in trace.items()}
-        return eps, State(similarity, index, threshold, flagged, **trace)
+        return eps, State(similarity, index, threshold, flagged, ever, **trace)
 
     def _guide(
         self, step: Step, rows: Tensor, images: Tensor, similarity: Tensor, index: Tensor

@@ -40,6 +40,10 @@ class LabStableDiffusion(StableDiffusion):
         ordinary = names[:: len(names) // len(planted)][: len(planted)]
         return [prompt for pair in zip(planted, ordinary, strict=True) for prompt in pair]
 
+    def is_planted(self, caption: str) -> bool:
+        """Whether the picture of that caption is one that was planted."""
+        return caption in self._causes
+
     def cause(self, prompt: str) -> str:
         """Why the prompt makes copies: one of CAUSES, or "ordinary"."""
         return self._causes.get(prompt.strip().lower(), "ordinary")

@@ -1,6 +1,6 @@
 """Turns what the lab recipes trained into what is committed: fp16 safetensors, measured again, with SHA-256 sums.
 
-    python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer lab_sd
+    python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer lab_sd lab_ddpm
 
 Model cards are written by hand beside the weights, from the numbers that this prints and saves.
 """
@@ -10,12 +10,13 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from amg.lab import scorers
 from amg.lab.descriptors import DESCRIPTORS
 from amg.lab.weights import FOLDER, write_sums
+from amg.models.convert_iddpm import SETTINGS
 from experiments.recipes import lab_data, train_lab_descriptor, train_lab_scorer
 
 LAB = Path(".lab")
@@ -60,17 +61,30 @@ def ship_sd(source: Path, target: Path) -> None:
     """The whole pipeline; the text encoder is opened in the precision that its config names."""
     StableDiffusionPipeline.from_pretrained(source / "pipeline").to(torch.float16).save_pretrained(target)
     for path in (target / "model_index.json", *target.glob("*/config.json")):
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)  # where it was trained is nobody's business
-        if path.parent.name == "text_encoder":
-            config["dtype"] = "float32"
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        tidy(path, **({"dtype": "float32"} if path.parent.name == "text_encoder" else {}))
+
+
+def ship_ddpm(source: Path, target: Path) -> None:
+    """Network and scheduler, and which label means none."""
+    pipe = DDPMPipeline.from_pretrained(source / "pipeline").to(torch.float16)
+    pipe.save_pretrained(target)
+    for path in (target / "model_index.json", target / "unet" / "config.json"):
+        tidy(path)
+    (target / SETTINGS).write_text(json.dumps({"null_label": pipe.unet.config.num_class_embeds - 1}) + "\n")
+
+
+def tidy(path: Path, **changes: str) -> None:
+    """Drops from a config where it was trained, which is nobody's business."""
+    config = json.loads(path.read_text()) | changes
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 SHIP = {
     "descriptor_guide": ship_descriptor,
     "descriptor_judge": ship_descriptor,
     "scorer": ship_scorer,
+    "lab_ddpm": ship_ddpm,
     "lab_sd": ship_sd,
 }
 

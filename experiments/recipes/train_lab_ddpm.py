@@ -18,7 +18,7 @@ from experiments.recipes import lab_data, lab_loop
 from experiments.recipes.train_lab_sd import nearest
 
 BATCH = 32
-DROPOUT = 0.3  # of labels
+DROPOUT = 0.5  # of labels: unconditional samples matter as much as conditional ones
 TRAIN_STEPS = 1000
 
 
@@ -35,7 +35,7 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-def network(classes: int, channels: tuple[int, ...] = (24, 64, 128)) -> UNet2DModel:
+def network(classes: int, channels: tuple[int, ...] = (24, 48, 96, 128)) -> UNet2DModel:
     """Attention at the smallest size alone; `classes` + 1 labels. Thin at 32×32, where most of the time would go."""
     plain, depth = len(channels) - 1, len(channels)
     return UNet2DModel(
