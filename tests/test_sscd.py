@@ -186,6 +186,14 @@ class Shifted(Torchvision):
         return F.normalize(self.embeddings(self.backbone(x)) + 0.05)
 
 
+class Twice(Torchvision):
+    """Normalises in the backbone already."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(self.backbone, Norm())
+
+
 WAYS = {
     "script": torch.jit.script,
     "trace": lambda net: torch.jit.trace(net, torch.rand(1, 3, 64, 64)),
@@ -228,7 +236,9 @@ def test_at_a_copy_the_gradient_of_the_published_builds_vanishes_only_with_the_n
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("kind, way", [(Torchvision, "freeze"), (Classy, "freeze"), (Shifted, "script")])
+@pytest.mark.parametrize(
+    "kind, way", [(Torchvision, "freeze"), (Classy, "freeze"), (Shifted, "script"), (Twice, "script")]
+)
 def test_a_file_that_leads_to_no_such_vector_keeps_its_output_and_says_so(tmp_path, kind, way):
     file, net = published(tmp_path, kind, way)
     similarity, x = SSCD(bank(), file), pictures()

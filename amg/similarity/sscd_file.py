@@ -109,10 +109,9 @@ class TorchScript:
                 raise ValueError(
                     f"similarity.path: {path} makes descriptors of shape {shape}, SSCD's have 512 or 1024 numbers"
                 )
-            steps = _before_norm(self.module, noise, whole)
-        self._steps = steps or [self.module]
-        normalises = torch.allclose(whole.norm(dim=1), torch.ones_like(whole[:, 0]), atol=1e-3)
-        self.pre_norm = steps is not None or not normalises
+            self._steps = _before_norm(self.module, noise, whole) or [self.module]
+            length = _through(self._steps, noise).norm(dim=1)
+        self.pre_norm = not torch.allclose(length, torch.ones_like(length), atol=1e-3)
 
     def __call__(self, images: Tensor) -> Tensor:
         parts = images.to(self.device, torch.float32).split(SLICE)
