@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from amg.bank import TrainingBank
-from experiments.config import COMPONENTS, locate
+from experiments.config import COMPONENTS, every, locate
 from experiments.schema import ConfigError, RunConfig
 
 WORLD = ("model", "data", "similarity", "judge")
@@ -52,8 +53,7 @@ def find_files(run: RunConfig) -> None:
         ConfigError: with all that is missing, one line each.
     """
     lines: list[str] = []
-    for key in WORLD:
-        node = getattr(run, key)
+    for key, node in (found for group in WORLD for found in every(group, getattr(run, group))):
         find = getattr(inspect.getmodule(locate(node["_target_"])), "find", None)
         if find is None:
             continue
@@ -150,7 +150,9 @@ class told:
     def __exit__(self, kind, error, trace):
         if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, ImportError)):
             text = " ".join(str(error).split())
-            if self.key == "judge" and text.startswith("similarity."):
-                text = text.replace("similarity", "judge", 1)
+            if self.key.startswith(
+                ("similarity", "judge")
+            ):  # a class does not know where in the configuration it stands
+                text = re.sub(r"(?<![\w.])similarity\.", f"{self.key}.", text)
             named = text.startswith(tuple(f"{key}." for key in COMPONENTS))
             raise ConfigError([text if named else f"{self.key}: {text}"]) from None

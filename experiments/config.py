@@ -55,7 +55,8 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     if not lines and bind:  # nothing is imported while a target is not to be trusted, and Lightning (slow) last
         for key in sorted(nodes, key="trainer".__eq__):
             lines += [] if lines and key == "trainer" else _mistakes(key, nodes[key], allowed)
-    if sum(str(node.get("_target_")).endswith(".AntiMemorizationGuidance") for node in _every(run.guidance)) > 1:
+    every_guidance = [node for _, node in every("guidance", run.guidance)]
+    if sum(str(node.get("_target_")).endswith(".AntiMemorizationGuidance") for node in every_guidance) > 1:
         lines.append("guidance.guidances: AntiMemorizationGuidance more than once, and a record has one trace")
     if lines:
         raise ConfigError(lines)
@@ -75,7 +76,7 @@ NEEDS = {
 def not_applicable(run: RunConfig) -> str | None:
     """Why a guidance cannot serve a model, in one line; None where it can."""
     name, model = run.guidance.get("name"), run.model.get("name")
-    for node in _every(run.guidance):
+    for _, node in every("guidance", run.guidance):
         terms = node.get("terms")
         prompts = terms is not None and bool(terms) and "sim" not in terms
         target = locate(node["_target_"])
@@ -103,11 +104,11 @@ def _children(node: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{key}.{one.get('name')}" if one is not value and "name" in one else key, one
 
 
-def _every(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A node and all below it."""
-    yield node
-    for _, child in _children(node):
-        yield from _every(child)
+def every(key: str, node: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A node and all below it, each with the key that reaches it."""
+    yield key, node
+    for below, child in _children(node):
+        yield from every(f"{key}.{below}", child)
 
 
 def _listed(node: Any) -> Any:

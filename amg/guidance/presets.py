@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from amg.bank import TrainingBank
 from amg.similarity.base import Similarity
 from amg.similarity.sscd import SSCD
+from amg.similarity.sscd_file import SHA256, SIZE
 from amg.thresholds import Exponential, Threshold
 
 
@@ -35,11 +36,11 @@ def preset(name: str, bank: TrainingBank, similarity: Similarity | None = None) 
         bank: training pictures with captions.
         similarity: σ_t; SSCD from its published file in the working directory where None.
     Raises:
-        ValueError: for an unknown name.
-        FileNotFoundError: where SSCD's file is not there; it says where to get it.
+        ValueError: for an unknown name, or where SSCD's file is not the published one.
+        FileNotFoundError: where SSCD's file is not there; it says how to fetch it.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; choose among {', '.join(PRESETS)}")
     chosen = PRESETS[name]
-    similarity = SSCD(bank) if similarity is None else similarity
+    similarity = SSCD(bank, size=SIZE, sha256=SHA256) if similarity is None else similarity
     return {"similarity": similarity} | {field: getattr(chosen, field) for field in ("c1", "c2", "c3", "threshold")}

@@ -55,7 +55,8 @@ class ReleasedSD(Guidance):
     Each option is a departure of the released code from the paper; its default is the code's.
 
     Args:
-        similarity: σ_t, with a bank of captioned pictures. Code: SSCD with preprocessing `amg_release`.
+        similarity: σ_t, with a bank of captioned pictures. Code: SSCD with preprocessing `amg_release` and
+            the norm of its descriptor in the gradient, `norm_gradient=True`.
         threshold: λ_t. Code: 0.3 + 0.1 exp(−0.005 t), t in 0 … 999; paper: "parabolic".
         c1: code: 6.5 / 0.5.
         gated: G_spe acts only where σ_t > λ_t. Paper: True; code: wherever σ_t > 0.

@@ -24,7 +24,7 @@ class DescriptorSimilarity:
         copy, strict: a picture is memorized if σ > copy (paper, SSCD: 0.5; strict: 0.4).
         norm_gradient: lets the gradient through the norm of E(x) as well; by default it is held fixed, as the mean of
             Eq. 8 is. Through the norm ∇σ vanishes exactly where a copy is reached, and guidance never lets go of it.
-            An `embed` that normalises inside has the norm's gradient whatever is said here.
+            An `embed` that normalises inside has the norm's gradient whatever is said here; `SSCD` looks into its file.
         identity: names the embedding, its weights and preprocessing, so that a bank with a cache keeps its embeddings
             on disk; in memory only where None.
         index: how the nearest is found: "exact"; "faiss", which proposes candidates among millions and ranks them

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from amg.bank import TrainingBank
 from amg.bank.vectors import Identity
 from amg.similarity.descriptor import DescriptorSimilarity
-
-DIMENSIONS = (512, 1024)
-"""Of `sscd_disc_mixup` (ResNet-50), and of `sscd_disc_large` (ResNeXt-101)."""
-FILE = "sscd_disc_mixup.torchscript.pt"
-URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/"
-"""Where the authors publish their files."""
-SLICE = 8
-"""Pictures embedded at once; under a gradient each slice is recomputed, so that memory does not grow with the batch."""
+from amg.similarity.sscd_file import FILE, TorchScript
+from amg.similarity.sscd_file import find as find  # experiments.build looks for it beside the class
 
 
 def official(images: Tensor) -> Tensor:
@@ -61,19 +53,6 @@ PRESETS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def find(path: str | Path = FILE) -> None:
-    """Looks for the descriptor's file without loading it.
-
-    Raises:
-        FileNotFoundError: where it is not; it says where the published one is.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"similarity.path: no descriptor file at {path}: fetch {_url(path)} and put it there, or name another place"
-        )
-
-
 class SSCD(DescriptorSimilarity):
     """σ = E(x)ᵀ E(n), E the SSCD descriptor (Eq. 9; paper: `sscd_disc_mixup`).
 
@@ -85,7 +64,9 @@ class SSCD(DescriptorSimilarity):
             for 90 % precision).
         size, sha256: bytes and digest of the file, checked where given.
         device: where the descriptor runs; pictures are moved there and σ back.
-        norm_gradient: as `DescriptorSimilarity`'s.
+        norm_gradient: as `DescriptorSimilarity`'s. The published files normalise inside; the vector before is taken
+            from their own children. Where a file has none that lead there (`pre_norm` is False), its norm stays in
+            the gradient, which then vanishes at a copy.
         index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
     """
 
@@ -106,6 +87,7 @@ class SSCD(DescriptorSimilarity):
             raise ValueError(f"similarity.preset: unknown {preset!r}; choose among {', '.join(PRESETS)}")
         self.preset, self.path = preset, Path(path)
         embed = TorchScript(path, size, sha256, device)
+        self.pre_norm = embed.pre_norm
         name = self.path.name.split(".")[0]
         own = Identity(name, embed.sha256, preset)
         super().__init__(bank, embed, PRESETS[preset], copy, strict, norm_gradient, own, index)
@@ -116,62 +98,11 @@ class SSCD(DescriptorSimilarity):
     @property
     def described(self) -> str:
         """Which file, fed how: without it a number of SSCD means little."""
-        return f"{self.path.name}, preprocessing {self.preset}"
+        note = "" if self.pre_norm or self.norm_gradient else ", with its own norm in the gradient"
+        return f"{self.path.name}, preprocessing {self.preset}{note}"
 
     def __repr__(self) -> str:
         return f"SSCD({self.path.name}, preset={self.preset})"
-
-
-class TorchScript:
-    """A descriptor in a TorchScript file: (B, 3, H, W) to (B, 512) or (B, 1024), differentiable.
-
-    Raises:
-        FileNotFoundError: where there is no such file; it says where the published one is.
-        ValueError: for a file of another size, digest or output.
-    """
-
-    def __init__(
-        self, path: str | Path, size: int | None = None, sha256: str | None = None, device: str | torch.device = "cpu"
-    ):
-        path = Path(path)
-        find(path)
-        self.sha256 = _check(path, size, sha256)
-        try:
-            self.module = torch.jit.load(str(path), map_location=device).eval()
-        except RuntimeError:
-            raise ValueError(f"{path} is no readable TorchScript file (truncated?): fetch {_url(path)} anew") from None
-        for weight in self.module.parameters():
-            weight.requires_grad_(False)
-        self.device = torch.device(device)
-        with torch.no_grad():
-            shape = tuple(self.module(torch.zeros(1, 3, 224, 224, device=device)).shape)
-        if len(shape) != 2 or shape[1] not in DIMENSIONS:
-            raise ValueError(f"{path} makes descriptors of shape {shape[1:]}, SSCD's have 512 or 1024 numbers")
-
-    def __call__(self, images: Tensor) -> Tensor:
-        parts = images.to(self.device, torch.float32).split(SLICE)
-        if torch.is_grad_enabled() and images.requires_grad:
-            with set_checkpoint_early_stop(False):  # its exception would not come through TorchScript
-                parts = [checkpoint(self.module, part, use_reentrant=False) for part in parts]
-        else:
-            parts = [self.module(part) for part in parts]
-        return torch.cat(parts).to(images)
-
-
-def _url(path: Path) -> str:
-    return URL + (path.name if path.name.startswith("sscd_") else FILE)
-
-
-def _check(path: Path, size: int | None, sha256: str | None) -> str:
-    """The file's SHA-256."""
-    found = path.stat().st_size
-    if size is not None and found != size:
-        raise ValueError(f"{path} has {found} bytes, expected {size}: fetch {_url(path)} anew")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 is not None and digest != sha256.lower():
-        raise ValueError(f"{path} has SHA-256 {digest}, expected {sha256}: fetch {_url(path)} anew")
-    return digest
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:

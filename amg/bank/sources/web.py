@@ -1,4 +1,4 @@
-"""One guarded GET: http and https only, public addresses only, in bounded time and size. It trusts no answer."""
+"""Guarded GETs: http and https only, public addresses only, in bounded time and size. They trust no answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 STATUSES = {
@@ -45,6 +47,8 @@ class Limits:
     pixels: int = 50_000_000
     private: bool = False
     """Whether addresses of this machine and its own network are allowed."""
+    silence: float = float("inf")
+    """Seconds within which something must arrive, whatever is left of `seconds`."""
 
 
 class Refusal(Exception):
@@ -61,6 +65,40 @@ def get(url: str, limits: Limits) -> tuple[bytes, str]:
     Raises:
         Refusal: for all that can go wrong, and nothing else.
     """
+    head, chunks = stream(url, limits)
+    return b"".join(chunks), head.kind
+
+
+@dataclass(frozen=True)
+class Head:
+    """What an answer says before its body."""
+
+    kind: str
+    """The content type; "" where none is said."""
+    start: int
+    """The byte of the file that the body begins with."""
+    length: int | None
+    """Bytes of the body, where they are said."""
+
+
+def stream(
+    url: str, limits: Limits, start: int = 0, headers: Mapping[str, str] | None = None
+) -> tuple[Head, Iterator[bytes]]:
+    """As `get`, with the body piece by piece, so that a large one need not fit in memory.
+
+    Args:
+        start: asks for the bytes from there on; a server may send all of them nevertheless, `Head.start` tells.
+        headers: beside HEADERS, or in the place of those of the same name.
+    Raises:
+        Refusal: here, or while the pieces are read.
+    """
+    asked = HEADERS | dict(headers or {}) | ({"Range": f"bytes={start}-"} if start else {})
+    pieces = _stream(url, limits, start, asked)
+    return next(pieces), pieces
+
+
+def _stream(url: str, limits: Limits, start: int, headers: Mapping[str, str]) -> Iterator[Any]:
+    """The head of the answer, then the bytes of its body."""
     deadline = time.monotonic() + limits.seconds
     for _ in range(HOPS + 1):
         connection, target = _connection(url, limits, deadline)
@@ -69,16 +107,19 @@ def get(url: str, limits: Limits) -> tuple[bytes, str]:
         watchdog.daemon = True
         watchdog.start()
         try:
-            connection.request("GET", target, headers=HEADERS)
+            connection.request("GET", target, headers=dict(headers))
             answer = connection.getresponse()
             if answer.status in MOVED and answer.headers.get("Location"):
                 url = urljoin(url, answer.headers["Location"])
                 continue
-            return _body(answer, limits), answer.headers.get_content_type() if "Content-Type" in answer.headers else ""
+            head = _head(answer, start, limits)
+            yield head
+            yield from _body(answer, limits, head)
+            return
         except Refusal as refusal:
             raise _late(deadline) or refusal from None
         except TimeoutError:
-            raise Refusal("timeout", f"{limits.seconds:g} s") from None
+            raise Refusal("timeout", f"{min(limits.seconds, limits.silence):g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: control characters in a target
             raise _late(deadline) or Refusal("unreachable", _words(error)) from None
         finally:
@@ -113,7 +154,7 @@ class _Connection(http.client.HTTPConnection):
             if left <= 0:
                 raise TimeoutError
             try:
-                self.sock = self.wire = socket.create_connection((host, port), left)
+                self.sock = self.wire = socket.create_connection((host, port), min(left, self.limits.silence))
                 break
             except OSError:
                 if i + 1 == len(addresses):
@@ -147,24 +188,30 @@ def _connection(url: str, limits: Limits, deadline: float) -> tuple[_Connection,
     return _Connection(host, port, parts.scheme == "https", limits, deadline), target
 
 
-def _body(answer: http.client.HTTPResponse, limits: Limits) -> bytes:
+def _head(answer: http.client.HTTPResponse, start: int, limits: Limits) -> Head:
     if answer.status in (404, 410):
         raise Refusal("gone", str(answer.status))
     if answer.status == 429 or answer.status >= 500:
         raise Refusal("server error", str(answer.status))
-    if answer.status != 200:
+    part = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+    if answer.status != 200 and not (start and part):
         raise Refusal("refused", str(answer.status))
-    expected = answer.length
-    if expected is not None and expected > limits.bytes:
-        raise Refusal("too large", f"{expected:,} bytes")
-    body = bytearray()
+    kind = answer.headers.get_content_type() if "Content-Type" in answer.headers else ""
+    head = Head(kind, start if part else 0, answer.length)
+    if head.length is not None and head.start + head.length > limits.bytes:
+        raise Refusal("too large", f"{head.start + head.length:,} bytes")
+    return head
+
+
+def _body(answer: http.client.HTTPResponse, limits: Limits, head: Head) -> Iterator[bytes]:
+    count = 0
     while chunk := answer.read(CHUNK):
-        body += chunk
-        if len(body) > limits.bytes:
+        count += len(chunk)
+        if head.start + count > limits.bytes:
             raise Refusal("too large", f"more than {limits.bytes:,} bytes")
-    if expected is not None and len(body) < expected:
-        raise Refusal("server error", f"{len(body):,} of {expected:,} bytes")
-    return bytes(body)
+        yield chunk
+    if head.length is not None and count < head.length:
+        raise Refusal("server error", f"{count:,} of {head.length:,} bytes")
 
 
 def _late(deadline: float) -> Refusal | None:
