@@ -21,7 +21,7 @@ from experiments.claim_numbers import (
 )
 from experiments.table_cells import counted, share
 
-PAIRS = (("none", "full"), ("unconditional_none", "unconditional_full"))
+PAIRS = (("none", "full"), ("unconditional_none", "unconditional_full"), ("lab_none", "lab_full"))
 CAUSES = {
     "spe": ("G_spe", "specific prompt"),
     "dup": ("G_dup", "duplicated caption"),
@@ -135,7 +135,7 @@ def _no_more_than_false_alarms(before: Metrics, after: Metrics) -> bool | None:
 
 def _where(none: str, row: Metrics) -> str:
     if none != "none":
-        return " without captions"
+        return {"unconditional_none": " without captions", "lab_none": " on the lab's network"}[none]
     return " under captions" if row.get("copies_by_cause") or row.get("alignment") is not None else ""
 
 
