@@ -18,7 +18,7 @@ from experiments.run_folder import facts, folder, in_folder
 from experiments.schema import ConfigError, NotApplicable, RunConfig
 from experiments.tables import NOT_APPLICABLE
 
-__all__ = ["detect_run", "present_sweep"]
+__all__ = ["detect_run", "present_sweep"]  # a sweep looks for the second where its task is
 
 NODES = ("data", "detector", "judge", "model", "similarity")
 """Components that decide a score, besides the run-level keys that decide a sample."""

@@ -12,7 +12,7 @@ from experiments.present import present, present_sweep
 from experiments.run_folder import facts, folder, in_folder
 from experiments.schema import NotApplicable, RunConfig
 
-__all__ = ["generate_run", "present_sweep", "run"]
+__all__ = ["generate_run", "present_sweep", "run"]  # a sweep looks for `present_sweep` where its task is
 
 
 def run(cfg: DictConfig, command: str = "", in_sweep: bool = False) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shlex
 import sys
 import traceback
@@ -32,6 +33,7 @@ def one_job(cfg: DictConfig) -> None:
         result["table"] = OmegaConf.to_container(cfg.table, resolve=True)
     leave(folder, result | {"status": "failed", "message": "stopped before its end; the same command continues it"})
     try:
+        own_threads()
         one_device(cfg)
         OmegaConf.update(cfg, "trainer.devices", 1, force_add=True)
         from experiments.run import run
@@ -48,6 +50,14 @@ def one_job(cfg: DictConfig) -> None:
         (folder / "traceback.txt").write_text(traceback.format_exc())
         result |= {"status": "failed", "message": f"{type(error).__name__}: {error} (see {folder / 'traceback.txt'})"}
     leave(folder, result)
+
+
+def own_threads() -> None:
+    """As many threads as OMP_NUM_THREADS says, if it does: joblib sets MKL's beside it, and torch takes the fewer."""
+    if (said := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        import torch
+
+        torch.set_num_threads(max(1, int(said)))
 
 
 def leave(folder: Path, result: dict[str, Any]) -> None:
