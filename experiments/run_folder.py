@@ -123,7 +123,7 @@ def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict
         "sampler": config.sampler.model_dump(),
         "bank": {"digest": parts.bank.digest(), "pictures": len(parts.bank), "note": parts.bank.note},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "machine": f"{platform.machine()}, {parts.model.device}, {torch.get_num_threads()} CPU threads",
+        "machine": f"{platform.machine()}, {parts.model.device}, CPU threads {torch.get_num_threads()}",
     }
 
 

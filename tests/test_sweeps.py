@@ -79,17 +79,23 @@ def test_a_job_that_cannot_run_is_named_at_the_end_and_the_others_finish(command
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", [None, "2"])
-def test_jobs_side_by_side_share_the_cores_and_leave_their_results_where_the_sweep_finds_them(tmp_path, given):
+def test_jobs_side_by_side_share_the_cores_and_leave_their_results_where_the_sweep_finds_them(tmp_path):
     line = ["-m", "hydra/launcher=parallel", "guidance=none,gni", "guidance.c1=1", "name=p", *SMALL]
-    sweep = started(tmp_path, *line, threads=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    sweep = started(tmp_path, *line, threads=None, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, told = sweep.communicate()
     assert sweep.returncode == 2, told
     assert told.splitlines()[-1].startswith("error: ") and "guidance=gni" in told.splitlines()[-1]
     assert statuses(tmp_path, "p") == {"none": "done"} and "runs/p/report.html" in out
     (file,) = (tmp_path / "runs" / "p").glob("closed_form-*/manifest.json")
-    threads = given or max(1, joblib.cpu_count() // 2)
-    assert json.loads(file.read_text())["machine"].endswith(f", {threads} CPU threads")
+    threads = max(1, joblib.cpu_count() // 2)
+    assert json.loads(file.read_text())["machine"].endswith(f", CPU threads {threads}")
+
+
+def test_a_job_takes_as_many_threads_as_one_says_whatever_joblib_tells_mkl():
+    code = "from experiments.sweep import own_threads; own_threads(); import torch; print(torch.get_num_threads())"
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=RUN.parent, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "2", done.stderr
 
 
 @pytest.mark.slow
