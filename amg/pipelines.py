@@ -15,10 +15,9 @@ from torch import Tensor
 from amg import schedule
 from amg.guidance.base import Guidance, flat
 from amg.models.latents import LatentDecoder
-from amg.parameterization import add_eps
 from amg.recorded_call import Records, cfg_scale, combine
 from amg.step import Asked, Step
-from amg.view import variance_preserving, view
+from amg.view import guide, variance_preserving, view
 
 TESTED = {
     "StableDiffusionPipeline": ("sd", "latents"),
@@ -194,13 +193,10 @@ class _Call:
             predict=predict,
             decode=self.decode,
         )
-        new, self.state = self.guidance(step, self.state)
-        if new is not step.eps:  # untouched rows receive + 0 and keep their bits
-            output = add_eps(output, new - step.eps, alpha_bar, scheduler.config.prediction_type)
-            model_output = torch.cat([output, variance], dim=1) if variance.shape[1] else output
+        output, eps, self.state = guide(self.guidance, step, self.state, output, scheduler)
         if self.on_step is not None:
             self.on_step(step, self.state)
-        return model_output, step, new
+        return torch.cat([output, variance], dim=1) if variance.shape[1] else output, step, eps
 
     @torch.no_grad()
     def shift(self, step: Step, eps: Tensor, result: Any) -> Any:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from amg.guidance.base import Guidance
 from amg.models.base import Condition, Model, join, take
-from amg.parameterization import add_eps, to_eps
+from amg.parameterization import to_eps
 from amg.step import Asked, Start, Step
-from amg.view import variance_preserving, view
+from amg.view import guide, variance_preserving, view
 
 
 @torch.no_grad()
@@ -68,9 +68,7 @@ def sample(
     with guidance.attach(model, asked):
         for timestep in scheduler.timesteps:
             step, output, variance = look(model, scheduler, x_t, timestep, condition, uncond, s0, seeds, words, asked)
-            eps, state = guidance(step, state)
-            if eps is not step.eps:  # untouched rows receive + 0 and keep their bits
-                output = add_eps(output, eps - step.eps, step.alpha_bar, scheduler.config.prediction_type)
+            output, eps, state = guide(guidance, step, state, output, scheduler)
             if variance is not None:
                 output = torch.cat([output, variance], dim=1)
             x_prev = scheduler.step(output, timestep, x_t, **options).prev_sample

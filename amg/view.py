@@ -1,4 +1,4 @@
-"""One step of a scheduler as a guidance sees it; `amg.sampling.sample` and `amg.pipelines.guard` both build it here."""
+"""One step of a scheduler as a guidance sees it, and back; `amg.sampling.sample` and `amg.pipelines.guard` share it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amg.parameterization import to_eps
+from amg.parameterization import add_eps, to_eps
 from amg.posterior import posterior_variance
 from amg.schedule import clean_sample, clip, fraction, noise_level, option
 from amg.step import Step
@@ -68,6 +68,20 @@ def view(
         variance=posterior_variance(scheduler, timestep, variance) if learned else None,
         clip=clip(scheduler),
     )
+
+
+def guide(
+    guidance: Callable[[Step, Any], tuple[Tensor, Any]], step: Step, state: Any, output: Tensor, scheduler: Any
+) -> tuple[Tensor, Tensor, Any]:
+    """The output that the scheduler is to use, its ε as the guidance returned it, and the guidance's new state.
+
+    Args:
+        output: after CFG, what `step` is the view of, (B, C, H, W).
+    """
+    eps, state = guidance(step, state)
+    if eps is not step.eps:  # untouched rows receive + 0 and keep their bits
+        output = add_eps(output, eps - step.eps, step.alpha_bar, scheduler.config.prediction_type)
+    return output, eps, state
 
 
 def _precise(like: Tensor) -> dict[str, Any]:

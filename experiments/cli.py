@@ -35,6 +35,7 @@ DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 def main(argv: list[str]) -> int:
     """Runs what the arguments ask for; returns the exit code: 0 done, 1 failure, 2 bad input."""
+    command = shlex.join(["python", "run.py", *argv])
     try:
         arguments = own_folder([reach(quote(argument)) for argument in argv]) or ["experiment=demo"]
         if {"--help", "-h"} & set(argv):
@@ -48,11 +49,11 @@ def main(argv: list[str]) -> int:
         if flags:
             return _hydra(arguments)  # --cfg, --info, --shell-completion …
         if _is_sweep(arguments):
-            return _sweep([argument for argument in arguments if argument not in MULTIRUN])
+            return _sweep([argument for argument in arguments if argument not in MULTIRUN], command)
         cfg = compose_config(arguments)
         from experiments.run import run
 
-        run(cfg, command=shlex.join(["python", "run.py", *argv]))
+        run(cfg, command=command)
         return DONE
     except ConfigError as error:
         for line in error.lines:
@@ -157,8 +158,12 @@ def _is_sweep(arguments: list[str]) -> bool:
     return multirun
 
 
-def _sweep(arguments: list[str]) -> int:
-    """A Hydra multirun; the jobs leave their results in the sweep's folder, from which table and report are made."""
+def _sweep(arguments: list[str], command: str) -> int:
+    """A Hydra multirun; the jobs leave their results in the sweep's folder, from which table and report are made.
+
+    Args:
+        command: what was typed.
+    """
     _check_choices(arguments)
     folder = Path("runs") / ".hydra" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
     try:
@@ -167,7 +172,7 @@ def _sweep(arguments: list[str]) -> int:
         code = int(error.code or 0)
     from experiments.sweep import finish
 
-    return finish(folder) or code
+    return finish(folder, command) or code
 
 
 def _check_choices(arguments: list[str]) -> None:
@@ -180,6 +185,9 @@ def _check_choices(arguments: list[str]) -> None:
         overrides = OverridesParser.create().parse_overrides(arguments)
     except HydraException as error:
         raise ConfigError([explain(error, folders(arguments))]) from None
+    keys = {o.get_key_element(): o for o in overrides if o.is_sweep_override()}
+    if "task" in keys:
+        raise ConfigError(["task: a sweep does one task; give each a command of its own"])
     fixed = [o.input_line for o in overrides if not o.is_sweep_override()]
     swept = [
         o for o in overrides if isinstance(o.value(), ChoiceSweep)
@@ -193,8 +201,7 @@ def _check_choices(arguments: list[str]) -> None:
             lines += [line for line in error.lines if line not in lines]
     if lines:
         raise ConfigError(lines)
-    keys = {o.get_key_element(): o for o in overrides if o.is_sweep_override()}
-    if "seed" in keys and "n_samples" not in keys:
+    if "seed" in keys and "n_samples" not in keys and cfg.n_samples is not None:
         starts = [value for value in keys["seed"].sweep_string_iterator() if value.isdecimal()]
         refuse_overlap([(f"seed={value}", None, range(int(value), int(value) + cfg.n_samples)) for value in starts])
 

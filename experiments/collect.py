@@ -15,7 +15,7 @@ import yaml
 from experiments.labels import labels
 from experiments.pool import pool
 from experiments.present import notes, show, useful
-from experiments.run import DECIDES, NODES
+from experiments.run_folder import DECIDES, NODES
 from experiments.schema import ConfigError, RunConfig
 from experiments.seeds import refuse_overlap
 from experiments.tables import render
@@ -45,7 +45,7 @@ class Finished:
         return self.manifest["setting"], self.config["n_samples"], *self.config["metrics"].values()
 
 
-def collect_run(run: RunConfig, runs: list[str]) -> Path:
+def collect_run(run: RunConfig, runs: list[str], command: str = "") -> Path:
     """Writes one table and report over run folders; returns the folder, `output_dir` or `runs/collected`.
 
     Args:
@@ -82,7 +82,7 @@ def collect_run(run: RunConfig, runs: list[str]) -> Path:
         for name, group in zip(names, groups.values(), strict=True)
         for one in group
     }
-    report = write_report(place, tables=[table], runs=folders, title=spec["title"])
+    report = write_report(place, tables=[table], runs=folders, title=spec["title"], command=command)
     print(f"table and report: {report}")
     for line in left_out:
         print(line, file=sys.stderr)
@@ -116,7 +116,7 @@ def read(folders: Sequence[Path]) -> tuple[list[Finished], list[str]]:
     for folder in folders:
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
-            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config = yaml.safe_load((folder / "config.yaml").read_text()) | manifest.get("measured_with", {})
         except FileNotFoundError as error:
             left_out.append(f"left out: {folder}: not finished, no {Path(error.filename).name}")
             continue
@@ -135,6 +135,8 @@ def _unfinished(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
         return "not finished; its own command continues it"
     if "setting" not in manifest:
         return "made by an earlier version; its own command renews it"
+    if "n" not in manifest["metrics"]:
+        return "detectors' scores; a sweep of task=detect makes their table"
     if manifest["metrics"]["n"] != config["n_samples"]:
         return f"{manifest['metrics']['n']} of {config['n_samples']} samples; its own command draws the rest"
     return None

@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from experiments.build import Parts, build, component, told
 from experiments.config import locate
-from experiments.detect_scores import asked, draw_missing, labelled, samples_of, scored, seen_on_disk
-from experiments.detect_table import compare, notes, table_of
+from experiments.detect_scores import KIND, asked, draw_missing, labelled, samples_of, scored, seen_on_disk
+from experiments.detect_sweep import present_sweep
+from experiments.detect_table import CAPTION, compare, counted, notes, refuse_one_kind, table_of
 from experiments.figure_roc import figure_roc
 from experiments.report import write_report
-from experiments.run import Manifest, facts, folder, same_as_before
-from experiments.schema import ConfigError, RunConfig
+from experiments.run_folder import facts, folder, in_folder
+from experiments.schema import ConfigError, NotApplicable, RunConfig
+from experiments.tables import NOT_APPLICABLE
+
+__all__ = ["detect_run", "present_sweep"]  # a sweep looks for the second where its task is
 
 NODES = ("data", "detector", "judge", "model", "similarity")
 """Components that decide a score, besides the run-level keys that decide a sample."""
@@ -33,7 +35,8 @@ def detect_run(
     """Scores `n_samples` unguided samples by every chosen detector; returns the run's folder.
 
     It holds the table, the ROC figure, a report, `scores.csv` and `scores.parquet` (one row per sample), and, in
-    `seen/`, all that the detectors saw: the same command again draws nothing anew.
+    `seen/`, all that the detectors saw: the same command again draws nothing anew. In a sweep the table, the figures
+    and the report are those of all jobs (`experiments.detect_sweep`).
 
     Args:
         ordinary: prompts that are not memorized, what `amg.prompts.read_prompts` takes; for models that bring no
@@ -41,49 +44,42 @@ def detect_run(
         learn: ordinary chains, not scored, that detectors learn on.
         published: numbers of papers by detector, `auc` and `tpr` (per cent), for the first part of the table.
     """
-    _check(run, in_sweep, learn)
+    _check(run, learn)
     reasons = _not_applicable(run)
     parts = build(run)
     detectors = _detectors(run, parts, reasons)
     chosen, causes = labelled(run, parts.model, ordinary)
     samples = samples_of(run, chosen, causes, learn if any(d.learns for d in detectors.values()) else 0)
     run_dir = folder(run, parts, chosen, NODES, "detect")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(run_dir / ".lock", timeout=0):
-            same_as_before(run, run_dir, NODES, "seen")
-            manifest = Manifest(run_dir)
-            with manifest.running(command=command, **facts(run, parts, chosen)):
-                (run_dir / "config.yaml").write_text(
-                    yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True)
-                )
-                drawn = draw_missing(run, parts, detectors, samples, run_dir)
-                frame = asked(seen_on_disk(run_dir, detectors), samples)
-                scores, learned = scored(run, detectors, frame)
-                scores.to_parquet(run_dir / "scores.parquet", index=False)
-                scores.to_csv(run_dir / "scores.csv", index=False)
-                sections = compare(run, detectors, scores)
-                table = table_of(run, sections, reasons, published or {}, notes(run, parts, detectors, scores, learned))
-                table.write(run_dir)
-                figure = figure_roc([section.roc for section in sections], list(detectors), run_dir / "roc.png")
-                manifest.write(status="done", metrics={section.title: section.metrics for section in sections})
-                caption = "ROC of each detector, for each notion of memorized; dotted: 1 % false positives."
-                report = write_report(run_dir, tables=[table], figures=[(figure, caption)], title="Detectors")
-    except Timeout:
-        raise ConfigError(
-            [f"{run_dir} is in use by another process: wait for it, or choose another output_dir"]
-        ) from None
+    entries = {"command": command, **facts(run, parts, chosen)}
+    with in_folder(run, run_dir, entries, NODES, KIND) as manifest:
+        drawn = draw_missing(run, parts, detectors, samples, run_dir)
+        frame = asked(seen_on_disk(run_dir, detectors), samples)
+        scores, learned = scored(run, detectors, frame)
+        scores.to_parquet(run_dir / "scores.parquet", index=False)
+        scores.to_csv(run_dir / "scores.csv", index=False)
+        sections = compare(scores)
+        if not in_sweep:
+            refuse_one_kind(sections, scores)
+        said = notes(run, parts, detectors, reasons, any(causes), learned)
+        manifest.write(status="done", metrics={section.title: section.metrics for section in sections}, notes=said)
+        if in_sweep:  # which tells its jobs apart all together: one range of seeds may hold no copy
+            return run_dir
+        title, names = f"Detectors, {run.model.get('name')}", list(run.detector)
+        unmeasured, said = dict.fromkeys(reasons, NOT_APPLICABLE), [*counted(sections, scores), *said]
+        table = table_of(title, names, sections, unmeasured, published or {}, said)
+        table.write(run_dir)
+        figure = figure_roc([section.roc for section in sections], list(detectors), run_dir / "roc.png")
+        report = write_report(run_dir, tables=[table], figures=[(figure, CAPTION)], title="Detectors")
     Console(width=max(120, Console().width)).print(table.to_rich())
     word = f"{drawn} drawn" if drawn else "nothing left to draw"
     print(f"{word}; scores, table, figure and report: {report}")
     return run_dir
 
 
-def _check(run: RunConfig, in_sweep: bool, learn: Any) -> None:
+def _check(run: RunConfig, learn: Any) -> None:
     """What can be told before anything is loaded."""
     lines = []
-    if in_sweep:
-        lines.append("task=detect: one run at a time, it compares all detectors; a sweep's table compares guidances")
     if run.guidance.get("terms") != []:
         lines.append(f"guidance={run.guidance.get('name')}: task=detect scores unguided sampling; leave guidance out")
     if not run.detector:
@@ -98,7 +94,7 @@ def _not_applicable(run: RunConfig) -> dict[str, str]:
     """Why a detector cannot serve, in one line, by its name.
 
     Raises:
-        ConfigError: where none can.
+        NotApplicable: where none can.
     """
     text = f"model={run.model.get('name')}, conditioning={run.conditioning}"
     reasons = {
@@ -107,7 +103,7 @@ def _not_applicable(run: RunConfig) -> dict[str, str]:
         if locate(node["_target_"]).needs_prompts and run.conditioning != "prompt"
     }
     if len(reasons) == len(run.detector):
-        raise ConfigError([*reasons.values()])
+        raise NotApplicable([*reasons.values()])
     return reasons
 
 

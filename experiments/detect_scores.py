@@ -14,7 +14,7 @@ import torch
 from rich.progress import track
 
 from amg import records
-from amg.detectors import Detector, observe, places
+from amg.detectors import Detector, network_calls, observe, places
 from experiments.build import Parts, told
 from experiments.conditions import conditions
 from experiments.schema import ConfigError, RunConfig
@@ -148,7 +148,7 @@ def asked(frame: pd.DataFrame, samples: Sequence[Sample]) -> pd.DataFrame:
 
 
 def scored(run: RunConfig, detectors: Mapping[str, Detector], frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """One row per scored sample with `score_<detector>`; and how many ordinary chains were learned on.
+    """One row per scored sample with `score_`, `calls_` and `seconds_<detector>`; how many chains were learned on.
 
     A held-out chain that came out as a copy is not learned on.
     """
@@ -165,6 +165,9 @@ def scored(run: RunConfig, detectors: Mapping[str, Detector], frame: pd.DataFram
                      "2 that did not: draw more"]
                 )  # fmt: skip
             detector = detector.learn(_tensor(ordinary[f"seen_{name}"], looks))
+        result[f"calls_{name}"] = network_calls(
+            detector, run.sampler.steps, None if run.conditioning == "none" else run.s0
+        )
         result[f"score_{name}"] = detector.score(_tensor(rows[f"seen_{name}"], looks)).numpy()
     return result, len(ordinary)
 

@@ -21,6 +21,7 @@ Memorization-free diffusion: sample a diffusion model without copying its traini
   python run.py -m hydra/launcher=parallel hydra.launcher.n_jobs=4 …    jobs side by side; slurm: on a cluster
   python run.py -cd FOLDER guidance=mine               with yamls of your own beside conf/
   python run.py task=detect                            what finds planted prompts; detector=[magnitude,norms]
+  python run.py -m task=detect detector=nearest,magnitude …    a sweep of it: one table of detectors and settings
   python run.py task=bank data=folder data.path=train  reads and embeds one's own pictures, once
 
 The same command again resumes and recomputes nothing.

@@ -70,11 +70,12 @@ def _print_upright(table: Table) -> None:
         console.print(note, style="dim")
 
 
-def present_sweep(results: list[dict[str, Any]]) -> Path:
+def present_sweep(results: list[dict[str, Any]], command: str = "") -> Path:
     """Tables, figures and report over all jobs of a sweep; returns their folder.
 
     Args:
         results: what each job left; "key" is its row, jobs of one row differ in their seeds alone.
+        command: what was typed.
     """
     from experiments.claims import claims
     from experiments.report import write_report
@@ -93,16 +94,18 @@ def present_sweep(results: list[dict[str, Any]]) -> Path:
         place = folder / f"table-{i + 1}" if len(tables) > 1 else folder
         place.mkdir(exist_ok=True)
         table.write(place)
-    named = {_name(result, results): i for i, result in enumerate(results) if by_job[i] is not None}
+    named = {job_name(result, results): i for i, result in enumerate(results) if by_job[i] is not None}
     runs = {name: Path(results[i]["run_dir"]) for name, i in named.items()}
     each = {name: by_job[i] for name, i in named.items()}
     images = parts_of(str(next(iter(runs.values())))).bank.images
-    report = write_report(folder, tables=tables, runs=runs, claims=claims(metrics), metrics=each, bank_images=images)
+    report = write_report(
+        folder, tables=tables, runs=runs, claims=claims(metrics), metrics=each, bank_images=images, command=command
+    )
     print(f"table and report: {report}")
     return folder
 
 
-def _name(result: dict[str, Any], results: list[dict[str, Any]]) -> str:
+def job_name(result: dict[str, Any], results: list[dict[str, Any]]) -> str:
     """The row of a job, with its seed where the row has several."""
     if sum(other["key"] == result["key"] for other in results) == 1:
         return result["key"]

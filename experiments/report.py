@@ -38,6 +38,7 @@ def write_report(
     metrics: Mapping[str, Mapping[str, Any] | str | None] | None = None,
     bank_images: Tensor | None = None,
     title: str | None = None,
+    command: str = "",
 ) -> Path:
     """Writes `report.html` into a run's or an experiment's folder, and `report.json`, what `task=overview` takes of it.
 
@@ -50,6 +51,8 @@ def write_report(
         metrics: a run's metrics by the name of its row, for the scatter; None takes those of the manifests.
         bank_images: (N, 3, H, W) in [−1, 1], for the nearest pairs and Figure 4; None leaves them out.
         title: of the page; the experiment's name where None.
+        command: what was typed to make all of it; those of the runs where "". Each run's own is told beside its
+            configuration then.
     Raises:
         FileNotFoundError: where there is no run.
         ValueError: for a verdict that is none.
@@ -68,11 +71,12 @@ def write_report(
     frames = {name: records.read(path) for name, path in runs.items()}
     rows = [sample_row(name, row, runs[name], folder) for name, frame in frames.items() for row in _dicts(frame)]
     columns, samples = filled(rows[:SAMPLES])
+    facts = _facts(manifests, frames, command)
     first = next(iter(manifests.values()))
     html = template("report.html.j2").render(
         title=title or first.get("name") or folder.name,
         subtitle=_subtitle(manifests, frames),
-        facts=_facts(manifests, frames),
+        facts=facts,
         tables=[Markup(table.to_html()) for table in tables],
         claims=claims,
         figures=[figure(file, caption) for file, caption in figures],
@@ -82,14 +86,14 @@ def write_report(
         samples=samples,
         negated=any(manifest.get("similarity") == "nl2" for manifest in manifests.values()),
         left_out=max(0, len(rows) - SAMPLES),
-        configs=_configs(runs),
+        configs=_configs(runs, manifests if command else {}),
     )
     page = folder / "report.html"
     page.write_text(html, encoding="utf-8")
     made = {
         "title": title or first.get("name") or folder.name,
         "subtitle": _subtitle(manifests, frames),
-        "facts": _facts(manifests, frames),
+        "facts": facts,
         "tables": [table.to_html() for table in tables],
         "claims": list(claims),
         "figures": [(os.path.relpath(file, folder), caption) for file, caption in figures],
@@ -135,13 +139,15 @@ def _subtitle(manifests: Mapping[str, Mapping[str, Any]], frames: Mapping[str, p
 
 
 def _facts(
-    manifests: Mapping[str, Mapping[str, Any]], frames: Mapping[str, pd.DataFrame]
+    manifests: Mapping[str, Mapping[str, Any]], frames: Mapping[str, pd.DataFrame], command: str
 ) -> list[tuple[str, str, bool]]:
     """(name, value, is code) of what one must know to run it again."""
     several = list(manifests.values())
     seeds = [seed for frame in frames.values() for seed in (frame["seed"].min(), frame["seed"].max()) if len(frame)]
     seconds = sum(float(frame["seconds"].sum()) for frame in frames.values())
-    facts = [("Command", "\n".join([*_distinct(m.get("command") for m in several)]), True)]
+    facts = [("Command", command or "\n".join(_distinct(m.get("command") for m in several)), True)]
+    if not command:
+        facts.append(("Measured by", "\n".join(_distinct(m.get("evaluated_by") for m in several)), True))
     for key in ("model", "guidance", "similarity", "judge", "s0"):
         facts.append(
             (key.capitalize() if key != "s0" else "CFG scale", ", ".join(_distinct(m.get(key) for m in several)), False)
@@ -235,6 +241,11 @@ def inline(pixels: Any) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _configs(runs: Mapping[str, Path]) -> list[tuple[str, str]]:
+def _configs(runs: Mapping[str, Path], manifests: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """(name, its own command, its configuration) of each run."""
     files = {name: path / "config.yaml" for name, path in runs.items()}
-    return [(name, file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()]
+    return [
+        (name, manifests.get(name, {}).get("command") or "", file.read_text(encoding="utf-8"))
+        for name, file in files.items()
+        if file.is_file()
+    ]

@@ -21,6 +21,10 @@ class ConfigError(Exception):
         self.lines = lines
 
 
+class NotApplicable(ConfigError):
+    """The input is right, but this model cannot do what it asks for: "n/a" in a sweep's table."""
+
+
 class SamplerConfig(BaseModel, extra="forbid", frozen=True):
     scheduler: str  # a diffusers class
     steps: int = Field(gt=0, le=1000)

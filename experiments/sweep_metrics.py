@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.build import Parts, build
 from experiments.measure import against_unguided
 from experiments.pool import pool
-from experiments.run import Manifest
+from experiments.run_folder import Manifest, configuration
 from experiments.schema import RunConfig
 from experiments.seeds import refuse_overlap
 from experiments.tables import NOT_APPLICABLE
@@ -55,7 +53,7 @@ def measured(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None
 
     They are kept in the run's manifest, where `task=collect` finds them.
     """
-    configs = [config(result["run_dir"]) if result["status"] == "done" else None for result in results]
+    configs = [configuration(result["run_dir"]) if result["status"] == "done" else None for result in results]
     found: list[dict[str, Any] | None] = []
     for result, run in zip(results, configs, strict=True):
         if run is None:
@@ -86,7 +84,7 @@ def rows(
     found: dict[str, dict[str, Any] | str | None] = {}
     for key, some in jobs.items():
         done = list({results[i]["run_dir"]: i for i in some if metrics[i] is not None}.values())
-        refuse_overlap([(results[i]["run_dir"], key, _seeds(config(results[i]["run_dir"]))) for i in done])
+        refuse_overlap([(results[i]["run_dir"], key, _seeds(configuration(results[i]["run_dir"]))) for i in done])
         if len(done) > 1:
             found[key] = pool([metrics[i] for i in done])
         elif done:
@@ -96,12 +94,8 @@ def rows(
     return found
 
 
-def config(run_dir: str) -> RunConfig:
-    return RunConfig.model_validate(yaml.safe_load((Path(run_dir) / "config.yaml").read_text()))
-
-
 def parts_of(run_dir: str) -> Parts:
-    return build(config(run_dir))
+    return build(configuration(run_dir))
 
 
 def _seeds(run: RunConfig) -> range:

@@ -1,11 +1,14 @@
 """The command line from the outside: exit codes, help, and sweeps in which a job cannot or does not work."""
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 RUN = Path(__file__).parents[1] / "run.py"
 SMALL = ["n_samples=2", "sampler.steps=2", "metrics.extractor=none", "trainer=cpu"]
@@ -70,6 +73,30 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named_at_the_end(command,
     assert code == 1
     assert "error: output_dir=taken" in told.splitlines()[-1]
     assert "traceback.txt" in told and (tmp_path / "free" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-m", "prompt='goat','it\\'s'", "s0=2"],
+        ["-m", "prompt=goat", "seed=range(0,4,2)", "guidance=glob(no*)"],
+        ["experiment=pair"],
+    ],
+)
+def test_the_report_of_a_sweep_shows_what_was_typed_once_fit_for_a_shell(command, tmp_path, arguments):
+    """`experiment=…` is a sweep too, by the grid that the experiment brings."""
+    own = tmp_path / "own" / "experiment"
+    own.mkdir(parents=True)
+    (own / "pair.yaml").write_text("# @package _global_\nhydra:\n  sweeper:\n    params:\n      row: none,full\n")
+    line = ["-cd", "own", *arguments, "name=typed", *SMALL]
+    assert command(*line)[0] in (0, 2)
+    folder = tmp_path / "runs" / "typed"
+    facts = {name: value for name, value, _ in json.loads((folder / "report.json").read_text())["facts"]}
+    assert shlex.split(facts["Command"]) == ["python", "run.py", *line] and "\n" not in facts["Command"]
+    page = (folder / "report.html").read_text()
+    assert page.count(escape(facts["Command"])) == 1
+    jobs = [json.loads(file.read_text())["command"] for file in folder.glob("closed_form-*/manifest.json")]
+    assert jobs and all(f"<code>{escape(job)}</code>" in page for job in jobs)  # each job's own, beside its settings
 
 
 def test_a_sweep_with_a_job_of_bad_input_goes_on_and_exits_with_2(command, tmp_path):

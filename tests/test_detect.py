@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from tiny_pipelines import stable_diffusion
 
-from amg.detectors import Magnitude, Norms
+from amg.detectors import Norms
 from experiments.cli import compose_config
 from experiments.config import check
 from experiments.detect_scores import labelled, scored
-from experiments.detect_table import compare
+from experiments.detect_table import compare, refuse_one_kind
 from experiments.schema import ConfigError
 
 SMALL = ["task=detect", "model.size=16", "task.learn=4", "trainer=cpu", "output_dir=out"]
@@ -117,19 +117,18 @@ def test_the_laions_sets_are_taken_in_turn():
 
 def frame(**columns):
     n = len(columns["prompt"])
-    given = {"seed": range(n), "copy": [False] * n, "seconds_magnitude": [0.5] * n}
+    given = {"seed": range(n), "copy": [False] * n, "seconds_magnitude": [0.5] * n, "calls_magnitude": [2] * n}
     return pd.DataFrame(given | columns).astype({"copy": bool})
 
 
 def test_parts_of_the_table_from_scores_made_by_hand():
-    run = check(compose_config(["task=detect", "sampler.steps=10"]))
     scores = frame(
         prompt=["a", "b", "c", "d"] * 2,
         cause=["specific prompt", "ordinary", "specific prompt", "ordinary"] * 2,
         score_magnitude=[4.0, 1.0, 0.0, 3.0, 6.0, 1.0, 9.0, 5.0],
         copy=[True] + [False] * 7,
     )
-    one, mean, copy = compare(run, {"magnitude": Magnitude()}, scores)
+    one, mean, copy = compare(scores)
     # planted 4 0 6 9 against 1 3 1 5: 3 + 0 + 4 + 4 of 16 pairs; means 5, 4.5 against 1, 4; the copy, 4, against seven
     assert one.metrics["magnitude"]["auc"] == pytest.approx(11 / 16)
     assert mean.metrics["magnitude"]["auc"] == 1 and mean.title == "Is the prompt planted? Mean of 2 images"
@@ -140,12 +139,9 @@ def test_parts_of_the_table_from_scores_made_by_hand():
 
 
 def test_the_interval_counts_each_prompt_once():
-    run = check(compose_config(["task=detect"]))
     base = {"cause": ["specific prompt", "ordinary"] * 2, "score_magnitude": [3.0, 1.0, 2.0, 2.5]}
     once = frame(prompt=["a", "b", "c", "d"], **base)
-    (single, *_), (double, *_) = (
-        compare(run, {"magnitude": Magnitude()}, pd.concat([once] * times, ignore_index=True)) for times in (1, 5)
-    )
+    (single, *_), (double, *_) = (compare(pd.concat([once] * times, ignore_index=True)) for times in (1, 5))
     for end in ("auc", "auc_low", "auc_high"):
         assert single.metrics["magnitude"][end] == pytest.approx(double.metrics["magnitude"][end])
 
@@ -168,10 +164,9 @@ def test_ordinary_chains_that_came_out_as_copies_are_not_learned_on():
 
 
 def test_samples_of_one_kind_are_refused():
-    run = check(compose_config(["task=detect"]))
-    scores = frame(prompt=["a", "b"], cause=["ordinary"] * 2, score_norms=[1.0, 2.0], seconds_norms=[1.0, 1.0])
+    scores = frame(prompt=["a", "b"], cause=["ordinary"] * 2, score_magnitude=[1.0, 2.0])
     with pytest.raises(ConfigError, match="every prompt and every sample is of one kind"):
-        compare(run, {"norms": Norms()}, scores)
+        refuse_one_kind(compare(scores), scores)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +179,6 @@ def test_samples_of_one_kind_are_refused():
         (["sampler.steps=2"], "sampler.steps=2: Anisotropy looks at places (0, -3)"),
         (["s0=1", "detector=magnitude", "detector.magnitude.whole=true"], "detector.magnitude: at s0=1"),
         (["prompts=planted", "detector=norms"], "task.learn: the chosen detectors learn on ordinary prompts"),
-        (["-m", "detector=norms"], "task=detect: one run at a time"),
     ],
 )
 def test_bad_input_exits_with_2_before_anything_is_drawn(command, tmp_path, arguments, said):

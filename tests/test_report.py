@@ -176,3 +176,13 @@ def test_browser_sorts_and_filters_samples(experiment, tmp_path, width):
     assert sorted(found["filtered"]) == ["3", "7"] and found["count"] == "2 of 16 samples" and found["all"] == 16
     assert found["wide"] <= 0  # no sideways scrolling of the page
     assert found["broken"] == 0
+
+
+def test_what_was_typed_stands_for_the_commands_of_all_rows(experiment):
+    page = Page(write_report(experiment, command="python run.py -m 'guidance=none,full'", figures=[]).read_text())
+    assert page.text.count("python run.py -m 'guidance=none,full'") == 1
+    before, after = page.text.split("Configuration")
+    assert "guidance=none\n" not in before and "python run.py guidance=none" in after
+    alone = Page(write_report(experiment, figures=[]).read_text()).text
+    before, after = alone.split("Configuration")
+    assert "python run.py guidance=none" in before and "python run.py guidance=none" not in after

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -22,9 +23,10 @@ SMALL = ["n_samples=2", "sampler.steps=2", "metrics.extractor=none", "trainer=cp
 MINE = "name: mine\n_target_: amg.guidance.AntiMemorizationGuidance\nterms: [sim]\nc3: 5.0\n"
 
 
-def started(tmp_path: Path, *arguments: str, **options) -> subprocess.Popen:
-    """The same from a shell, in a process group of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def started(tmp_path: Path, *arguments: str, threads: str | None = "1", **options) -> subprocess.Popen:
+    """The same from a shell, in a process group of its own; `threads` is OMP_NUM_THREADS, None leaves it unset."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment |= {"OMP_NUM_THREADS": threads} if threads else {}
     return subprocess.Popen([sys.executable, str(RUN), *arguments], cwd=tmp_path, env=environment,
                             start_new_session=True, text=True, **options)  # fmt: skip
 
@@ -77,13 +79,23 @@ def test_a_job_that_cannot_run_is_named_at_the_end_and_the_others_finish(command
 
 
 @pytest.mark.slow
-def test_jobs_side_by_side_leave_their_results_where_the_sweep_finds_them(tmp_path):
+def test_jobs_side_by_side_share_the_cores_and_leave_their_results_where_the_sweep_finds_them(tmp_path):
     line = ["-m", "hydra/launcher=parallel", "guidance=none,gni", "guidance.c1=1", "name=p", *SMALL]
-    sweep = started(tmp_path, *line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    sweep = started(tmp_path, *line, threads=None, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, told = sweep.communicate()
     assert sweep.returncode == 2, told
     assert told.splitlines()[-1].startswith("error: ") and "guidance=gni" in told.splitlines()[-1]
     assert statuses(tmp_path, "p") == {"none": "done"} and "runs/p/report.html" in out
+    (file,) = (tmp_path / "runs" / "p").glob("closed_form-*/manifest.json")
+    threads = max(1, joblib.cpu_count() // 2)
+    assert json.loads(file.read_text())["machine"].endswith(f", CPU threads {threads}")
+
+
+def test_a_job_takes_as_many_threads_as_one_says_whatever_joblib_tells_mkl():
+    code = "from experiments.sweep import own_threads; own_threads(); import torch; print(torch.get_num_threads())"
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=RUN.parent, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "2", done.stderr
 
 
 @pytest.mark.slow
