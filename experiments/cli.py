@@ -169,7 +169,9 @@ def _sweep(arguments: list[str], command: str) -> int:
     try:
         code = _hydra(["-m", *arguments, f"hydra.sweep.dir={folder}"])
     except SystemExit as error:  # a launcher lost a job's process
-        code = int(error.code or 0)
+        code = error.code if isinstance(error.code, int) else 1
+        if isinstance(error.code, str):  # a task that could not go on says why
+            print(error.code, file=sys.stderr)
     from experiments.sweep import finish
 
     return finish(folder, command) or code
