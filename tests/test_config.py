@@ -21,6 +21,7 @@ PAIRED = {  # similarities for other models than the closed-form world, and what
     "similarity/lab_two_stage": ["model=lab_sd"],
     "similarity/sscd_large": ["model=sd", "++similarity.name=sscd"],
     "similarity/lab_guide": ["model=lab_sd"],
+    "similarity/lab_pca": ["model=lab_sd"],
     "similarity/lab_judge": ["model=lab_sd"],
 } | {f"detector/{file.stem}": ["task=detect"] for file in (CONF / "detector").glob("*.yaml")}
 MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
@@ -52,7 +53,7 @@ def test_no_yaml_is_left_out():
     assert groups == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     assert set(COMPONENTS) - {"judge"} <= groups
     assert len(FILES) == sum(name.endswith(".yaml") for _, _, names in os.walk(CONF) for name in names)
-    assert len(FILES) >= 119
+    assert len(FILES) >= 124
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)

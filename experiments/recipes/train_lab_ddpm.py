@@ -19,6 +19,7 @@ from experiments.recipes.train_lab_sd import nearest
 
 BATCH = 32
 DROPOUT = 0.5  # of labels: unconditional samples matter as much as conditional ones
+PEAK = 8e-4  # learning rate after warm-up
 TRAIN_STEPS = 1000
 
 
@@ -111,7 +112,7 @@ def main() -> None:
     def loss_of(step: int) -> Tensor:
         return loss(net, alphas_cumprod, *batch(data))
 
-    print(lab_loop.train(loss_of, net, args.out, args.minutes, 4e-4, ema, on_look=on_look))
+    print(lab_loop.train(loss_of, net, args.out, args.minutes, PEAK, ema, on_look=on_look))
 
 
 if __name__ == "__main__":
