@@ -29,6 +29,13 @@ def test_unguided_latents_equal_the_pipelines_own_bit_by_bit(build, s0):
 
 
 @pytest.mark.parametrize("build", [stable_diffusion, sdxl])
+def test_without_a_prompt_it_draws_by_the_null_condition_alone(build):
+    model = StableDiffusion(build())
+    free = sample(model, [4, 5], steps=4)
+    assert torch.equal(free, sample(model, [4, 5], model.encode([None, None]), steps=4))
+
+
+@pytest.mark.parametrize("build", [stable_diffusion, sdxl])
 def test_decoded_pictures_equal_the_pipelines_own(build):
     pipe = build()
     latents = latents_of(pipe)

@@ -83,8 +83,10 @@ class StableDiffusion:
         self._encoded: dict[tuple, Condition] = {}
         self._checked: set[str] = set()
 
-    def __call__(self, x_t: Tensor, timestep: Tensor, condition: Condition) -> tuple[Tensor, None]:
-        """The U-Net's output, ε or v as the scheduler's config says, (B, C, h, w)."""
+    def __call__(self, x_t: Tensor, timestep: Tensor, condition: Condition | None) -> tuple[Tensor, None]:
+        """The U-Net's output, ε or v as the scheduler's config says, (B, C, h, w); without a condition the null one's."""
+        if condition is None:
+            condition = self.encode([None] * len(x_t))
         if isinstance(condition, dict):
             extra = {name: value for name, value in condition.items() if name != "encoder_hidden_states"}
             condition, ask = condition["encoder_hidden_states"], partial(self.unet, added_cond_kwargs=extra)
