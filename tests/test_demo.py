@@ -30,7 +30,12 @@ def test_the_demo_draws_nine_rows_and_prints_its_four_tables(demo):
     manifests = [json.loads(file.read_text()) for file in folder.glob("*/manifest.json")]
     assert len(manifests) == 9
     assert all(one["status"] == "done" and one["metrics"]["n"] == 24 for one in manifests)
-    for title in ("Unconditional, without and with AMG", "Text, all prompts", "A trained network", "Text, cause by cause"):
+    for title in (
+        "Unconditional, without and with AMG",
+        "Text, all prompts",
+        "A trained network",
+        "Text, cause by cause",
+    ):
         assert title in out
     for number in (1, 2, 3, 4):
         assert {"table.md", "table.csv"} <= {file.name for file in (folder / f"table-{number}").iterdir()}

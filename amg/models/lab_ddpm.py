@@ -11,7 +11,7 @@ from amg.models.ddpm import DDPM
 
 
 class LabDDPM(DDPM):
-    """`DDPM` of the shipped weights at 32×32, with its training set; its classes are the Unicode groups.
+    """`DDPM` of the shipped weights, with its training set; its classes are the Unicode groups.
 
     Args:
         device, dtype: as `DDPM`'s.
@@ -19,7 +19,7 @@ class LabDDPM(DDPM):
 
     def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
         super().__init__(weights("lab_ddpm"), device=device, dtype=dtype)
-        self.pictures = emoji(32)
+        self.pictures = emoji(self.network.config.sample_size)
         self.classes = sorted(set(self.pictures.groups))
         self._planted = {name for name, cause in zip(self.pictures.names, self.pictures.causes, strict=True) if cause}
 

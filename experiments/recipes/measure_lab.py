@@ -5,10 +5,10 @@
     python run.py -m model=lab_ddpm row=none,full n_samples=1000 name=lab
     python -m experiments.recipes.measure_lab lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*
 
-Copies are counted by the run's guide, by the judge that gave no gradient, and by nL2, all pictures and those next to a
-planted picture alone; apart for planted and ordinary captions where there are captions. Writes `measured.json` beside
-the weights, and a sheet of the 50 guided pictures that the judge finds most alike, each over its nearest, into the
-guided run's folder.
+Copies are counted by nL2, by PCA's cosine (48 directions, as guides lab_sd, and 128), and at 32×32 by the descriptor that
+only judges; all pictures and those next to a planted one alone; apart for planted and ordinary captions where there are
+captions. Writes `measured.json` beside the weights, and a sheet of the 50 guided pictures (of planted captions) most
+alike to a training picture, each over its nearest, into the guided run's folder.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from amg import records
 from amg.bank import TrainingBank
+from amg.lab.pictures import emoji
 from amg.lab.weights import FOLDER, write_sums
 from amg.metrics import features_of, frechet_between, moments
 from amg.metrics.extractors import efficientnet_lite0
@@ -31,7 +32,7 @@ from experiments.recipes import lab_data
 
 
 def pictures(run: Path, rows: pd.DataFrame) -> Tensor:
-    """Those of some records, (N, 3, 32, 32) in [−1, 1]."""
+    """Those of some records, (N, 3, H, W) in [−1, 1]."""
     return torch.stack([read_picture(records.picture_path(run, seed)) for seed in rows["seed"]])
 
 
@@ -53,10 +54,13 @@ def main() -> None:
     parser.add_argument("unguided", type=Path)
     parser.add_argument("guided", type=Path)
     args = parser.parse_args()
-    data = lab_data.load()
-    bank = TrainingBank.from_tensors(data.images, [captions[0] for captions in data.captions])
-    pca, judge = PCASimilarity(bank, directions=48), LabDescriptor(bank, "judge")
-    judges = {"pca": pca, "judge": judge, "nl2": NormalizedL2(bank)}
+    rows = records.read(args.guided)
+    size = pictures(args.guided, rows[:1]).shape[-1]
+    known = emoji(size)
+    planted = torch.tensor([cause != "" for cause in known.causes]).nonzero().flatten()
+    bank = TrainingBank.from_tensors(known.images, list(known.names))
+    pca = {"pca48": PCASimilarity(bank, directions=48, copy=0.93), "pca": PCASimilarity(bank)}
+    judges = pca | {"nl2": NormalizedL2(bank)} | ({"judge": LabDescriptor(bank, "judge")} if size == 32 else {})
     extractor = efficientnet_lite0(96)
     results: dict[str, dict] = {}
     features: dict[str, Tensor] = {}
@@ -68,7 +72,7 @@ def main() -> None:
             groups = {"_planted": rows[~ordinary], "_ordinary": rows[ordinary]}
         for group, some in groups.items():
             images = pictures(run, some)
-            found = counts(images, judges, data.planted)
+            found = counts(images, judges, planted)
             found["never_guided"] = int((some["steps_guided"] == 0).sum())
             found["steps_guided"] = round(some["steps_guided"].sum() / some["steps"].sum(), 4)
             results[kind + group] = found
@@ -77,12 +81,12 @@ def main() -> None:
         ordinary = moments(features["unguided_ordinary"])
         for name in ("unguided_planted", "guided_planted", "guided_ordinary"):
             results[name]["frechet_to_unguided_ordinary"] = round(frechet_between(features[name], *ordinary), 1)
-    rows = records.read(args.guided)
+    rows = rows[rows["cause"] != "ordinary"]
     images = pictures(args.guided, rows)
-    value, index = judge(images)
+    value, index = judges["judge" if size == 32 else "nl2"](images)
     most = value.argsort(descending=True)[:50]
-    pairs = torch.stack([images[most], data.images[index[most]]]).view(2, -1, 10, 3, 32, 32).transpose(0, 1)
-    lab_data.sheet(pairs.flatten(0, 2), args.guided / "most_alike.png", columns=10)
+    pairs = torch.stack([images[most], known.images[index[most]]]).view(2, -1, 10, 3, size, size).transpose(0, 1)
+    lab_data.sheet(pairs.flatten(0, 2), args.guided / "most_alike.png", columns=10, zoom=96 // size)
     target = FOLDER / args.name
     (target / "measured.json").write_text(json.dumps(results, indent=2) + "\n")
     write_sums(target)
