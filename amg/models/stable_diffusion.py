@@ -84,7 +84,7 @@ class StableDiffusion:
         self._checked: set[str] = set()
 
     def __call__(self, x_t: Tensor, timestep: Tensor, condition: Condition | None) -> tuple[Tensor, None]:
-        """The U-Net's output, ε or v as the scheduler's config says, (B, C, h, w); without a condition the null one's."""
+        """The U-Net's output, ε or v as the scheduler's config says, (B, C, h, w); of the null condition for None."""
         if condition is None:
             condition = self.encode([None] * len(x_t))
         if isinstance(condition, dict):
