@@ -6,9 +6,9 @@
     python -m experiments.recipes.measure_lab lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*
 
 Copies are counted by nL2, by PCA's cosine (48 directions, as guides lab_sd, and 128), and at 32×32 by the descriptor
-that only judges; all pictures and those next to a planted one alone; apart for planted and ordinary captions where there are
-captions. Writes `measured.json` beside the weights, and a sheet of the 50 guided pictures (of planted captions) most
-alike to a training picture, each over its nearest, into the guided run's folder.
+that only judges; all pictures and those next to a planted one alone; apart for planted and ordinary captions where
+there are captions. Writes `measured.json` beside the weights, and a sheet of the 50 guided pictures (of planted
+captions) most alike to a training picture, each over its nearest, into the guided run's folder.
 """
 
 import argparse
