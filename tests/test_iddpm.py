@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from reference_iddpm import Spaced, random_network
 
-from amg.models.convert_iddpm import convert, save, unet
+from amg.models.convert_iddpm import convert, restore, save, unet
 from amg.models.ddpm import DDPM, iddpm_cifar10, iddpm_cifar10_cond
 from amg.sampling import sample
 
@@ -54,6 +54,14 @@ def test_converted_network_equals_the_reference(small):
 
 def test_converted_conditional_network_equals_the_reference(small_cond):
     assert difference(*small_cond, labels=[3, 9]) <= 1e-4
+
+
+@pytest.mark.parametrize("which", ["small", "small_cond"])
+def test_restored_names_are_those_of_the_checkpoint(which, request):
+    reference, model = request.getfixturevalue(which)
+    state = restore(model.network)
+    assert state.keys() == reference.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in reference.state_dict().items())
 
 
 @pytest.mark.slow
