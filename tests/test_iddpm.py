@@ -86,6 +86,16 @@ def test_one_respaced_chain_equals_the_reference(small):
     assert (sample(model, [5], steps=250) - expected).abs().max() <= 1e-3
 
 
+@pytest.mark.slow
+def test_a_chain_of_the_true_size_equals_the_reference(tmp_path):
+    """All 250 of 4000 steps of the network of 52.5 M weights, random ones: some 100 s of one core, both chains."""
+    reference, model = pair(tmp_path)
+    noise = draws([5])
+    expected = Spaced().chain(reference, noise(), noise)
+    assert expected.std() > 0.1
+    assert (sample(model, [5], steps=250) - expected).abs().max() <= 1e-3
+
+
 def test_conditional_chain_at_plain_scale_equals_the_reference(small_cond):
     reference, model = small_cond
     noise = draws([5, 6])
