@@ -68,7 +68,13 @@ def size_of(name: str) -> int:
     return 8 if name in ("ddpm", "ddim") else 16
 
 
+def has_cfg(name: str) -> bool:
+    """Whether a pipeline makes two predictions, so that G_spe and G_dup act."""
+    return not ("without" in name or name in ("ddpm", "ddim"))
+
+
 def remains(pipe) -> list:
     """What a guarded call could leave behind."""
     weights = [w.requires_grad for part in (pipe.unet, getattr(pipe, "vae", pipe.unet)) for w in part.parameters()]
-    return [vars(pipe.scheduler).get("step"), len(pipe.unet._forward_hooks), weights]
+    hooks = len(pipe.unet._forward_pre_hooks), len(pipe.unet._forward_hooks)
+    return [vars(pipe.scheduler).get("step"), hooks, weights]

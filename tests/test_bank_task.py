@@ -51,12 +51,16 @@ def test_the_pictures_are_counted_embedded_once_and_found_by_later_runs(train, c
 
     assert main(["task=bank", *LAB]) == 0
     assert capsys.readouterr().out.count("; 0 computed now") == 2
-    assert main([*LAB, "n_samples=2", "sampler.steps=2", "metrics.extractor=none", "output_dir=out"]) == 0
     assert {file: file.stat().st_mtime_ns for file in Path("vectors").rglob("*.npy")} == made
+    assert main([*LAB, "n_samples=2", "sampler.steps=2", "metrics.extractor=none", "output_dir=out"]) == 0
+    assert [file.name for file in Path("vectors").rglob("*.npy")] == ["vectors.npy"] * 2  # joined at their first use
+    capsys.readouterr()
+    assert main(["task=bank", *LAB]) == 0
+    assert capsys.readouterr().out.count("; 0 computed now") == 2
 
     with pytest.warns(UserWarning):
         bank = TrainingBank.from_folder(train, cache=None)
-    stored = np.concatenate([np.load(file) for file in sorted(Path("vectors/lab_guide-none").glob("*.npy"))])
+    stored = np.load("vectors/lab_guide-none/vectors.npy")
     expected = LabDescriptor(bank).descriptors(bank.images)
     torch.testing.assert_close(torch.from_numpy(stored), expected)
 

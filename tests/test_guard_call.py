@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from guarded import PROMPTS, call, remains
+from guarded import PIPELINES, PROMPTS, amg, call, remains, size_of
 from tiny_pipelines import stable_diffusion
 
 from amg.guidance import Guidance
@@ -25,6 +25,25 @@ def test_the_pipe_is_as_before_after_an_error(error, place):
     with pytest.raises(error, match="stop"):
         call(guard(pipe, guidance), options | extra)
     assert remains(pipe) == before
+    assert torch.equal(call(pipe, options), expected)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_pipe_is_as_before_after_an_error_in_the_midst(name, error):
+    build, options = PIPELINES[name]
+    pipe, steps = build(), []
+    pipe.unet.conv_in.weight.requires_grad_(False)  # what did not learn before does not afterwards
+    expected, before = call(pipe, options), remains(pipe)
+
+    def stop(step, state):
+        steps.append(step)
+        if len(steps) == 2:
+            raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        call(guard(pipe, amg(None, size_of(name)), on_step=stop), options)
+    assert len(steps) == 2 and remains(pipe) == before
     assert torch.equal(call(pipe, options), expected)
 
 

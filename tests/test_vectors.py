@@ -81,15 +81,41 @@ def test_the_manifest_says_what_the_shards_are(tmp_path):
         "shard": 16,
         "dimension": 5,
     }
-    sizes = [np.load(file).shape for file in sorted(folder.glob("*.npy"))]
-    assert sizes == [(16, 5)] * 4 + [(6, 5)]
+    assert [file.name for file in folder.glob("*.npy")] == ["vectors.npy"]  # the shards are gone
+    assert np.load(folder / "vectors.npy").shape == (70, 5)
+
+
+def shards_of(cache):
+    """All shards of a bank, as a run that was killed at its very end leaves them."""
+    training = bank(cache)
+    net, similarity = described(training)
+    stored = training.stored(similarity)
+    for shard in stored.missing():
+        stored.write(shard, training.describe(similarity, stored.rows(shard), torch.device("cpu"), torch.float32))
+    sizes = [np.load(file).shape for file in sorted(stored.folder.glob("*.npy"))]
+    assert sizes == [(16, 5)] * 4 + [(6, 5)] and net.seen == 70
+    return stored
+
+
+def test_vectors_are_searched_where_they_lie_on_disk(tmp_path):
+    training = bank(tmp_path)
+    _, similarity = described(training)
+    similarity(pictures(1))
+    kept = training.vectors(similarity, torch.device("cpu"), torch.float32)
+    file = np.load(tmp_path / "linear-none" / "vectors.npy", mmap_mode="r+")
+    np.testing.assert_array_equal(kept.numpy(), file)
+    file[3] = 7.0
+    file.flush()
+    assert (kept[3] == 7).all()  # no copy was made
 
 
 def test_only_missing_shards_are_computed(tmp_path):
     x = pictures(2, seed=1)
-    expected = described(bank(tmp_path))[1](x)
+    expected = described(bank(None))[1](x)
+    stored = shards_of(tmp_path)
     for shard in (1, 4):
-        (tmp_path / "linear-none" / f"{shard:05d}.npy").unlink()
+        (stored.folder / f"{shard:05d}.npy").unlink()
+    assert stored.missing() == [1, 4]
     net, similarity = described(bank(tmp_path))
     assert torch.equal(similarity(x).value, expected.value)
     assert net.seen == 16 + 6 + 2
@@ -137,15 +163,19 @@ def test_no_cache_no_identity_or_double_precision_leaves_the_disk_alone(tmp_path
 
 
 def test_a_shard_cut_short_or_of_another_size_is_named(tmp_path):
-    similarity = described(bank(tmp_path))[1]
-    similarity(pictures(1))
-    file = tmp_path / "linear-none" / "00002.npy"
+    file = shards_of(tmp_path).folder / "00002.npy"
     whole = file.read_bytes()
     file.write_bytes(whole[:-8])
     with pytest.raises(ValueError, match="00002.npy cannot be read .* delete it to have it made anew"):
         described(bank(tmp_path))[1](pictures(1))
     np.save(file, np.zeros((16, 4), np.float32))
     with pytest.raises(ValueError, match=r"00002.npy holds float32 \(16, 4\) where its manifest says .*\(16, 5\)"):
+        described(bank(tmp_path))[1](pictures(1))
+    file.unlink()
+    described(bank(tmp_path))[1](pictures(1))  # made anew, and joined
+    joined = tmp_path / "linear-none" / "vectors.npy"
+    joined.write_bytes(joined.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="vectors.npy cannot be read .* delete it to have it made anew"):
         described(bank(tmp_path))[1](pictures(1))
     (tmp_path / "linear-none" / "manifest.json").write_text('{"source"')
     with pytest.raises(ValueError, match="manifest.json is no readable manifest: delete"):

@@ -1,4 +1,4 @@
-"""Descriptors of a bank's pictures, kept on disk: memory-mapped shards and a manifest."""
+"""Descriptors of a bank's pictures, kept on disk: shards that become one memory-mapped file, and a manifest."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class Identity:
 class StoredVectors:
     """The float32 descriptors of a bank's pictures in one folder: `manifest.json`, `00000.npy`, `00001.npy` …
 
-    A shard is whole or not there, so that whoever is killed goes on with those missing.
+    A shard is whole or not there, so that whoever is killed goes on with those missing. At the first `load` the shards
+    become one file, `vectors.npy`, which is searched where it lies on disk.
 
     Args:
         bank: whose `cache` names the place: a folder, in which each descriptor has its own; or "auto", which is below
@@ -69,6 +70,7 @@ class StoredVectors:
             "shard": SHARD,
         }
         self.source, self._manifest = bank.source, self.folder / "manifest.json"
+        self._whole = self.folder / "vectors.npy"
         if self._manifest.is_file():
             self._compare(self.manifest())
 
@@ -85,8 +87,9 @@ class StoredVectors:
 
     def missing(self) -> list[int]:
         """Shards that are still to be computed."""
-        shards = range(-(-self.expected["count"] // SHARD))
-        return [shard for shard in shards if not self._file(shard).is_file()]
+        if self._whole.is_file():
+            return []
+        return [shard for shard in self._shards() if not self._file(shard).is_file()]
 
     def write(self, shard: int, vectors: Tensor) -> None:
         """Keeps the descriptors of one shard's pictures, (n, D); the first of all writes the manifest.
@@ -111,22 +114,40 @@ class StoredVectors:
         part.replace(self._file(shard))
 
     def load(self) -> Tensor:
-        """All descriptors, (N, D), float32.
+        """All descriptors, (N, D), float32; memory-mapped, so that they are read from disk as they are needed.
 
         Raises:
-            ValueError: for a shard of another size or one that cannot be read.
+            ValueError: for a file of another size or one that cannot be read or written.
         """
-        dimension = self.manifest()["dimension"]
-        shards = [self._read(shard, dimension) for shard in range(-(-self.expected["count"] // SHARD))]
-        return torch.from_numpy(np.concatenate(shards))
+        shape = self.expected["count"], self.manifest()["dimension"]
+        if not self._whole.is_file():
+            try:
+                self._join(shape)
+            except (OSError, ValueError) as error:
+                if not self._whole.is_file():  # it is where another process has joined them meanwhile
+                    raise ValueError(f"data.cache: {self._whole} cannot be made of its shards: {error}") from None
+        return torch.from_numpy(self._read(self._whole, shape))
 
-    def _read(self, shard: int, dimension: int) -> np.ndarray:
-        file, rows = self._file(shard), self.rows(shard)
+    def _join(self, shape: tuple[int, int]) -> None:
+        """Makes one file of the shards, a shard at a time."""
+        rows = [self.rows(shard) for shard in self._shards()]
+        files = [self._file(shard) for shard in self._shards()]
+        shards = [self._read(file, (some.stop - some.start, shape[1])) for file, some in zip(files, rows, strict=True)]
+        part = self._part("npy")
+        whole = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        for some, vectors in zip(rows, shards, strict=True):
+            whole[some] = vectors
+        whole.flush()
+        part.replace(self._whole)
+        for file in files:
+            file.unlink(missing_ok=True)  # another process may have joined them as well
+
+    def _read(self, file: Path, expected: tuple[int, int]) -> np.ndarray:
         try:
-            vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+            # nothing is ever written to it, but torch wants what it wraps writable
+            vectors = np.load(file, mmap_mode="c", allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise ValueError(f"data.cache: {file} cannot be read ({error}): delete it to have it made anew") from None
-        expected = (rows.stop - rows.start, dimension)
         if vectors.shape != expected or vectors.dtype != np.float32:
             raise ValueError(
                 f"data.cache: {file} holds {vectors.dtype} {vectors.shape} where its manifest says float32 {expected}: "
@@ -145,6 +166,9 @@ class StoredVectors:
                 f"data.cache: {self.folder} holds vectors of {there.get('source')}, this run has {self.source}: "
                 f"{'; '.join(differ)}; delete that folder, or name another by data.cache"
             )
+
+    def _shards(self) -> range:
+        return range(-(-self.expected["count"] // SHARD))
 
     def _file(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.npy"

@@ -160,6 +160,24 @@ def rename(state: dict[str, Tensor], network: UNet2DModel, path: str | Path = "t
     return result
 
 
+def restore(network: UNet2DModel) -> dict[str, Tensor]:
+    """The inverse of `rename`: a network's weights under improved-diffusion's names, as a checkpoint holds them."""
+    own = network.state_dict()
+    state = {
+        f"{old}.{kind}": own[f"{new}.{kind}"]
+        for new, old in _names(network)
+        for kind in ("weight", "bias")
+        if f"{new}.{kind}" in own
+    }
+    for new, old in _attentions(network).items():
+        for kind in ("weight", "bias"):
+            parts = [own[f"{new}.{name}.{kind}"].unflatten(0, (HEADS, -1)) for name in ("to_q", "to_k", "to_v")]
+            state[f"{old}.qkv.{kind}"] = torch.stack(parts, 1).flatten(0, 2)
+        for name in ("qkv.weight", "proj_out.weight"):  # convolutions over a sequence there
+            state[f"{old}.{name}"] = state[f"{old}.{name}"][..., None]
+    return state
+
+
 def _names(network: UNet2DModel) -> Iterator[tuple[str, str]]:
     """Modules under diffusers' name and improved-diffusion's."""
     yield from (("time_embedding.linear_1", "time_embed.0"), ("time_embedding.linear_2", "time_embed.2"))
