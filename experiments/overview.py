@@ -14,7 +14,7 @@ from experiments.report_samples import SampleTable, sample_table
 from experiments.schema import ConfigError, RunConfig
 
 EXPERIMENTS = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "rivals")
-PAIRS, SAMPLES = 6, 2000
+PAIRS, SAMPLES = 10, 2000
 """Of each run and of each experiment: the page holds all of them; the reports that it links hold more."""
 
 

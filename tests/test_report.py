@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from synthetic_runs import write_run
 
+from amg import records
 from amg.lab.pictures import emoji
 from experiments import report
 from experiments.figure_pictures import picture
@@ -195,6 +196,28 @@ def test_browser_sorts_and_filters_samples(experiment, tmp_path, width):
     assert sorted(found["filtered"]) == ["3", "7"] and found["count"] == "2 of 16 samples" and found["all"] == 16
     assert found["wide"] <= 0  # no sideways scrolling of the page
     assert found["broken"] == 0
+
+
+LONG = """
+const box = document.querySelector("#samples"), shown = () => box.querySelectorAll("tbody tr").length;
+const count = () => box.querySelector(".count").textContent;
+out.first = [shown(), count()];
+const seeds = [...box.querySelectorAll("th")].findIndex(head => head.textContent === "seed");
+const button = box.querySelectorAll("th")[seeds].querySelector("button");
+button.click(); button.click(); out.top = box.querySelector("tbody tr").cells[seeds].textContent;
+const filter = box.querySelector("input");
+filter.value = "599"; filter.dispatchEvent(new Event("input")); out.filtered = [shown(), count()];
+"""
+
+
+@pytest.mark.browser
+def test_browser_shows_the_first_of_a_long_table_and_sorts_and_filters_all_of_it(experiment, tmp_path):
+    frame = records.read(experiment / "none")
+    rows = [{**row, "prompt": "one"} for row in frame.head(1).to_dict("records")]
+    records.append(experiment / "full", [{**rows[0], "seed": 8 + i} for i in range(592)])
+    found = browser.found(write_report(experiment / "full", figures=[]), LONG, tmp_path)
+    assert found["first"] == [500, "600 samples, 500 shown: filter or sort"]
+    assert found["top"] == "599" and found["filtered"] == [1, "1 of 600 samples"]
 
 
 def test_what_was_typed_stands_for_the_commands_of_all_rows(experiment):
