@@ -132,8 +132,8 @@ figure.tight_layout()
 
 # %% [markdown]
 # G_spe and G_dup show the picture that is about to be copied: added to ε, they take back from x̂0 what the prompt, and
-# what the caption of n0, had put there. Where the chain has arrived (σ_t = 1) both are all but zero, since the prompt no
-# longer changes anything; G_sim, which needs no prompt, is what is left.
+# what the caption of n0, had put there. Where the chain has arrived (σ_t = 1) both are all but zero, since the prompt
+# changes nothing any more; G_sim, which needs no prompt, is what is left.
 #
 # ## The truth
 #
