@@ -8,16 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amg import records
 from experiments.report import figure, template
+from experiments.report_samples import SampleTable, sample_table
 from experiments.schema import ConfigError, RunConfig
 
 EXPERIMENTS = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "rivals")
+PAIRS, SAMPLES = 10, 2000
+"""Of each run and of each experiment: the page holds all of them; the reports that it links hold more."""
 
 
 def overview_run(
     run: RunConfig, experiments: Sequence[str] = EXPERIMENTS, failed: Sequence[str] = (), root: str = "runs"
 ) -> Path:
-    """Writes `tables.html`, which needs nothing beside itself; the reports that it links hold every sample.
+    """Writes `tables.html`, which needs nothing beside itself: claims, tables, figures, nearest pairs and samples.
 
     Args:
         experiments: folders below `root` that hold a `report.json`; the others are named as not run.
@@ -74,9 +78,20 @@ def _page(found: dict[str, dict[str, Any]], root: Path, place: Path, asked: list
             "facts": report["facts"],
             "tables": [Markup(table) for table in report["tables"]],
             "figures": [figure(report["folder"] / file, caption) for file, caption in report["figures"]],
+            "pairs": report.get("pairs", []),
+            "samples": _samples(report, place),
+            "negated": report.get("negated", False),
             "report": Path(relpath(report["folder"] / "report.html", place)).as_posix(),
         }
         for name, report in found.items()
     ]
     missing = [name for name in dict.fromkeys([*asked, *failed]) if name not in found]
-    return template("overview.html.j2").render(sections=sections, claims=by_claim(found), missing=missing)
+    return template("overview.html.j2").render(
+        sections=sections, claims=by_claim(found), missing=missing, pairs_each=PAIRS
+    )
+
+
+def _samples(report: Mapping[str, Any], place: Path) -> SampleTable:
+    """Of the records that the report was made of, a share of each run."""
+    runs = {name: report["folder"] / path for name, path in report.get("runs", {}).items()}
+    return sample_table(runs, {name: records.read(path) for name, path in runs.items()}, place, SAMPLES)

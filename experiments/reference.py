@@ -139,11 +139,12 @@ def _settings(group: str, file: Path) -> str:
     plain: Any = OmegaConf.to_container(OmegaConf.load(file))
     words = [_override(one) for one in plain.get("defaults", []) if one != "_self_"]
     node = _node(file, group)
-    for key, value in [*node.items(), *(plain.items() if node is not plain else ())]:
+    around = plain.items() if node != plain else ()  # what a global yaml sets beside the component
+    for key, value in [*node.items(), *around]:
         if key in ("name", "_target_", "defaults", group) or isinstance(value, list) and len(value) > 8:
             continue
-        if isinstance(value, str) and value.startswith("${strength."):
-            words.append(f"`{key}` by `strength`")
+        if isinstance(value, str) and (other := re.match(r"\$\{(?:oc\.select:)?(\w+)", value)):
+            words.append(f"`{key}` by `{other[1]}`")
         elif isinstance(value, dict) and "_target_" in value:
             inner = [f"{name}={_value(one)}" for name, one in value.items() if name != "_target_"]
             words.append(f"`{key}={value['_target_'].split('.')[-1]}({', '.join(inner)})`")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from amg import records
-from experiments.figure_pictures import picture, training_picture
 from experiments.report_figures import default_figures
-from experiments.report_samples import filled, known, sample_row
+from experiments.report_pairs import PAIRS, nearest_pairs
+from experiments.report_samples import sample_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +22,8 @@ if TYPE_CHECKING:
 
     from experiments.tables import Table
 
-PAIRS, SAMPLES = 12, 2000
+SAMPLES = 20_000
+"""Rows of the table of samples: about 400 bytes each, so that the page stays below 10 MB and sorts at once."""
 VERDICTS = ("holds", "does not hold", "not measured")
 
 
@@ -69,8 +68,8 @@ def write_report(
     if figures is None:
         figures = default_figures(runs, manifests, bank_images, folder / "figures", metrics)
     frames = {name: records.read(path) for name, path in runs.items()}
-    rows = [sample_row(name, row, runs[name], folder) for name, frame in frames.items() for row in _dicts(frame)]
-    columns, samples = filled(rows[:SAMPLES])
+    pairs = [] if bank_images is None else nearest_pairs(runs, frames, manifests, bank_images)
+    negated = any(manifest.get("similarity") == "nl2" for manifest in manifests.values())
     facts = _facts(manifests, frames, command)
     first = next(iter(manifests.values()))
     html = template("report.html.j2").render(
@@ -80,12 +79,10 @@ def write_report(
         tables=[Markup(table.to_html()) for table in tables],
         claims=claims,
         figures=[figure(file, caption) for file, caption in figures],
-        pairs=_pairs(runs, frames, manifests, bank_images),
+        pairs=pairs,
         pairs_each=PAIRS,
-        columns=columns,
-        samples=samples,
-        negated=any(manifest.get("similarity") == "nl2" for manifest in manifests.values()),
-        left_out=max(0, len(rows) - SAMPLES),
+        samples=sample_table(runs, frames, folder, SAMPLES),
+        negated=negated,
         configs=_configs(runs, manifests if command else {}),
     )
     page = folder / "report.html"
@@ -97,6 +94,9 @@ def write_report(
         "tables": [table.to_html() for table in tables],
         "claims": list(claims),
         "figures": [(os.path.relpath(file, folder), caption) for file, caption in figures],
+        "pairs": pairs,
+        "negated": negated,
+        "runs": {name: os.path.relpath(path, folder) for name, path in runs.items()},
     }
     (folder / "report.json").write_text(json.dumps(made, ensure_ascii=False, indent=1), encoding="utf-8")
     return page
@@ -125,10 +125,6 @@ def _manifest(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {run_dir} is no run folder")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return frame.to_dict("records")
 
 
 def _subtitle(manifests: Mapping[str, Mapping[str, Any]], frames: Mapping[str, pd.DataFrame]) -> str:
@@ -187,37 +183,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _pairs(runs, frames, manifests, bank_images) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The samples most like the training set, each nearest picture once per run."""
-    if bank_images is None:
-        return []
-    out = []
-    for name, frame in frames.items():
-        top = frame.sort_values(["similarity", "seed"], ascending=[False, True]).drop_duplicates("nearest_index")
-        some = [
-            _pair(runs[name], row, bank_images, manifests[name].get("similarity") == "nl2")
-            for row in _dicts(top.head(PAIRS))
-            if records.picture_path(runs[name], row["seed"]).is_file()
-        ]
-        out.append((name, some))
-    return [(name, some) for name, some in out if some]
-
-
-def _pair(run_dir: Path, row: Mapping[str, Any], bank_images: Tensor, distance: bool) -> dict[str, Any]:
-    sample = picture(run_dir, row["seed"])
-    longest = max(sample.shape[:2])
-    return {
-        "sample": inline(sample),
-        "nearest": inline(training_picture(bank_images, row["nearest_index"])),
-        "side": longest * max(1, 96 // longest) if longest <= 96 else 96,
-        "seed": row["seed"],
-        "similarity": f"nL2 {-row['similarity']:.2f}" if distance else f"similarity {row['similarity']:.2f}",
-        "copied": known(row["truth"]) and bool(row["truth"]),
-        "prompt": row["prompt"] if known(row["prompt"]) else None,
-        "caption": row["nearest_caption"],
-    }
-
-
 def figure(file: str | Path, caption: str) -> dict[str, Any]:
     """A figure with its picture as a data URL, at its size on the page."""
     with Image.open(file) as image:
@@ -230,15 +195,6 @@ def figure(file: str | Path, caption: str) -> dict[str, Any]:
         "width": width // retina,
         "height": height // retina,
     }
-
-
-def inline(pixels: Any) -> str:
-    """(H, W, 3) uint8 as a data URL of a PNG; beyond 192 pixels averaged down."""
-    image = Image.fromarray(pixels)
-    image = image.reduce(math.ceil(max(image.size) / 192)) if max(image.size) > 192 else image
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _configs(runs: Mapping[str, Path], manifests: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from amg import records
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,47 @@ COLUMNS = (
     SampleColumn("steps_guided", "steps guided"),
     SampleColumn("nearest_caption", "nearest", number=False),
 )
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    columns: list[SampleColumn]
+    rows: list[list[Cell]]
+    cut: str
+    """How many of each run are shown; "" where all are."""
+
+
+def sample_table(
+    runs: Mapping[str, Path], frames: Mapping[str, pd.DataFrame], page_dir: Path, limit: int
+) -> SampleTable:
+    """The samples of all runs; beyond `limit` rows the first seeds of each run, so that no run is left out."""
+    lengths = {name: len(frame) for name, frame in frames.items()}
+    each = share(list(lengths.values()), limit)
+    rows = [
+        sample_row(name, row, runs[name], page_dir)
+        for name, frame in frames.items()
+        for row in frame.head(each).to_dict("records")
+    ]
+    return SampleTable(*filled(rows), cut=_cut(lengths, each))
+
+
+def share(lengths: Sequence[int], limit: int) -> int:
+    """How many rows a run may have so that all together have at most `limit`; shorter runs leave theirs to longer."""
+    left = limit
+    for i, length in enumerate(sorted(lengths)):
+        each = left // (len(lengths) - i)
+        if length > each:
+            return each
+        left -= length
+    return max(lengths, default=0)
+
+
+def _cut(lengths: Mapping[str, int], each: int) -> str:
+    if all(length <= each for length in lengths.values()):
+        return ""
+    if len(set(lengths.values())) == 1:
+        return f"{each} of {next(iter(lengths.values()))} of each run"
+    return ", ".join(f"{name} {min(each, length)} of {length}" for name, length in lengths.items())
 
 
 def sample_row(run: str, row: Mapping[str, Any], run_dir: Path, page_dir: Path) -> list[Cell]:

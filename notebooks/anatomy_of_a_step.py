@@ -12,6 +12,7 @@
 # would copy a training picture. Open this file as a notebook with jupytext, or run it as a script.
 
 # %%
+import matplotlib.pyplot as plt
 import torch
 
 from amg import AntiMemorizationGuidance, sample
@@ -22,33 +23,121 @@ from amg.thresholds import Parabolic
 model = ClosedForm()
 bank = model.bank()
 similarity = PCASimilarity(bank)
-prompts = ["telephone receiver", "bus", "trade mark", "toolbox"]
+prompts = ["telephone receiver", "animal sticker pack", "snowman", "grinning face"]
 print({prompt: model.cause(prompt) for prompt in prompts})
 
 # %% [markdown]
-# Without guidance: the similarity σ_t of x̂0 to its nearest training picture, at every fifth step.
+# Three prompts of planted pictures, one per cause, and an ordinary one, each sampled twice from the same noise. `watch`
+# has no terms: it looks and leaves the chain as it is. c1 is small here, so that G_spe leaves G_dup something to take
+# back: s1 + s2 never exceeds s0 − 1.
 
 # %%
-seeds = [20, 23, 64, 52]
-watch = AntiMemorizationGuidance(similarity, Parabolic(0.8, 0.6), terms=())
-trace: list = []
-plain = sample(model, seeds, prompts=prompts, s0=3.0, guidance=watch, on_step=lambda step, state: trace.append(state))
-print(torch.stack([state.similarity for state in trace])[::5])
+seeds = [204, 113, 104, 0]
+threshold = Parabolic(0.8, 0.6)
+watch = AntiMemorizationGuidance(similarity, threshold, terms=())
+guidance = AntiMemorizationGuidance(similarity, threshold, c1=1, c2=20, c3=8, normalize=True)
+
+
+def chain(guidance):
+    """The pictures, (B, 3, H, W), and (step, state) of each step."""
+    seen: list = []
+    pictures = sample(
+        model,
+        seeds,
+        prompts=prompts,
+        s0=3.0,
+        guidance=guidance,
+        on_step=lambda *step_and_state: seen.append(step_and_state),
+    )
+    return pictures, seen
+
+
+(plain, watched), (guided, seen) = chain(watch), chain(guidance)
 
 # %% [markdown]
-# With all three guidances. `flagged` says which samples were touched, the norms how strong each guidance was.
+# ## σ_t and λ_t
+#
+# The similarity of x̂0 to its nearest training picture, step by step, from noise (t = 1) to the picture. AMG acts where
+# it lies above the threshold, and nowhere else: dots are steps that were guided. All is decided early. This λ_t is
+# set by hand and flags an ordinary chain too; a calibrated one (`task=calibrate`) seldom does.
 
 # %%
-guidance = AntiMemorizationGuidance(similarity, Parabolic(0.8, 0.6), c1=13, c2=20, c3=8, normalize=True)
-guided_trace: list = []
-guided = sample(
-    model, seeds, prompts=prompts, s0=3.0, guidance=guidance, on_step=lambda step, state: guided_trace.append(state)
-)
-print(torch.stack([state.similarity for state in guided_trace])[::5])
-print("steps guided", torch.stack([state.flagged for state in guided_trace]).sum(0).tolist())
+UNGUIDED, GUIDED = "#c8553d", "#1f6f8b"
+figure, axes = plt.subplots(1, len(prompts), figsize=(2.6 * len(prompts), 2.4), sharey=True)
+t = torch.stack([step.t for step, _ in seen])
+for row, (axis, prompt) in enumerate(zip(axes, prompts, strict=True)):
+    for name, color, trace in (("without", UNGUIDED, watched), ("with AMG", GUIDED, seen)):
+        sigma = torch.stack([state.similarity for _, state in trace])
+        axis.plot(t[:, row], sigma[:, row], color=color, label=f"$\\sigma_t$ {name}")
+    acted = torch.stack([state.flagged for _, state in seen])[:, row]
+    axis.plot(t[acted, row], sigma[acted, row], "o", color=GUIDED, markersize=3, label="guided")
+    axis.plot(t[:, row], threshold(t[:, row]), "--", color="#333333", linewidth=1, label="$\\lambda_t$")
+    axis.set(title=f"{prompt}\n{model.cause(prompt)}", xlabel="t", xlim=(1, 0))
+    axis.title.set_size(9)
+    axis.spines[["top", "right"]].set_visible(False)
+axes[0].legend(frameon=False, fontsize=7)
+figure.tight_layout()
+curves = figure
 
 # %% [markdown]
-# The truth: is a planted picture responsible for the sample?
+# ## One guided step, as pictures
+#
+# At a step where the planted chains are flagged: the noisy x_t, where it leads (x̂0), the training picture n0 that this
+# is nearest to, and the three changes of ε. Each has the shape of a picture; grey is 0, each is scaled to its own
+# largest value, and its norm stands above. Last, where the chain leads after all three. The chains are the unguided
+# ones: what would AMG do here?
+
+# %%
+planted = [row for row, prompt in enumerate(prompts) if model.cause(prompt) != "ordinary"]
+step, state = next(one for one in watched if one[0].t[0] < 0.93)
+rows = [row for row in planted if state.flagged[row]]
+
+
+def change(*terms: str) -> torch.Tensor:
+    """What these guidances together add to ε at this step, (B, C, H, W)."""
+    some = AntiMemorizationGuidance(similarity, threshold, c1=1, c2=20, c3=8, normalize=True, terms=terms)
+    return some(step, None)[0] - step.eps
+
+
+# G_dup takes what G_spe leaves, so it is the difference of the two together and G_spe alone
+terms = {"$G_{spe}$": change("spe"), "$G_{dup}$": change("spe", "dup") - change("spe"), "$G_{sim}$": change("sim")}
+after = step.with_eps(step.eps + sum(terms.values())).x0
+
+
+def scaled(term: torch.Tensor) -> torch.Tensor:
+    """To [−1, 1] by the largest value of each sample; a term that is 0 stays so."""
+    largest = term.abs().amax((1, 2, 3), keepdim=True)
+    return term / torch.where(largest > 0, largest, 1)
+
+
+columns = {
+    "$x_t$": step.x_t / 2,
+    r"$\hat x_0$": step.x0,
+    "nearest $n_0$": bank.images[state.index],
+    **{name: scaled(term) for name, term in terms.items()},
+    r"$\hat x_0$ after": after,
+}
+figure, axes = plt.subplots(len(rows), len(columns), figsize=(1.5 * len(columns), 1.75 * len(rows)), squeeze=False)
+for line, row in zip(axes, rows, strict=True):
+    for axis, (name, images) in zip(line, columns.items(), strict=True):
+        axis.imshow((images[row].clamp(-1, 1) + 1).div(2).permute(1, 2, 0).cpu())
+        head = [name] if row == rows[0] else []
+        norm = [f"‖·‖ = {terms[name][row].norm():.1f}"] if name in terms else []
+        axis.set_title("\n".join(head + norm), fontsize=8)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    line[0].set_ylabel(f"{prompts[row]}\n$\\sigma_t$ {state.similarity[row]:.2f}", fontsize=8)
+figure.suptitle(f"t = {float(step.t[0]):.2f}", x=0.02, ha="left", fontsize=9)
+figure.tight_layout()
+
+# %% [markdown]
+# G_spe and G_dup show the picture that is about to be copied: added to ε, they take back from x̂0 what the prompt, and
+# what the caption of n0, had put there. Where the chain has arrived (σ_t = 1) both are all but zero, since the prompt
+# changes nothing any more; G_sim, which needs no prompt, is what is left.
+#
+# ## The truth
+#
+# Is a planted picture responsible for the sample?
 
 # %%
 copies = {

@@ -6,13 +6,18 @@ import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from omegaconf import OmegaConf
+from synthetic_runs import save
 
+from amg.lab.pictures import emoji
 from experiments.cli import compose_config, folders, main, own_folder, reach
 from experiments.config import check
 from experiments.quoting import quote
@@ -109,27 +114,70 @@ def single_runs(arguments):
 
 
 RUN_HERE = [
-    'guidance=full prompt="snowman"',
-    "conditioning=none guidance=sim n_samples=64",
-    'conditioning=label "labels=[3]" guidance=sim',
-    'strength=strong guidance=full prompt="bus"',
-    "-m guidance=none,full s0=1,3 n_samples=24",
     'guidance=early_relief guidance.until=0.7 prompt="bus"',
     "similarity=l2 guidance=sim guidance.c3=10",
     "model=gaussian guidance=none",
     "experiment=relief",
-    "experiment=figure3",
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beginning", RUN_HERE)
-def test_commands_of_the_small_worlds_run_as_they_are_told(beginning, added, tmp_path):
+def test_what_is_added_runs_as_it_is_told(beginning, added, tmp_path):
     wanted = shlex.split(beginning)
     words = next(param.values[1] for param in COMMANDS if param.values[1][: len(wanted)] == wanted)
     keep = ["-m"] if "-m" in words else []
     assert main([*keep, *prepared(words, added, tmp_path), *SMALL]) == 0
     assert list(tmp_path.glob("runs/*/*/manifest.json")) and list(tmp_path.glob("runs/**/report.html"))
+
+
+NEEDS_MORE = ("model=sd", "task=download", "task=download_sscd", "hydra/launcher=parallel", "hydra/launcher=slurm")
+"""A user's weights, a network, other processes; `test_sweeps` has the launchers."""
+ALSO = ["experiment=table3", "experiment=table5", "experiment=figure4"]
+"""What the README's comments name beside a command."""
+
+
+def readme_commands():
+    """Every command of the README that needs nothing of the reader, in the page's order."""
+    found = [param.values[1] for param in COMMANDS if param.values[0].stem == "README"]
+    found = [words for words in found if not set(words) & set(NEEDS_MORE)]
+    place = found.index(["task=overview"])
+    return [*found[:place], *([word] for word in ALSO), *found[place:]]
+
+
+@pytest.fixture
+def reader(added, tmp_path):
+    """The files that the README's commands name: pictures with captions in a folder, and as Parquet."""
+    pictures = emoji(32)
+    (tmp_path / "train").mkdir()
+    rows = []
+    for i in range(60):
+        save(pictures.images[i], tmp_path / "train" / f"{i}.png")
+        (tmp_path / "train" / f"{i}.txt").write_text(pictures.captions[i][0])
+        rows.append({"bytes": (tmp_path / "train" / f"{i}.png").read_bytes(), "path": None})
+    texts = [captions[0] for captions in pictures.captions[:60]]
+    pq.write_table(pa.table({"image": rows, "text": texts}), tmp_path / "train.parquet")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_that_can_run_here_runs(added, reader, monkeypatch):
+    monkeypatch.setenv("AMG_CACHE", str(reader / "cache"))
+    commands = readme_commands()
+    told = {word.partition("=")[2] for words in commands for word in words if word.startswith(("task=", "experiment="))}
+    assert told >= {"detect", "bank", "dedupe", "collect", "overview", "rivals", "figure3", "figure4"}
+    assert told >= {f"table{i}" for i in range(1, 6)} and len(commands) >= 25
+    for words in commands:
+        keep = ["-m"] if "-m" in words else []
+        small = ["n_samples=8", *SMALL[1:]] if "task=detect" in words else SMALL
+        start = time.process_time()
+        assert main([*keep, *prepared(words, added, reader), *small]) == 0, " ".join(words)
+        print(f"{time.process_time() - start:6.1f} s  {' '.join(words)}")
+    page = (reader / "runs" / "tables.html").read_text()
+    assert page.count('<section class="experiment"') == 8 and "Not run" not in page
+    assert (reader / "runs" / "collected" / "report.html").is_file()
+    names = {manifest.parent.name.split("-")[1] for manifest in reader.glob("runs/run/*/manifest.json")}
+    assert names >= {file.stem for file in (ROOT / "conf" / "guidance").glob("*.yaml")} - {"chain"}
 
 
 @pytest.mark.slow

@@ -26,6 +26,18 @@ def test_every_yaml_is_a_choice_with_its_own_line(page):
             assert section.count(f"\n| `{name}` |") == 1, file
 
 
+def test_a_choice_tells_each_key_once_and_names_what_decides_it(page):
+    told = re.findall(r"^\| `[\w/]+` \| .* \| (.*) \|$", page, re.M)
+    sets = [re.findall(r"(?:^|, )`([\w.@/]+)[=`]", cell) for cell in told]
+    assert sum(map(len, sets)) > 100 and all(len(one) == len(set(one)) for one in sets)
+    assert "${" not in page
+    (line,) = [line for line in page.splitlines() if line.startswith("| `spe_dup` | Table 4")]
+    by_strength = ", ".join(f"`{key}` by `strength`" for key in ("c1", "c2", "c3", "normalize", "margin"))
+    assert line.endswith(f"| `terms=[spe, dup]`, {by_strength} |")
+    (line,) = [line for line in page.splitlines() if line.startswith("| `unconditional_none` |")]
+    assert line.endswith("| `guidance=none`, `conditioning=none`, `s0=1.0` |")
+
+
 def test_a_class_is_told_once_with_type_default_and_meaning_of_its_keys(page):
     assert page.count("**`amg.guidance.AntiMemorizationGuidance`**") == 1
     line = next(line for line in page.splitlines() if line.startswith("| `normalize` |"))

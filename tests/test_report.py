@@ -4,18 +4,21 @@ import base64
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
+import browser
 import numpy as np
 import pytest
 from PIL import Image
 from synthetic_runs import write_run
 
+from amg import records
 from amg.lab.pictures import emoji
+from experiments import report
 from experiments.figure_pictures import picture
 from experiments.report import find_runs, write_report
+from experiments.report_pairs import inline
+from experiments.report_samples import share
 from experiments.tables import render
 
 TABLE = render(
@@ -98,6 +101,34 @@ def test_every_sample_has_a_row_linked_to_its_picture(experiment):
     assert sorted(page.links) == sorted(f"{run}/pictures/{seed}.png" for run in ("none", "full") for seed in range(8))
 
 
+def test_beyond_the_limit_each_run_shows_a_fair_share_and_the_page_says_so(experiment, monkeypatch):
+    monkeypatch.setattr(report, "SAMPLES", 6)
+    page = Page(write_report(experiment, figures=[]).read_text())
+    assert sorted(page.links) == sorted(f"{run}/pictures/{seed}.png" for run in ("none", "full") for seed in range(3))
+    assert "The first by seed, 3 of 8 of each run" in page.text and "Every sample" not in page.text
+    write_run(experiment / "short", "spe", set(), n=1)
+    text = Page(write_report(experiment, figures=[]).read_text()).text
+    assert "full 2 of 8, none 2 of 8, short 1 of 1" in text
+    monkeypatch.setattr(report, "SAMPLES", 17)
+    text = Page(write_report(experiment, figures=[]).read_text()).text
+    assert "Every sample" in text and "The first by seed" not in text
+
+
+@pytest.mark.parametrize(
+    "lengths, limit, each",
+    [([504] * 8, 2000, 250), ([10, 100, 100], 110, 50), ([3, 4], 7, 4), ([3, 4], 6, 3), ([], 5, 0), ([5], 0, 0)],
+)
+def test_shares_are_as_large_as_the_limit_allows(lengths, limit, each):
+    assert share(lengths, limit) == each
+
+
+def test_large_pictures_are_inlined_small():
+    rng = np.random.default_rng(0)
+    source = inline(rng.integers(0, 255, (512, 512, 3), dtype=np.uint8))
+    data = base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(data)).size == (171, 171) and len(data) < 40_000
+
+
 def test_run_folder_and_experiment_folder_are_both_understood(experiment):
     assert set(find_runs(experiment)) == {"none", "full"}
     assert find_runs(experiment / "none") == {"none": experiment / "none"}
@@ -134,41 +165,30 @@ def test_verdict_that_is_none_is_refused(experiment):
 
 
 ACTIONS = """
-<script>
-const heads = [...document.querySelectorAll("#sample-table th")], out = {};
+const heads = [...document.querySelectorAll("#samples th")];
 const head = name => heads.find(h => h.textContent.trim() === name);
-const column = name => [...document.querySelectorAll("#sample-table tbody tr")].filter(r => r.offsetParent !== null)
+const column = name => [...document.querySelectorAll("#samples tbody tr")].filter(r => r.offsetParent !== null)
   .map(r => r.cells[heads.indexOf(head(name))].textContent);
 const click = name => head(name).querySelector("button").click();
 const filter = words => {
-  const box = document.getElementById("filter");
+  const box = document.querySelector("#samples input");
   box.value = words;
   box.dispatchEvent(new Event("input"));
 };
 click("steps guided"); out.up = column("steps guided");
 click("steps guided"); out.down = column("steps guided"); out.sorted = head("steps guided").getAttribute("aria-sort");
 click("nearest"); out.text = column("nearest");
-filter("ordinary FULL"); out.filtered = column("seed"); out.count = document.getElementById("count").textContent;
+filter("ordinary FULL"); out.filtered = column("seed");
+out.count = document.querySelector("#samples .count").textContent;
 filter(""); out.all = column("seed").length;
-out.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-out.broken = [...document.images].filter(i => !i.complete || !i.naturalWidth).length;
-document.body.textContent = "RESULT" + JSON.stringify(out) + "END";
-</script>
-</body>"""
+"""
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [400, 1200])
 def test_browser_sorts_and_filters_samples(experiment, tmp_path, width):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "this test needs Chromium: apt-get install chromium, or leave it out with -m 'not browser'"
-    html = write_report(experiment, tables=[TABLE], claims=CLAIMS, bank_images=emoji(32).images).read_text()
-    (experiment / "clicked.html").write_text(html.replace("</body>", ACTIONS))
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-               f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--virtual-time-budget=5000",
-               "--dump-dom", (experiment / "clicked.html").as_uri()]  # fmt: skip
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = json.loads(Page(re.search(r"RESULT(.*?)END", dom, re.S)[1]).text)
+    page = write_report(experiment, tables=[TABLE], claims=CLAIMS, bank_images=emoji(32).images)
+    found = browser.found(page, ACTIONS, tmp_path, width)
     steps = [0] * 6 + [1] * 6 + [2] * 4  # seed mod 3 of two runs of eight
     assert [int(s) for s in found["up"]] == steps and [int(s) for s in found["down"]] == steps[::-1]
     assert found["sorted"] == "descending"
@@ -176,6 +196,28 @@ def test_browser_sorts_and_filters_samples(experiment, tmp_path, width):
     assert sorted(found["filtered"]) == ["3", "7"] and found["count"] == "2 of 16 samples" and found["all"] == 16
     assert found["wide"] <= 0  # no sideways scrolling of the page
     assert found["broken"] == 0
+
+
+LONG = """
+const box = document.querySelector("#samples"), shown = () => box.querySelectorAll("tbody tr").length;
+const count = () => box.querySelector(".count").textContent;
+out.first = [shown(), count()];
+const seeds = [...box.querySelectorAll("th")].findIndex(head => head.textContent === "seed");
+const button = box.querySelectorAll("th")[seeds].querySelector("button");
+button.click(); button.click(); out.top = box.querySelector("tbody tr").cells[seeds].textContent;
+const filter = box.querySelector("input");
+filter.value = "599"; filter.dispatchEvent(new Event("input")); out.filtered = [shown(), count()];
+"""
+
+
+@pytest.mark.browser
+def test_browser_shows_the_first_of_a_long_table_and_sorts_and_filters_all_of_it(experiment, tmp_path):
+    frame = records.read(experiment / "none")
+    rows = [{**row, "prompt": "one"} for row in frame.head(1).to_dict("records")]
+    records.append(experiment / "full", [{**rows[0], "seed": 8 + i} for i in range(592)])
+    found = browser.found(write_report(experiment / "full", figures=[]), LONG, tmp_path)
+    assert found["first"] == [500, "600 samples, 500 shown: filter or sort"]
+    assert found["top"] == "599" and found["filtered"] == [1, "1 of 600 samples"]
 
 
 def test_what_was_typed_stands_for_the_commands_of_all_rows(experiment):
