@@ -157,8 +157,8 @@ def _folder(path: str | Path) -> Path:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"model.path: {path} is no folder and the hub cannot give it ({type(error).__name__}): download "
-            f"https://huggingface.co/{path}{' (about 143 MB)' if path == CIFAR10 else ''} where there is a network, set "
-            "model.path to that folder; model=closed_form runs now"
+            f"https://huggingface.co/{path}{' (about 143 MB)' if path == CIFAR10 else ''} where there is a network, "
+            "set model.path to that folder; model=closed_form runs now"
         ) from None
 
 
