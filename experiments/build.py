@@ -41,7 +41,28 @@ def build(run: RunConfig) -> Parts:
     with told("guidance"):
         parts = {"bank": bank, "similarity": similarity, "threshold": threshold, "model": model, "run": run}
         guidance = component(run.guidance, **parts)
+    same_size(run, model, bank, {"similarity": similarity, "judge": judge, "guidance": guidance})
     return Parts(model, bank, similarity, judge, threshold, guidance, scheduler)
+
+
+def same_size(run: RunConfig, model: Any, bank: TrainingBank, parts: dict[str, Any]) -> None:
+    """Compares the size of the model's pictures with the bank's, where the model says its `side`.
+
+    Args:
+        parts: by their keys; only those that say `compares_pixels` need both to be the same.
+    Raises:
+        ConfigError: where a part cannot compare them.
+    """
+    side, (height, width) = getattr(model, "side", None), bank.images.shape[2:]
+    key = next((key for key, part in parts.items() if getattr(part, "compares_pixels", False)), None)
+    if side is None or key is None or (height, width) == (side, side):
+        return
+    name, drawn = run.model.get("name"), f"{side}×{side}"
+    raise ConfigError(
+        [f"model: {name} draws pictures of {drawn}, the bank's are {height}×{width}, and "
+         f"{key}={getattr(run, key).get('name')} compares pixels; take a network of that size, or pictures of {drawn} "
+         f"(data=folder data.path=… data.size={side})"]
+    )  # fmt: skip
 
 
 def find_files(run: RunConfig) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.messages import SEVERAL, did_you_mean, unresolved
-from experiments.schema import ConfigError, RunConfig, validate
+from experiments.schema import ConfigError, NotApplicable, RunConfig, validate
 
 PREFIXES = ("amg.", "experiments.", "lightning.", "diffusers.", "torchmetrics.")
 COMPONENTS = ("data", "guidance", "judge", "logger", "model", "similarity", "task", "threshold", "trainer")
@@ -44,8 +44,14 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError([unresolved(error, cfg)]) from None
     plain.pop("hydra", None)
-    for alone in ("row", "experiment", "sscd"):  # only chooses, or is referred to
+    for alone in ("row", "experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
         plain.pop(alone, None)
+    if plain["threshold"] is None:  # what conf/threshold/calibrated.yaml finds
+        model, similarity = (plain[key].get("name") for key in ("model", "similarity"))
+        raise NotApplicable(
+            [f"threshold=calibrated: conf/strength has no curve for model={model} with similarity={similarity}; "
+             "python run.py task=calibrate … learns one"]
+        )  # fmt: skip
     plain["guidance"] = _listed(plain["guidance"])
     run = validate(plain)
     allowed = (*PREFIXES, *run.allow)
@@ -64,10 +70,19 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
 
 
 NEEDS = {
-    "needs_attention": ("has_attention", "edits cross-attention, and model={model} has none"),
+    "needs_attention": (
+        "has_attention",
+        "edits cross-attention, and model={model} has none; use model=lab_sd or a Stable Diffusion",
+    ),
     "needs_text_encoder": (
         "has_text_encoder",
-        "rewrites prompts or edits their embeddings, and model={model} has no text encoder",
+        "rewrites prompts or edits their embeddings, and model={model} has no text encoder; "
+        "use model=lab_sd or a Stable Diffusion",
+    ),
+    "needs_variance": (
+        "learns_variance",
+        "guidance.through=mean needs the variance that a network learns, and model={model} has none; "
+        "use model=iddpm_cifar10, or guidance.through=eps",
     ),
 }
 """What a guidance's class may ask for; the fact of the model's class that grants it; what is told."""
@@ -80,6 +95,11 @@ def not_applicable(run: RunConfig) -> str | None:
         terms = node.get("terms")
         prompts = terms is not None and bool(terms) and "sim" not in terms
         target = locate(node["_target_"])
+        if node.get("guidances") in ([], {}):
+            return (
+                f"guidance={name}: names no guidances; guidance=chain +guidance@guidance.guidances.a=gni "
+                "+guidance@guidance.guidances.b=sim applies two"
+            )
         if (prompts or getattr(target, "needs_prompts", False)) and run.conditioning != "prompt":
             return (
                 f"guidance={name}: acts through text, and this run has none "
@@ -92,7 +112,8 @@ def not_applicable(run: RunConfig) -> str | None:
             )
         for need, (fact, told) in NEEDS.items():
             if getattr(target, need, False) and not getattr(locate(run.model["_target_"]), fact, False):
-                return f"guidance={name}: {told.format(model=model)}; use model=lab_sd or a Stable Diffusion"
+                if need != "needs_variance" or node.get("through", "mean") == "mean":
+                    return f"guidance={name}: {told.format(model=model)}"
     return None
 
 

@@ -108,10 +108,11 @@ def _not_applicable(run: RunConfig) -> dict[str, str]:
 
 
 def _detectors(run: RunConfig, parts: Parts, reasons: dict[str, str]) -> dict[str, Any]:
-    """The detectors that can serve.
+    """The detectors that can serve; one that looks along a chain without CFG joins the `reasons`.
 
     Raises:
-        ConfigError: also for one that looks beyond the schedule, or along a chain that has no unguided prediction.
+        ConfigError: also for one that looks beyond the schedule.
+        NotApplicable: where none is left.
     """
     from amg.detectors import places
 
@@ -126,5 +127,8 @@ def _detectors(run: RunConfig, parts: Parts, reasons: dict[str, str]) -> dict[st
         except ValueError as error:
             raise ConfigError([str(error)]) from None
         if found[name].needs_prompts and chain and run.s0 == 1:
-            raise ConfigError([f"detector.{name}: at s0=1 a chain has no unconditional prediction; set s0 > 1"])
+            reasons[name] = f"detector.{name}: at s0=1 a chain has no unconditional prediction; set s0 > 1"
+            del found[name]
+    if not found:
+        raise NotApplicable([*reasons.values()])
     return found

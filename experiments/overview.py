@@ -24,14 +24,16 @@ def overview_run(
     """Writes `tables.html`, which needs nothing beside itself: claims, tables, figures, nearest pairs and samples.
 
     Args:
-        experiments: folders below `root` that hold a `report.json`; the others are named as not run.
+        experiments: folders below `root` that hold a `report.json`; the others are named as not run. With each of them
+            come those of other models, `<experiment>-<model>`.
         failed: those whose command did not end well; said on the page, since what it shows may be older or in part.
         root: the folder of the experiments; the page lies in `output_dir`, or in it.
     Raises:
         ConfigError: where none of them has a report.
     """
     folder = Path(root)
-    found = {name: _read(folder / name) for name in experiments if (folder / name / "report.json").is_file()}
+    places = [place for name in experiments for place in (folder / name, *sorted(folder.glob(f"{name}-*")))]
+    found = {place.name: _read(place) for place in places if (place / "report.json").is_file()}
     if not found:
         raise ConfigError(
             [f"task.experiments: no report below {folder}; first python run.py experiment={experiments[0]}"]

@@ -199,7 +199,7 @@ def _schema(schema: type[BaseModel], file: Path, group: str) -> list[tuple[str, 
     for name, default in defaults.items():
         if name in ("defaults", "hydra"):
             continue
-        kind = "str"  # what only chooses, or is referred to, is no field of the schema
+        kind = type(default).__name__  # what only chooses, or is referred to, is no field of the schema
         if name in schema.model_fields:
             field = schema.model_fields[name]
             kind = ", ".join([_kind(field.annotation), *(limit for one in field.metadata if (limit := _limit(one)))])

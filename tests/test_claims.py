@@ -145,15 +145,24 @@ def test_always_on_ruins_quality_or_does_not():
     assert said({"always": row(matched_ratio=None)}, "Always-on")[0] == "not measured"
 
 
-@pytest.mark.parametrize(("constant", "calibrated", "verdict"), [
+@pytest.mark.parametrize("name", ["parabolic", "calibrated"])
+@pytest.mark.parametrize(("constant", "changing", "verdict"), [
     ((40, 0.30), (0, 0.40), "holds"),  # leaves copies
     ((0, 0.50), (0, 0.20), "holds"),  # as private, for more steps
     ((0, 0.20), (0, 0.50), "does not hold"),
     ((0, 0.50), (40, 0.20), "does not hold"),
 ])  # fmt: skip
-def test_a_constant_threshold_leaves_copies_or_guides_more(constant, calibrated, verdict):
-    rows = [row(copies=copies, steps_guided_share=steps) for copies, steps in (constant, calibrated)]
-    assert said({"constant": rows[0], "full": rows[1]}, "The calibrated λ_t")[0] == verdict
+def test_a_constant_threshold_leaves_copies_or_guides_more(constant, changing, verdict, name):
+    rows = [row(copies=copies, steps_guided_share=steps) for copies, steps in (constant, changing)]
+    found, numbers = said({"constant": rows[0], name: rows[1]}, f"A {name} λ_t")
+    assert found == verdict and f"{name} {changing[0]}/100" in numbers
+
+
+def test_a_row_whose_threshold_may_be_constant_is_no_test_of_a_changing_one():
+    """In the closed-form world λ_t of `full` is a constant with nL2."""
+    metrics = {"constant": row(copies=40, steps_guided_share=0.3), "full": row(steps_guided_share=0.1)}
+    assert not any("λ_t" in text for text in verdicts(metrics))
+    assert not any("λ_t" in text for text in verdicts(metrics | {"calibrated": "n/a"}))
 
 
 def rival(copies, change, error=0.2):

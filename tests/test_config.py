@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from experiments.cli import CONF, compose_config
 from experiments.cli import main as run_main
 from experiments.config import COMPONENTS, check, not_applicable
-from experiments.schema import ConfigError, RunConfig
+from experiments.schema import ConfigError, NotApplicable, RunConfig
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(file.relative_to(CONF).with_suffix("") for file in CONF.rglob("*.yaml"))
@@ -53,7 +53,7 @@ def test_no_yaml_is_left_out():
     assert groups == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     assert set(COMPONENTS) - {"judge"} <= groups
     assert len(FILES) == sum(name.endswith(".yaml") for _, _, names in os.walk(CONF) for name in names)
-    assert len(FILES) >= 124
+    assert len(FILES) >= 128
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -84,6 +84,46 @@ def test_every_row_of_every_experiment_composes_and_binds():
             check(compose_config([f"experiment={file.stem}", f"row={row}"]))
             visited += 1
     assert visited >= 25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "n_samples"),
+    [
+        (["experiment=table2"], "table2", 512),
+        (["experiment=table2", "model=iddpm_cifar10", "row=full"], "table2-iddpm_cifar10", 10000),
+        (["experiment=table3", "model=iddpm_cifar10_cond", "row=strong"], "table3-iddpm_cifar10_cond", 10000),
+        (["experiment=table5", "model=ddpm_cifar10", "row=parabolic"], "table5-ddpm_cifar10", 10000),
+        (["experiment=table5", "model=lab_ddpm", "row=constant"], "table5-lab_ddpm", 512),
+        (["experiment=table1", "model=sd", "row=full"], "table1-sd", 500),  # each of the prompts once
+        (["experiment=figure4", "model=sd"], "figure4-sd", 500),
+        (["experiment=figure4", "model=lab_sd"], "figure4-lab_sd", 72),
+        (["experiment=rivals"], "rivals", 144),
+        (["experiment=rivals", "model=closed_form"], "rivals-closed_form", 144),
+        (["experiment=table2", "model=iddpm_cifar10", "n_samples=7", "name=mine"], "mine", 7),
+    ],
+)
+def test_a_table_of_another_model_has_its_own_size_and_folder_unless_the_user_says_one(arguments, name, n_samples):
+    run = check(compose_config(arguments))
+    assert (run.name, run.n_samples) == (name, n_samples)
+
+
+@pytest.mark.parametrize("strength", ["main", "strong"])
+@pytest.mark.parametrize("model", ["closed_form", "lab_ddpm", "ddpm_cifar10", "iddpm_cifar10"])
+def test_the_rows_of_table_5_differ_in_the_threshold_alone(model, strength):
+    table = ["experiment=table5", f"model={model}", f"strength={strength}"]
+    constant, parabolic = (check(compose_config([*table, f"row={row}"])) for row in ("constant", "parabolic"))
+    assert constant.guidance == parabolic.guidance and constant.guidance["c3"] > 0
+    level, (start, end) = constant.threshold["value"], (parabolic.threshold[key] for key in ("start", "end"))
+    assert start == level == (-1.4 if strength == "main" else -1.6) and end > start
+
+
+def test_a_calibrated_threshold_is_the_models_own_and_not_applicable_where_none_was_learned():
+    run = check(compose_config(["experiment=table5", "row=calibrated"]))
+    assert run.guidance["name"] == "sim" and run.threshold["values"][-1] == -1.5756  # closed_form-nl2-ddim
+    assert check(compose_config(["guidance=full", "threshold=calibrated"])).threshold["values"][0] == 0.8355
+    for model in ("iddpm_cifar10", "ddpm_cifar10"):
+        with pytest.raises(NotApplicable, match=f"no curve for model={model} with similarity=nl2"):
+            check(compose_config(["experiment=table5", "row=calibrated", f"model={model}"]))
 
 
 def test_a_row_overrides_what_its_experiment_says():
@@ -213,6 +253,33 @@ def test_tables_1_and_4_feed_sscd_as_the_released_code_does_and_their_judge_as_i
         assert run.judge["path"] != run.similarity["path"] and "preset" not in run.judge
     assert check(compose_config(["model=sd"])).similarity["preset"] == "official"
     assert check(compose_config(["model=sd", "++similarity.preset=dcr"])).similarity["preset"] == "dcr"
+
+
+def test_the_row_of_the_released_code_feeds_and_differentiates_sscd_as_it_does():
+    run = check(compose_config(["model=sd", "row=released_sd"]))
+    assert run.similarity["preset"] == "amg_release" and run.similarity["norm_gradient"]
+    run = check(compose_config(["model=sd", "row=released_sd", "similarity=clip_sscd"]))
+    assert run.similarity["candidates"] == 1000
+    assert run.similarity["fine"]["preset"] == "amg_release" and run.similarity["fine"]["norm_gradient"]
+    assert not check(compose_config(["model=sd", "row=full"])).similarity["norm_gradient"]
+    ours, plain = (check(compose_config([f"row={row}"])) for row in ("released_sd", "full"))
+    assert ours.similarity == plain.similarity and ours.guidance["name"] == "released_sd"
+    rows = [check(compose_config(["experiment=rivals", "model=sd", f"row={row}"])) for row in ("released_sd", "full")]
+    assert {run.similarity["preset"] for run in rows} == {"amg_release"}, "rows that are counted differently"
+
+
+def test_released_iddpm_needs_a_learned_variance_unless_it_acts_through_eps():
+    for model in ("closed_form", "lab_sd", "lab_ddpm"):
+        reason = not_applicable(check(compose_config(["guidance=released_iddpm", f"model={model}"])))
+        assert reason and f"model={model} has none" in reason and "guidance.through=eps" in reason
+    assert not_applicable(check(compose_config(["guidance=released_iddpm", "++guidance.through=eps"]))) is None
+    assert not_applicable(check(compose_config(["guidance=released_iddpm", "model=iddpm_cifar10"]))) is None
+    assert "has none" in not_applicable(check(compose_config(["guidance=released_iddpm", "model=ddpm_cifar10"])))
+
+
+def test_a_chain_of_nothing_is_not_applicable_and_says_how_it_is_filled():
+    reason = not_applicable(check(compose_config(["guidance=chain"])))
+    assert reason and reason.startswith("guidance=chain: names no guidances") and "guidance.guidances.a=" in reason
 
 
 @pytest.mark.parametrize("guidance", ["wen", "gni", "rt", "rna", "cwr"])

@@ -17,7 +17,7 @@ from experiments.detect_table import compare, refuse_one_kind
 from experiments.schema import ConfigError
 
 SMALL = ["task=detect", "model.size=16", "task.learn=4", "trainer=cpu", "output_dir=out"]
-DETECTORS = ["nearest", "magnitude", "anisotropy", "norms", "one_step"]
+DETECTORS = ["nearest", "magnitude", "magnitude_all", "anisotropy", "norms", "one_step"]
 
 
 def cells(folder, section, label):
@@ -41,6 +41,7 @@ def test_a_run_leaves_scores_table_figure_and_report_and_resumes(command, tmp_pa
     assert scores["cause"].eq("ordinary").tolist() == [i % 2 == 1 for i in range(24)]
     assert scores[[f"score_{name}" for name in DETECTORS]].notna().all(axis=None)
     assert cells(folder, "Is the prompt planted? One image", "magnitude")[2] == "2"
+    assert cells(folder, "Is the prompt planted? One image", "magnitude_all")[2] == "8"  # two calls at each of 4 steps
     assert cells(folder, "Is the prompt planted? One image", "norms")[2] == "8"
     assert len(cells(folder, "Is the prompt planted? One image", "*magnitude, paper*")) == 4
 
@@ -64,7 +65,8 @@ def test_without_prompts_only_copies_are_the_truth_and_text_detectors_are_na(com
     world = ["model.planted_weight=0.3", "model.caption_weight=0.8"]
     code, out, told = command(*SMALL, *world, "sampler.steps=8", "conditioning=none", "s0=1", "n_samples=16")
     assert code == 0, told
-    assert "n/a: detector=magnitude: looks at what the prompt changes" in " ".join(out.split())
+    for name in ("magnitude", "magnitude_all"):
+        assert f"n/a: detector={name}: looks at what the prompt changes" in " ".join(out.split())
     assert set(cells(tmp_path / "out", "Is this sample a copy?", "anisotropy")) == {"n/a"}
     assert cells(tmp_path / "out", "Is this sample a copy?", "one_step")[2] == "1"
     assert "planted?" not in (tmp_path / "out" / "table.md").read_text()

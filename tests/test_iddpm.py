@@ -6,10 +6,11 @@ import pickle
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from PIL import Image
 from reference_iddpm import Spaced, random_network
 
 from amg.models.convert_iddpm import convert, restore, save, unet
-from amg.models.ddpm import DDPM, iddpm_cifar10, iddpm_cifar10_cond
+from amg.models.ddpm import DDPM, ddpm_cifar10, iddpm_cifar10, iddpm_cifar10_cond
 from amg.sampling import sample
 
 
@@ -210,6 +211,31 @@ def test_missing_folder_says_how_to_make_it(tmp_path):
         iddpm_cifar10(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="train_iddpm_cifar10_cond.*closed_form"):
         iddpm_cifar10_cond(tmp_path / "none")
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_download_and_its_size(tmp_path, monkeypatch):
+    for name, value in (("HF_HUB_OFFLINE", True), ("HF_HUB_CACHE", str(tmp_path))):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    with pytest.raises(FileNotFoundError, match=r"^model.path: .*google/ddpm-cifar10-32 \(about 143 MB\)"):
+        ddpm_cifar10()
+    with pytest.raises(FileNotFoundError, match="huggingface.co/some/other where"):
+        ddpm_cifar10("some/other")
+
+
+def test_a_network_of_another_resolution_than_the_pictures_is_told_in_a_line(command, tmp_path):
+    save(unet(width=32), tmp_path / "net")  # draws 32×32
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        Image.new("RGB", (16, 16), (80 * i, 0, 9)).save(tmp_path / "pictures" / f"{i}.png")
+    own = ["model=ddpm_cifar10", "model.path=net", "data=folder", "data.path=pictures", "metrics.extractor=none"]
+    small = ["n_samples=1", "sampler.steps=1", "trainer=cpu", "output_dir=out"]
+    code, _, told = command(*own, *small, "data.size=16")
+    assert code == 2 and told.count("\n") == 1 and "Traceback" not in told
+    assert told.startswith("error: model: ddpm_cifar10 draws pictures of 32×32, the bank's are 16×16")
+    assert "similarity=nl2 compares pixels" in told and "data.size=32" in told
+    assert not (tmp_path / "out").exists()
+    code, _, told = command(*own, *small, "data.size=32")
+    assert code == 0, told
 
 
 def test_conditional_name_refuses_an_unconditional_folder(tmp_path):

@@ -63,6 +63,18 @@ def test_each_experiment_shows_its_nearest_pairs_and_a_share_of_each_run_s_sampl
     assert "Samples, 5 of 8 of each run" in second and second.count("pictures/") == 10
 
 
+def test_the_same_experiment_on_another_model_stands_beside_it(reports):
+    write_run(reports / "table1-lab_sd" / "none", "none", {0})
+    write_report(reports / "table1-lab_sd", tables=[TABLE], claims=[claim("not measured", "7/8 → 1/8")])
+    assert main(["task=overview", "task.failed=[table1-lab_sd]"]) == 0
+    page = (reports / "tables.html").read_text()
+    assert page.index("3/8 → 0/8") < page.index("7/8 → 1/8") < page.index("&lt;3/8&gt;")
+    assert 'href="table1-lab_sd/report.html"' in page and "Not run: table3," in page
+    assert page.count("The last command of this experiment failed") == 1
+    assert main(["task=overview", "task.experiments=[table2]"]) == 0
+    assert "table1" not in (reports / "tables.html").read_text()
+
+
 def test_chosen_experiments_on_a_page_elsewhere(reports, tmp_path):
     assert main(["task=overview", "task.experiments=[table2]", f"output_dir={tmp_path / 'page'}"]) == 0
     page = (tmp_path / "page" / "tables.html").read_text()

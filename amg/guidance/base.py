@@ -25,6 +25,9 @@ class Guidance:
     needs_text_encoder = False
     """Whether it rewrites prompts or edits embeddings and is n/a for a model whose class does not say
     `has_text_encoder`."""
+    needs_variance = False
+    """Whether it needs a variance that the network learned and is n/a for a model whose class does not say
+    `learns_variance`."""
     needs_cfg = False
     """Whether it works on the difference of conditional and unconditional prediction and is n/a without CFG."""
 

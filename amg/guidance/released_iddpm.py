@@ -62,6 +62,9 @@ class ReleasedIDDPM(Guidance):
     One chain is drawn, not two: the unguided twin is a run with guidance=none.
     """
 
+    needs_variance = True  # for through="mean"
+    compares_pixels = True
+
     def __init__(
         self,
         bank: TrainingBank,

@@ -56,7 +56,7 @@ class ReleasedSD(Guidance):
 
     Args:
         similarity: σ_t, with a bank of captioned pictures. Code: SSCD with preprocessing `amg_release` and
-            the norm of its descriptor in the gradient, `norm_gradient=True`.
+            the norm of its descriptor in the gradient, `norm_gradient=True` (on the command line `row=released_sd`).
         threshold: λ_t. Code: 0.3 + 0.1 exp(−0.005 t), t in 0 … 999; paper: "parabolic".
         c1: code: 6.5 / 0.5.
         gated: G_spe acts only where σ_t > λ_t. Paper: True; code: wherever σ_t > 0.
@@ -71,7 +71,8 @@ class ReleasedSD(Guidance):
             strength is c3 alone.
 
     The code writes 6.5 for s0 − 1, which is the same at its s0 of 7.5. Its first 21 pictures pass unguided, by a
-    counter that begins at 0; that is left out, since a picture depends on its seed alone.
+    counter that begins at 0; that is left out, since a picture depends on its seed alone. And where ᾱ < `MIN_ALPHA_BAR`
+    G_sim rests here, as in AMG.
     """
 
     def __init__(

@@ -15,7 +15,8 @@ Condition = Tensor | dict[str, Tensor]
 class Model(Protocol):
     """A diffusion model as `amg.sampling.sample` sees it.
 
-    Where encoding is slow a model may offer `check(conditions)`, which raises as `encode` does without its cost.
+    Where encoding is slow a model may offer `check(conditions)`, which raises as `encode` does without its cost; and
+    where its pictures have a fixed size, `side`, in pixels.
     """
 
     scheduler: Any

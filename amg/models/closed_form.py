@@ -52,6 +52,7 @@ class ClosedForm:
         if rest <= 0 or rank < 1:
             raise ValueError(f"model.rest must be > 0 and model.rank >= 1, got {rest} and {rank}")
         self.device, self.dtype, self.shape = torch.device(device), dtype, (3, size, size)
+        self.side = size
         self.pictures = emoji(size)
         self.scheduler = DDIMScheduler(
             beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False, timestep_spacing="trailing"

@@ -17,6 +17,8 @@ from torch import Tensor
 from amg.bank.sources.cifar10 import CLASSES
 from amg.models.convert_iddpm import SETTINGS, URL
 
+CIFAR10 = "google/ddpm-cifar10-32"
+
 
 class DDPM:
     """A `UNet2DModel` and its scheduler, from a folder in diffusers' layout or by hub name.
@@ -45,6 +47,7 @@ class DDPM:
         self.device, self.dtype = torch.device(device), dtype
         config = self.network.config
         self.shape = (config.in_channels, config.sample_size, config.sample_size)
+        self.side = config.sample_size
         self.timestep_scale = settings.get("timestep_scale", 1.0) if timestep_scale is None else timestep_scale
         self.null_label = settings.get("null_label") if null_label is None else null_label
         self.labels = config.num_class_embeds - (self.null_label is not None) if config.num_class_embeds else 0
@@ -95,7 +98,7 @@ class DDPM:
 
 
 def ddpm_cifar10(
-    path: str | Path = "google/ddpm-cifar10-32",
+    path: str | Path = CIFAR10,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> DDPM:
@@ -130,6 +133,10 @@ def iddpm_cifar10_cond(
     return model
 
 
+for _learned in (iddpm_cifar10, iddpm_cifar10_cond):
+    _learned.learns_variance = True  # which experiments.config asks before a network is loaded
+
+
 def _need(path: str | Path, mend: str) -> None:
     if not Path(path).is_dir():
         raise FileNotFoundError(f"model.path: there is no folder {path}: {mend}; model=closed_form runs now")
@@ -150,8 +157,8 @@ def _folder(path: str | Path) -> Path:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"model.path: {path} is no folder and the hub cannot give it ({type(error).__name__}): download "
-            f"https://huggingface.co/{path} where there is a network, set model.path to that folder; "
-            "model=closed_form runs now"
+            f"https://huggingface.co/{path}{' (about 143 MB)' if path == CIFAR10 else ''} where there is a network, "
+            "set model.path to that folder; model=closed_form runs now"
         ) from None
 
 

@@ -77,6 +77,7 @@ class StableDiffusion:
             raise ValueError(f"model.size must be a multiple of {factor}, got {size}")
         side = own if size is None else size // factor
         self.shape = (self.unet.config.in_channels, side, side)
+        self.side = side * factor
         if self.shape[0] != self.pipe.vae.config.latent_channels:
             raise ValueError(f"model: {source} wants {self.shape[0]} channels, more than latents: an inpainting model?")
         self.decode_latents = LatentDecoder(self.pipe.vae)

@@ -20,6 +20,9 @@ class NormalizedL2:
         copy, strict: a picture is memorized if σ > copy (paper: distance < 1.4; strict: < 1.6).
     """
 
+    compares_pixels = True
+    """Pictures must have the size of the bank's."""
+
     def __init__(
         self,
         bank: TrainingBank,
