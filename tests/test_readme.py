@@ -164,6 +164,7 @@ def reader(added, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_command_of_the_readme_that_can_run_here_runs(added, reader, monkeypatch):
     monkeypatch.setenv("AMG_CACHE", str(reader / "cache"))
     commands = readme_commands()
