@@ -143,16 +143,26 @@ def _settings(group: str, file: Path) -> str:
     for key, value in [*node.items(), *around]:
         if key in ("name", "_target_", "defaults", group) or isinstance(value, list) and len(value) > 8:
             continue
-        if isinstance(value, str) and (other := re.match(r"\$\{(?:oc\.select:)?(\w+)", value)):
-            words.append(f"`{key}` by `{other[1]}`")
+        if other := _decided_by(value):
+            words.append(f"`{key}` by `{other}`")
         elif isinstance(value, dict) and "_target_" in value:
-            inner = [f"{name}={_value(one)}" for name, one in value.items() if name != "_target_"]
+            inner = [
+                f"{name} by {other}" if (other := _decided_by(one)) else f"{name}={_value(one)}"
+                for name, one in value.items()
+                if name != "_target_"
+            ]
             words.append(f"`{key}={value['_target_'].split('.')[-1]}({', '.join(inner)})`")
         elif isinstance(value, dict):
             words += [f"`{key}.{name}={_value(one)}`" for name, one in value.items() if not isinstance(one, dict)]
         else:
             words.append(f"`{key}={_value(value)}`")
     return ", ".join(words)
+
+
+def _decided_by(value: Any) -> str | None:
+    """The key that an interpolation begins with; None for any other value."""
+    found = re.match(r"\$\{(?:oc\.select:)?(\w+)", value) if isinstance(value, str) else None
+    return found and found[1]
 
 
 def _override(one: Any) -> str:
