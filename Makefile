@@ -42,7 +42,7 @@ TABLES ?= table1 table2 table3 table4 table5 figure3 figure4 rivals \
 	table1-lab_sd table4-lab_sd figure3-lab_sd figure4-lab_sd table2-lab_ddpm table3-lab_ddpm table5-lab_ddpm
 # more keys for each of them, e.g. ARGS="n_samples=24 trainer=cpu"
 ARGS ?=
-tables: setup ## Tables 1-5, Figures 3-4 and every rival, measured; runs/tables.html says claim by claim what holds
+tables: setup ## Tables 1-5, Figures 3-4 and every rival, measured (hours on two cores; ARGS=n_samples=24 for a first look); runs/tables.html says claim by claim what holds
 	failed=; for table in $(TABLES); do \
 	case $$table in *-*) model=model=$${table#*-};; *) model=;; esac; \
 	$(BIN)/python run.py experiment=$${table%%-*} $$model $(ARGS) || failed="$$failed,$$table"; done; \
