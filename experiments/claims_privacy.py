@@ -38,7 +38,7 @@ def clears(metrics: Mapping[str, Any]) -> list[Claim]:
         if rows := rows_of(metrics, none, full):
             before, after = rows
             counts = {key: copies(after, key) for key in BY if counted(after, key) and counted(before, key)}
-            some = any(copies(before, key)[0] for key in counts)
+            some = copies(before, trusted(before, after))[0]  # what the most trusted count found to remove
             holds = all(counts[key][0] == 0 for key in counts if key != "judge_copies") if some else None
             if holds and "truth_copies" not in counts and counts.get("judge_copies", (0,))[0]:
                 holds = _no_more_than_false_alarms(before, after)  # the guide's own 0 is no proof
