@@ -9,7 +9,7 @@
 # # Quickstart: guard a pipeline
 #
 # A pipeline of diffusers, a bank of its training pictures, and a guidance that keeps the first from copying the
-# second. The network is the lab's own: a latent diffusion model of 32×32 pictures that memorized 36 planted emoji.
+# second. The network is the lab's own: a latent diffusion model of 32×32 pictures that memorized 34 planted emoji.
 # With Stable Diffusion only the first two lines change.
 
 # %%
@@ -17,14 +17,14 @@ import matplotlib.pyplot as plt
 import torch
 
 from amg import AntiMemorizationGuidance, TrainingBank, guard
-from amg.lab import emoji
+from amg.lab import lab_pictures
 from amg.lab.diffusion import lab_sd
 from amg.similarity import PCASimilarity
 from amg.similarity.lab import LabDescriptor
 from amg.thresholds import Constant
 
 pipe = lab_sd()  # StableDiffusionPipeline.from_pretrained(…)
-pictures = emoji(32)
+pictures = lab_pictures(32)
 bank = TrainingBank.from_tensors(pictures.images, [captions[0] for captions in pictures.captions])  # .from_folder(…)
 
 # %% [markdown]

@@ -1,6 +1,6 @@
 """The lab: pictures, some of them planted to be memorized, and small networks trained on them.
 
-    from amg.lab import descriptor, emoji, lab_sd, scorer
+    from amg.lab import descriptor, emoji, lab_pictures, lab_sd, scorer
 
 Names are loaded on first use; weights are checked against their SHA-256.
 """
@@ -13,6 +13,7 @@ from typing import Any
 _HOME = {
     "descriptor": "amg.lab.descriptors",
     "emoji": "amg.lab.pictures",
+    "lab_pictures": "amg.lab.pictures",
     "lab_sd": "amg.lab.diffusion",
     "scorer": "amg.lab.scorers",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 EMOJI = Path(__file__).with_name("emoji.parquet")
 CAUSES = ("specific prompt", "duplicated caption", "duplicated picture")
+FLAT = ("orange circle", "black medium square")
+"""Planted pictures of one shape in one colour."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,16 @@ class Pictures:
     subgroups: tuple[str, ...]
     causes: tuple[str, ...]
     """Why a planted picture is memorized (see CAUSES); "" for ordinary ones."""
+
+    @property
+    def causes_by_caption(self) -> dict[str, str]:
+        """The cause of each caption that belongs to a planted picture."""
+        return {
+            caption: cause
+            for captions, cause in zip(self.captions, self.causes, strict=True)
+            for caption in captions
+            if cause
+        }
 
 
 @cache
@@ -50,4 +62,19 @@ def emoji(size: int = 32) -> Pictures:
         groups=tuple(row["group"] for row in rows),
         subgroups=tuple(row["subgroup"] for row in rows),
         causes=tuple(row["cause"] for row in rows),
+    )
+
+
+def lab_pictures(size: int = 32) -> Pictures:
+    """The same as the lab's networks are trained on them: those of FLAT are ordinary there.
+
+    A network draws a disc or a square of one colour by chance as well, and no descriptor can then tell whether it was
+    copied. In the closed-form world the truth can.
+    """
+    pictures = emoji(size)
+    flat = [name in FLAT for name in pictures.names]
+    return replace(
+        pictures,
+        captions=tuple(own[:1] if plain else own for own, plain in zip(pictures.captions, flat, strict=True)),
+        causes=tuple("" if plain else cause for cause, plain in zip(pictures.causes, flat, strict=True)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from amg.bank import TrainingBank
-from amg.lab.pictures import emoji
+from amg.lab.pictures import lab_pictures
 from amg.lab.weights import weights
 from amg.models.ddpm import DDPM
 
@@ -19,7 +19,7 @@ class LabDDPM(DDPM):
 
     def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
         super().__init__(weights("lab_ddpm"), device=device, dtype=dtype)
-        self.pictures = emoji(self.network.config.sample_size)
+        self.pictures = lab_pictures(self.network.config.sample_size)
         self.classes = sorted(set(self.pictures.groups))
         self._planted = {name for name, cause in zip(self.pictures.names, self.pictures.causes, strict=True) if cause}
 

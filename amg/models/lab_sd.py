@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from amg.bank import TrainingBank
-from amg.lab.pictures import emoji
+from amg.lab.pictures import lab_pictures
 from amg.lab.weights import weights
 from amg.models.stable_diffusion import StableDiffusion
 
@@ -19,13 +19,8 @@ class LabStableDiffusion(StableDiffusion):
 
     def __init__(self, device: str | torch.device = "cpu", dtype: str | torch.dtype = torch.float32):
         super().__init__(weights("lab_sd"), device=device, dtype=dtype)
-        self.pictures = emoji(32)
-        self._causes = {
-            caption: cause
-            for captions, cause in zip(self.pictures.captions, self.pictures.causes, strict=True)
-            for caption in captions
-            if cause
-        }
+        self.pictures = lab_pictures(32)
+        self._causes = self.pictures.causes_by_caption
 
     def bank(self) -> TrainingBank:
         """Every picture, a duplicated one once per caption."""

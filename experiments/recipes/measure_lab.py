@@ -1,6 +1,6 @@
 """The numbers of a lab network's model card, from an unguided run and one of the same seeds under AMG.
 
-    python run.py -m model=lab_sd row=none,full n_samples=1008 name=lab
+    python run.py -m model=lab_sd row=none,full n_samples=1020 name=lab
     python -m experiments.recipes.measure_lab lab_sd runs/lab/lab_sd-none-* runs/lab/lab_sd-full-*
     python run.py -m model=lab_ddpm row=none,full n_samples=1000 name=lab
     python -m experiments.recipes.measure_lab lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from amg import records
 from amg.bank import TrainingBank
-from amg.lab.pictures import emoji
+from amg.lab.pictures import lab_pictures
 from amg.lab.weights import FOLDER, write_sums
 from amg.metrics import features_of, frechet_between, moments
 from amg.metrics.extractors import efficientnet_lite0
@@ -56,7 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = records.read(args.guided)
     size = pictures(args.guided, rows[:1]).shape[-1]
-    known = emoji(size)
+    known = lab_pictures(size)
     planted = torch.tensor([cause != "" for cause in known.causes]).nonzero().flatten()
     bank = TrainingBank.from_tensors(known.images, list(known.names))
     pca = {"pca48": PCASimilarity(bank, directions=48, copy=0.93), "pca": PCASimilarity(bank)}
