@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from amg.lab.pictures import FLAT, emoji, lab_pictures
 from experiments.recipes import lab_data
 from experiments.recipes.lab_views import blur, distort, jpeg
 
@@ -94,3 +95,19 @@ def test_distorted_views_stay_nearer_to_their_picture_than_to_most_others(data):
     distance = torch.cdist(distort(images).flatten(1), images.flatten(1))
     rank = (distance < distance.diagonal()[:, None]).sum(1).float()
     assert rank.median() <= 3
+
+
+def test_only_the_flat_planted_pictures_are_ordinary_to_the_labs_networks():
+    known, seen = emoji(32), lab_pictures(32)
+    changed = [i for i, (a, b) in enumerate(zip(known.causes, seen.causes, strict=True)) if a != b]
+    assert sorted(known.names[i] for i in changed) == sorted(FLAT)
+    assert all(seen.causes[i] == "" and seen.captions[i] == (known.names[i],) for i in changed)
+    others = [i for i in range(len(known.names)) if i not in changed]
+    assert all(known.captions[i] == seen.captions[i] for i in others)
+    assert seen.images is known.images and seen.names == known.names
+
+
+def test_a_caption_knows_the_cause_of_its_planted_picture():
+    causes = lab_pictures(32).causes_by_caption
+    assert causes["animal sticker pack"] == "duplicated caption" and causes["bus icon"] == "duplicated picture"
+    assert causes["lacrosse"] == "specific prompt" and not causes.keys() & {*FLAT, "orange circle icon", "grapes"}
