@@ -54,6 +54,16 @@ def test_the_exact_index_equals_brute_force_and_knows_its_size():
         ExactIndex(vectors).search(queries, 31)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 10, 30, 31])
+def test_chunks_of_vectors_change_nothing(chunk):
+    vectors, queries = torch.randn(30, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
+    for k in (1, 8, 30):
+        products, index = ExactIndex(vectors, chunk).search(queries, k)
+        expected = (queries @ vectors.T).topk(k, dim=1)
+        assert torch.equal(index, expected.indices)
+        torch.testing.assert_close(products, expected.values)
+
+
 def test_a_similarity_by_faiss_with_all_probes_is_the_exact_one_gradient_included():
     bank = TrainingBank.from_tensors(pictures(2000))
     x = pictures(16, seed=1).requires_grad_()
