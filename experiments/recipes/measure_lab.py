@@ -5,7 +5,7 @@
     python run.py -m model=lab_ddpm row=none,full n_samples=1000 name=lab
     python -m experiments.recipes.measure_lab lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*
 
-Copies are counted by nL2, by PCA's cosine (48 directions, as guides lab_sd, and 128), and at 32×32 by the descriptor
+Copies are counted by nL2, by PCA's cosine (as guides lab_sd, and of 128 directions), and at 32×32 by the descriptor
 that only judges; all pictures and those next to a planted one alone; apart for planted and ordinary captions where
 there are captions. Writes `measured.json` beside the weights, and a sheet of the 50 guided pictures (of planted
 captions) most alike to a training picture, each over its nearest, into the guided run's folder.
@@ -28,6 +28,9 @@ from amg.metrics.extractors import efficientnet_lite0
 from amg.metrics.features import read_picture
 from amg.similarity import NormalizedL2, PCASimilarity
 from amg.similarity.lab import LabDescriptor
+from experiments.build import component
+from experiments.cli import compose_config
+from experiments.config import check
 from experiments.recipes import lab_data
 
 
@@ -59,7 +62,8 @@ def main() -> None:
     known = lab_pictures(size)
     planted = torch.tensor([cause != "" for cause in known.causes]).nonzero().flatten()
     bank = TrainingBank.from_tensors(known.images, list(known.names))
-    pca = {"pca48": PCASimilarity(bank, directions=48, copy=0.93), "pca": PCASimilarity(bank)}
+    guide = check(compose_config(["model=lab_sd", "similarity=lab_pca"])).similarity
+    pca = {"pca48": component(guide, bank=bank), "pca": PCASimilarity(bank)}
     judges = pca | {"nl2": NormalizedL2(bank)} | ({"judge": LabDescriptor(bank, "judge")} if size == 32 else {})
     extractor = efficientnet_lite0(96)
     results: dict[str, dict] = {}
