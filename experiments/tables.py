@@ -17,7 +17,7 @@ import csv
 import html
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -212,8 +212,16 @@ def render(table: TableSpec | Mapping[str, Any], results: Mapping[str, Mapping[s
             lines.append(_measured_line(spec, row, cause or row.cause, results.get(row.row), cause or ""))
             if row.paper and not cause:
                 lines.append(_paper_line(spec, row))
-    head = tuple(column.label + ARROWS[column.better] for column in spec.columns)
+    kept = _with_numbers(lines) or range(len(spec.columns))
+    head = tuple(spec.columns[i].label + ARROWS[spec.columns[i].better] for i in kept)
+    lines = [replace(line, cells=tuple(line.cells[i] for i in kept)) for line in lines]
     return Table(spec.title, head, tuple(lines), (*spec.notes, *own_notes(spec, results)))
+
+
+def _with_numbers(lines: list[Line]) -> list[int]:
+    """The columns that hold a number: a count that does not exist in a world needs none there."""
+    columns = zip(*(line.cells for line in lines), strict=True)
+    return [i for i, cells in enumerate(columns) if not {*cells} <= {MISSING, NOT_RUN, NOT_APPLICABLE}]
 
 
 def _met(causes: list[str], results: Mapping[str, Any]) -> list[str]:

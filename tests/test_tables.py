@@ -114,14 +114,25 @@ def test_causes_make_one_section_each_with_every_row_counted_within_the_cause():
         ("duplicated caption", 4),
     ]
     first, second = ({line.label: line.cells for line in lines} for _, lines in table.sections())
-    assert first["Unguided"] == (share(3, 16), share(4, 16), "–")
-    assert first["G_spe"] == ("n/a",) * 3
-    assert second["Unguided"] == ("not run",) * 3
+    assert first["Unguided"] == (share(3, 16), share(4, 16))
+    assert first["G_spe"] == ("n/a",) * 2
+    assert second["Unguided"] == ("not run",) * 2
 
 
 def test_one_row_may_ask_for_one_cause():
     spec = {**SPEC, "rows": [{"row": "none", "label": "Unguided", "cause": "specific prompt"}]}
-    assert cells(render(spec, RESULTS).to_markdown(), "Unguided")[1] == share(3, 16)
+    table = render(spec, RESULTS)
+    assert table.head[0] == "nL2 < 1.4 ↓" and cells(table.to_markdown(), "Unguided")[0] == share(3, 16)
+
+
+def test_a_column_without_any_number_is_left_out_unless_nothing_was_run():
+    without = {**NONE, "steps_guided_share": None}
+    rows = {"rows": SPEC["rows"][:3]}
+    assert render(SPEC | rows, {"none": without, "spe": "n/a"}).head == ("Top5 % ↑", "nL2 < 1.4 ↓", "FID ↓")
+    assert render(SPEC | rows, {"none": without, "full": FULL}).head[-1] == "Steps guided"
+    papers = {"rows": [SPEC["rows"][0]]}  # what the paper alone tells is told
+    assert render(SPEC | papers, {"none": {**NONE, "fid": None, "fid_n": None}}).head[2] == "FID ↓"
+    assert len(render({**SPEC, "rows": SPEC["rows"][1:]}, {}).head) == 4
 
 
 def test_csv_holds_numbers():
