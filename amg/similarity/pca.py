@@ -28,6 +28,11 @@ class PCAWhitening:
 
     def __call__(self, images: Tensor) -> Tensor:
         pixels = images.flatten(1)
+        if pixels.shape[1] != len(self.mean):
+            raise ValueError(
+                f"pictures of {pixels.shape[1]} values cannot be compared with the bank's of {len(self.mean)}: give "
+                "both the same size"
+            )
         return (pixels - self.mean.to(pixels)) @ self.whiten.to(pixels)
 
 
@@ -61,6 +66,9 @@ class PCASimilarity(DescriptorSimilarity):
         norm_gradient: as `DescriptorSimilarity`'s.
         index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
     """
+
+    compares_pixels = True
+    """Pictures must have the size of the bank's."""
 
     def __init__(
         self,
