@@ -176,6 +176,11 @@ def test_unreadable_picture_and_wrong_size_name_their_row(tmp_path, table):
     with pytest.raises(ValueError, match="row 3: no readable picture"):
         read_cifar10(write(table, tmp_path / "a.parquet", img=cells[:3] + [{"bytes": b"no", "path": ""}] + cells[4:]))
     buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "png")
+    bomb = {"bytes": buffer.getvalue(), "path": ""}
+    with pytest.raises(ValueError, match=r"row 4: no readable picture \(DecompressionBombError\)"):
+        read_cifar10(write(table, tmp_path / "c.parquet", img=cells[:4] + [bomb] + cells[5:]))
+    buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "png")
     cells[5] = {"bytes": buffer.getvalue(), "path": ""}
     with pytest.raises(ValueError, match=r"row 5: a picture of \(64, 64\), CIFAR-10's are 32"):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from amg.bank import TrainingBank
 from amg.bank.sources.folder import read_folder
+from amg.bank.sources.pictures import SkippedPictures
 
 
 def save(path, value, size=(4, 4)):
@@ -70,6 +71,27 @@ def test_corrupt_pictures_are_left_out_counted_and_listed(tmp_path):
     with pytest.warns(UserWarning, match=r"7 of 8 pictures cannot be read.*broken0.png \(.*and 2 more"):
         images, _ = read_folder(tmp_path)
     assert len(images) == 1
+
+
+@pytest.mark.parametrize("kind, place", [("bmp", 20), ("gif", 7), ("tif", None)])
+def test_a_picture_whose_header_asks_for_too_many_pixels_is_left_out_as_a_corrupt_one(tmp_path, kind, place):
+    save(tmp_path / "a.png", 0)
+    save(tmp_path / f"b.{kind}", 0, (20_000, 4))
+    data = bytearray((tmp_path / f"b.{kind}").read_bytes())
+    if place is None:  # the width, one of the first entries of a TIFF
+        place = data.index(b"\x00\x01\x04\x00\x01\x00\x00\x00") + 9
+    data[place] = 0xFF  # the second byte of the width: 4 becomes 65,284
+    (tmp_path / f"b.{kind}").write_bytes(data)
+    with pytest.warns(SkippedPictures, match=rf"1 of 2 pictures cannot be read.*b.{kind} \(DecompressionBombError\)"):
+        images, _ = read_folder(tmp_path, 4)
+    assert len(images) == 1
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_that_pillow_only_warns_of_is_read(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", 0, (40, 50))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)
+    assert len(read_folder(tmp_path)[0]) == 1
 
 
 def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from torch import Tensor
 from amg.bank.bank import TrainingBank
 from amg.bank.dedupe import dedupe
 from amg.bank.room import check_room
+from amg.bank.sources.pictures import UNREADABLE
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
@@ -98,12 +99,12 @@ def _read_parquet(file: Path) -> tuple[Tensor, Tensor]:
 
 
 def _pictures(column, file: Path) -> Iterator[np.ndarray]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     for i, cell in enumerate(column):
         try:
             picture = Image.open(io.BytesIO(cell["bytes"].as_py())).convert("RGB")
-        except (UnidentifiedImageError, OSError, TypeError, KeyError) as error:
+        except (*UNREADABLE, KeyError) as error:
             raise ValueError(f"{file}, row {i}: no readable picture ({type(error).__name__})") from None
         if picture.size != (SIDE, SIDE):
             raise ValueError(f"{file}, row {i}: a picture of {picture.size}, CIFAR-10's are {SIDE} × {SIDE}")
