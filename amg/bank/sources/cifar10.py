@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,12 +91,15 @@ def _read_parquet(file: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{file} needs the columns img and label, it has {', '.join(table.column_names)}")
     if not table.num_rows:
         raise ValueError(f"{file} holds no rows")
+    labels = [_label(label, f"{file}, row {i}") for i, label in enumerate(table["label"].to_pylist())]
     pictures = np.stack(list(_pictures(table[image], file)))
-    labels = table["label"].to_pylist()
-    bad = next((i for i, label in enumerate(labels) if label is None or not 0 <= label < len(CLASSES)), None)
-    if bad is not None:
-        raise ValueError(f"{file}, row {bad}: label {labels[bad]} is not one of CIFAR-10's 0 … {len(CLASSES) - 1}")
     return torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.tensor(labels)
+
+
+def _label(label: Any, place: str) -> int:
+    if isinstance(label, bool) or label not in range(len(CLASSES)):  # True is 1 to Python, but no class
+        raise ValueError(f"{place}: label {label!r} is not one of CIFAR-10's 0 … {len(CLASSES) - 1}")
+    return int(label)
 
 
 def _pictures(column, file: Path) -> Iterator[np.ndarray]:
