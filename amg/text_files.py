@@ -62,6 +62,5 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
         for row in rows:
             yield rows.line_num, row
     except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {rows.reader.line_num}: no CSV (a quote that is not closed?): {error}"
-        ) from None
+        line = rows.reader.line_num
+        raise ValueError(f"{path}, line {line}: no CSV (a quote that is not closed?): {error}") from None

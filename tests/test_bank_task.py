@@ -97,14 +97,7 @@ def test_the_downloaded_pictures_are_embedded_once_too_and_the_broken_ones_liste
         if i == 2:
             file.write_bytes(file.read_bytes()[:60])
         manifest.add(Entry(f"prompt {i}", f"u{i}", "done", file=file.name, bytes=file.stat().st_size))
-    asking = [
-        "task=bank",
-        "model=lab_sd",
-        "similarity=lab_guide",
-        "data=memorized_laion",
-        "data.size=32",
-        "trainer=cpu",
-    ]
+    asking = ["task=bank", *LAB[:3], "data=memorized_laion", "data.size=32"]
     assert main(asking) == 0
     told = capsys.readouterr().out
     assert "2 pictures of data/memorized_laion, 2 distinct" in told
