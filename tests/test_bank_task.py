@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from amg import TrainingBank
+from amg.bank.sources.manifest import Entry, Manifest
 from amg.lab import emoji
 from amg.similarity.lab import LabDescriptor
 from experiments import bank as task
@@ -85,6 +86,25 @@ def test_pictures_that_changed_are_refused_before_anything_is_computed(train, ca
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert line.startswith("error: data.cache: vectors/lab_guide-none holds vectors of train")
         assert "count 300 there, 299 here" in line
+
+
+def test_the_downloaded_pictures_are_embedded_once_too_and_the_broken_ones_listed(capsys):
+    manifest = Manifest("data/memorized_laion")
+    manifest.begin(500)
+    for i, image in enumerate(emoji(32).images[:3]):
+        file = manifest.folder / f"{i}.png"
+        Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()).save(file)
+        if i == 2:
+            file.write_bytes(file.read_bytes()[:60])
+        manifest.add(Entry(f"prompt {i}", f"u{i}", "done", file=file.name, bytes=file.stat().st_size))
+    asking = ["task=bank", *LAB[:3], "data=memorized_laion", "data.size=32"]
+    assert main(asking) == 0
+    told = capsys.readouterr().out
+    assert "2 pictures of data/memorized_laion, 2 distinct" in told
+    assert "left out, 1 that cannot be read:\n  2.png (OSError)" in told
+    assert re.search(r"similarity=lab_guide: 2 vectors .* in .*own/vectors/lab_guide-none-\w+; 2 computed now", told)
+    assert main(asking) == 0
+    assert capsys.readouterr().out.count("; 0 computed now") == 2
 
 
 def test_without_a_descriptor_the_pictures_are_counted_all_the_same(train, capsys):

@@ -1,6 +1,7 @@
 """CIFAR-10's pictures, what goes wrong with them, and the greedy deduplication of the reference."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,21 @@ def test_label_out_of_range_names_its_row(tmp_path, table, label):
         read_cifar10(write(table, tmp_path / "bad.parquet", label=labels))
 
 
+@pytest.mark.parametrize("label", ["cat", "3", 1.5, float("nan"), True, [3]])
+def test_a_label_that_is_no_whole_number_names_its_row_too(tmp_path, table, label):
+    place, name = table.column_names.index("label"), re.escape(repr(label))
+    same = table.slice(0, 7).set_column(place, "label", pa.array([label] * 7))
+    pq.write_table(same, tmp_path / "bad.parquet")
+    with pytest.raises(ValueError, match=rf"bad.parquet, row 0: label {name} is not one of CIFAR-10's 0 … 9"):
+        read_cifar10(tmp_path / "bad.parquet")
+
+
+def test_whole_labels_are_read_from_a_column_of_floats(tmp_path, table):
+    place = table.column_names.index("label")
+    pq.write_table(table.set_column(place, "label", table["label"].cast(pa.float64())), tmp_path / "a.parquet")
+    assert read_cifar10(tmp_path / "a.parquet")[1].tolist() == table["label"].to_pylist()
+
+
 def test_truncated_parquet_is_one_line(tmp_path):
     path = tmp_path / "bad.parquet"
     path.write_bytes(PICTURES.read_bytes()[:-100])
@@ -175,6 +191,11 @@ def test_unreadable_picture_and_wrong_size_name_their_row(tmp_path, table):
     cells = table["img"].to_pylist()
     with pytest.raises(ValueError, match="row 3: no readable picture"):
         read_cifar10(write(table, tmp_path / "a.parquet", img=cells[:3] + [{"bytes": b"no", "path": ""}] + cells[4:]))
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "png")
+    bomb = {"bytes": buffer.getvalue(), "path": ""}
+    with pytest.raises(ValueError, match=r"row 4: no readable picture \(DecompressionBombError\)"):
+        read_cifar10(write(table, tmp_path / "c.parquet", img=cells[:4] + [bomb] + cells[5:]))
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "png")
     cells[5] = {"bytes": buffer.getvalue(), "path": ""}

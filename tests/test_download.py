@@ -72,6 +72,7 @@ class Web(BaseHTTPRequestHandler):
             "/early": (JPEG[:100], "image/jpeg", {"length": len(JPEG)}),
             "/big": (b"x" * 30_000, "image/jpeg", {}),
             "/unsized": (b"x" * 30_000, "image/jpeg", {"length": None}),
+            "/pixel": (encoded("GIF", 1), "image/gif", {}),
             "/secret": (b"", "text/plain", {"status": 403}),
         }.get(path, (b"", "text/plain", {"status": 404}))
         self.answer(body, kind, **extra)
@@ -131,6 +132,7 @@ def test_a_good_picture_is_kept_as_it_came_under_a_name_of_ours(server, tmp_path
         ("/early", "server error", f"100 of {len(JPEG):,}", 2),
         ("/big", "too large", "30,000", 1),
         ("/unsized", "too large", "20,000", 1),
+        ("/pixel", "too small", "1 × 1 pixels", 1),
         ("/drip", "timeout", "", 2),
         ("/to-file", "bad address", "only http and https, got 'file:", 1),
         ("/to-ftp", "bad address", "only http and https", 1),
@@ -184,13 +186,22 @@ def test_private_link_local_and_group_addresses_are_not_public(address):
 
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded():
-    assert checked(encoded("PNG", 20), 400) == ".png"
-    with pytest.raises(Refusal, match="too large: 20 × 20 pixels"):
-        checked(encoded("PNG", 20), 399)
+    assert checked(PNG, Limits(pixels=48 * 48)) == ".png"
+    with pytest.raises(Refusal, match="too large: 48 × 48 pixels"):
+        checked(PNG, Limits(pixels=48 * 48 - 1))
     bomb = bytearray(encoded("GIF", 20))
     bomb[6:10] = (60_000).to_bytes(2, "little") * 2  # beyond Pillow's own limit too
     with pytest.raises(Refusal, match="too large"):
-        checked(bytes(bomb), 50_000_000)
+        checked(bytes(bomb), Limits())
+
+
+def test_a_picture_with_a_side_of_too_few_pixels_is_refused():
+    assert checked(encoded("PNG", 32), Limits()) == ".png"
+    strip = io.BytesIO()
+    Image.new("RGB", (500, 31)).save(strip, "PNG")
+    with pytest.raises(Refusal, match="too small: 500 × 31 pixels"):
+        checked(strip.getvalue(), Limits())
+    assert checked(strip.getvalue(), Limits(side=31)) == ".png"
 
 
 def command(server, folder, *paths):
@@ -200,18 +211,19 @@ def command(server, folder, *paths):
 
 def test_the_task_counts_lists_and_tries_only_what_failed_again(server, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    asking = command(server, tmp_path, "/good", "/nothing", "/repaired", "/html", "/flaky")
+    asking = command(server, tmp_path, "/good", "/nothing", "/repaired", "/html", "/flaky", "/pixel")
     assert main(asking) == 0
     told = capsys.readouterr().out
-    assert "2 of 5 pictures are in data/memorized_laion; no picture: 2 gone, 1 bad type" in told
+    assert "2 of 6 pictures are in data/memorized_laion; no picture: 2 gone, 1 bad type, 1 too small" in told
     assert "each address and what became of it: data/memorized_laion/manifest.jsonl" in told
     server.repaired, first = True, dict(server.asked)
     assert main(asking) == 0
-    assert "3 of 5 pictures are in data/memorized_laion; no picture: 1 gone, 1 bad type" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "3 of 6 pictures are in data/memorized_laion; no picture: 1 gone, 1 bad type, 1 too small" in told
     again = {path for path in server.asked if server.asked[path] > first[path]}
-    assert again == {"/nothing", "/repaired", "/html"}
+    assert again == {"/nothing", "/repaired", "/html", "/pixel"}
     assert sorted(memorized_laion_bank(size=8).captions) == ["flaky", "good", "repaired"]
-    assert memorized_laion_bank(size=8).note == "training pictures of 3 of 5 memorized prompts"
+    assert memorized_laion_bank(size=8).note == "training pictures of 3 of 6 memorized prompts"
 
 
 def test_where_nothing_can_be_fetched_the_task_fails_in_a_line(server, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from amg.bank import TrainingBank
 from amg.bank.sources.folder import read_folder
+from amg.bank.sources.pictures import SkippedPictures
 
 
 def save(path, value, size=(4, 4)):
@@ -72,6 +73,27 @@ def test_corrupt_pictures_are_left_out_counted_and_listed(tmp_path):
     assert len(images) == 1
 
 
+@pytest.mark.parametrize("kind, place", [("bmp", 20), ("gif", 7), ("tif", None)])
+def test_a_picture_whose_header_asks_for_too_many_pixels_is_left_out_as_a_corrupt_one(tmp_path, kind, place):
+    save(tmp_path / "a.png", 0)
+    save(tmp_path / f"b.{kind}", 0, (20_000, 4))
+    data = bytearray((tmp_path / f"b.{kind}").read_bytes())
+    if place is None:  # the width, one of the first entries of a TIFF
+        place = data.index(b"\x00\x01\x04\x00\x01\x00\x00\x00") + 9
+    data[place] = 0xFF  # the second byte of the width: 4 becomes 65,284
+    (tmp_path / f"b.{kind}").write_bytes(data)
+    with pytest.warns(SkippedPictures, match=rf"1 of 2 pictures cannot be read.*b.{kind} \(DecompressionBombError\)"):
+        images, _ = read_folder(tmp_path, 4)
+    assert len(images) == 1
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_that_pillow_only_warns_of_is_read(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", 0, (40, 50))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)
+    assert len(read_folder(tmp_path)[0]) == 1
+
+
 def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):
     save(tmp_path / "a.png", 0, (40, 50))
     (tmp_path / "metadata.csv").write_text("file_name,text\n" + "a.png,again\n" * 3)
@@ -86,13 +108,61 @@ def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):
     [
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{oops', "metadata.jsonl, line 2: no JSON"),
         ("metadata.jsonl", '{"file_name": "a.png"}', "line 1: expected file_name and text, got file_name"),
-        ("metadata.csv", "file_name,text\na.png,x\nnone.png,y\n", "metadata.csv, line 3: there is no picture none.png"),
+        (
+            "metadata.csv",
+            "file_name,text\na.png,x\nnone.png,y\n",
+            "line 3: there is no picture .*none.png",
+        ),
     ],
 )
 def test_bad_metadata_is_named_by_its_line(tmp_path, name, text, message):
     save(tmp_path / "a.png", 0)
     (tmp_path / name).write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("between", [",", ";", "\t"])
+def test_a_table_as_excel_writes_it_is_read(tmp_path, between):
+    save(tmp_path / "a.png", 0)
+    (tmp_path / "metadata.csv").write_bytes(f"file_name{between}text\r\na.png{between}grün\r\n".encode("utf-8-sig"))
+    assert read_folder(tmp_path)[1] == ["grün"]
+
+
+@pytest.mark.parametrize("name, head", [("metadata.csv", "file_name,text\na.png,"), ("a.txt", "two\n")])
+def test_captions_in_another_encoding_are_told_by_file_and_line(tmp_path, name, head):
+    save(tmp_path / "a.png", 0)
+    (tmp_path / name).write_bytes(f"{head}grün\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{name}, line 2: not UTF-8: save the file as UTF-8"):
+        read_folder(tmp_path)
+
+
+def test_each_folders_table_names_the_pictures_beside_it(tmp_path):
+    for name in ("test/a.png", "test/deep/b.png", "train/a.png", "train/c.png", "z.png"):
+        save(tmp_path / name, len(name))
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "train a"}')
+    (tmp_path / "test" / "metadata.csv").write_text("file_name,text\ndeep/b.png,test b\na.png,test a\n")
+    (tmp_path / "train" / "c.txt").write_text("train c")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "train/../z.png", "text": "z"}')
+    assert read_folder(tmp_path)[1] == ["test a", "test b", "train a", "train c", "z"]
+
+
+def test_links_to_one_file_as_in_a_cache_of_the_hub_keep_their_own_captions(tmp_path):
+    save(tmp_path / "blobs" / "x.png", 0)
+    for split in ("test", "train"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        (tmp_path / "data" / split / "a.png").symlink_to(tmp_path / "blobs" / "x.png")
+        (tmp_path / "data" / split / "metadata.csv").write_text(f"file_name,text\na.png,{split}\n")
+    assert read_folder(tmp_path / "data")[1] == ["test", "train"]
+
+
+def test_a_picture_in_two_tables_is_refused(tmp_path):
+    save(tmp_path / "train" / "a.png", 0)
+    (tmp_path / "metadata.csv").write_text("file_name,text\ntrain/a.png,x\n")
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "y"}')
+    with pytest.raises(
+        ValueError, match=r"train/metadata.jsonl, line 1: .*metadata.csv names .*a.png too: leave it in"
+    ):
         read_folder(tmp_path)
 
 

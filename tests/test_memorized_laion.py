@@ -1,5 +1,7 @@
 """The bank of what a download left: captions by prompt, how many of the list there are, and the ways on without any."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 
 from amg.bank.sources.manifest import Entry, Manifest
 from amg.bank.sources.memorized_laion import memorized_laion_bank
+from amg.bank.sources.pictures import SkippedPictures
 from experiments.cli import main
 
 
@@ -71,7 +74,12 @@ def test_unreadable_pictures_are_left_out_and_counted(tmp_path):
     manifest = downloaded(tmp_path, ("cat", "done", "0.png", 51))
     (tmp_path / "1.png").write_bytes(b"no picture")
     manifest.add(Entry("dog", "u", "done", file="1.png", bytes=10))
-    with pytest.warns(UserWarning, match=r"1 of 2 pictures cannot be read: 1.png \(UnidentifiedImageError\)"):
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "png")
+    (tmp_path / "2.png").write_bytes(bomb.getvalue())
+    manifest.add(Entry("sea", "u", "done", file="2.png", bytes=len(bomb.getvalue())))
+    said = r"2 of 3 pictures cannot be read.*: 1.png \(UnidentifiedImageError\), 2.png \(DecompressionBombError\)"
+    with pytest.warns(SkippedPictures, match=said):
         assert memorized_laion_bank(tmp_path, size=2).captions == ["cat"]
 
 

@@ -34,6 +34,7 @@ def test_a_string_is_one_prompt_and_a_list_is_itself():
         ("p.txt", "a cat\nélan; vital\n\n"),
         ("p.jsonl", '{"caption": "a cat", "index": 3}\n"élan; vital"\n'),
         ("p.csv", 'Prompt,n\na cat,1\n"élan; vital",2\n'),
+        ("t.csv", "n\tprompt\n1\ta cat\n2\télan; vital\n"),
         ("q.csv", '﻿;Caption;n\n0;a cat;1\n1;"élan; vital";2\n'),
     ],
 )
@@ -55,12 +56,28 @@ def test_files_hold_the_same_prompts_in_each_format(tmp_path, name, text):
         ("p.csv", "text\na\n  \n", "p.csv, line 3: no prompt"),
         ("p.csv", "title\na\n", "line 2: no column.*it has title"),
         ("p.txt", "", "holds no prompts"),
+        ("p.csv", 'text\na\n"' + "b" * 200_000, "p.csv, line 3: no CSV"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_another_encoding_is_named_by_its_first_line_with_the_mend(tmp_path, name, ends):
+    rows = ["prompt", "a cat", "élan vital", "a sea"] if name == "p.csv" else ['"a cat"', '"a dog"', '"élan"']
+    (tmp_path / name).write_bytes(ends.join(rows).encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{name}, line 3: not UTF-8: save the file as UTF-8"):
+        read_prompts(tmp_path / name)
+
+
+def test_a_line_ends_where_editors_end_it(tmp_path):
+    (tmp_path / "p.txt").write_bytes("a\r\nb\u2028c\rd".encode())
+    (tmp_path / "p.jsonl").write_bytes('"a"\n\n"b\u2028c"\n"d"'.encode())
+    assert read_prompts(tmp_path / "p.txt") == read_prompts(tmp_path / "p.jsonl") == ["a", "b\u2028c", "d"]
 
 
 def test_what_is_not_there_or_empty_is_refused(tmp_path):

@@ -83,6 +83,7 @@ def test_each_once_needs_to_know_of_what():
     "source, said",
     [
         ("bad.txt", r"prompts: bad.txt, line 2: no prompt"),
+        ("latin.txt", r"prompts: latin.txt, line 2: not UTF-8: save the file as UTF-8"),
         ("gone.csv", r"prompts: there is no file gone.csv"),
         ("ordinry", r"prompts: 'ordinry' is no file \(.txt, .jsonl, .csv\) and no set"),
     ],
@@ -90,6 +91,7 @@ def test_each_once_needs_to_know_of_what():
 def test_a_bad_file_of_prompts_is_told_with_the_other_mistakes(source, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("bad.txt").write_text("a\n\nb\n")
+    Path("latin.txt").write_bytes("a\nélan\n".encode("latin-1"))
     with pytest.raises(ConfigError, match=said) as error:
         check(compose_config(["model=sd", f"prompts={source}", "seed=-1"]))
     assert len(error.value.lines) == 2 and error.value.lines[1].startswith("seed=-1")

@@ -7,12 +7,12 @@ see LICENSE beside them. Captions and addresses are LAION's (CC BY 4.0).
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from amg.text_files import csv_rows, json_lines, lines
 
 SETS = {"memorized_laion": "memorized_laion_prompts.csv", "ordinary_laion": "unmemorized_laion_prompts.csv"}
 COLUMNS = ("prompt", "caption", "text")
@@ -25,11 +25,11 @@ def read_prompts(source: str | Path | Sequence[str]) -> list[str]:
 
     Args:
         source: a list of prompts; the name of a set (`memorized_laion`, `ordinary_laion`); a `.txt` file with one a
-            line, a `.jsonl` or `.csv` file (comma or semicolon) with a column `prompt`, `caption` or `text`; or one
-            prompt.
+            line, a `.jsonl` or `.csv` file (comma, semicolon or tab) with a column `prompt`, `caption` or `text`; or
+            one prompt.
     Raises:
         FileNotFoundError: for a file that is not there.
-        ValueError: for an empty prompt or a bad line, by its number.
+        ValueError: for an empty prompt or a bad line, by its number; for another encoding than UTF-8.
     """
     if not isinstance(source, (str, Path)):
         prompts = list(source)
@@ -93,29 +93,6 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     return reader(path)
 
 
-def _txt(path: Path):
-    """Lines; blank ones at the end are none."""
-    lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    yield from enumerate(lines, 1)
-
-
-def _jsonl(path: Path):
-    for line, text in _txt(path):
-        try:
-            yield line, json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {line}: no JSON: {error.msg}") from None
-
-
-def _csv(path: Path):
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        rows = csv.DictReader(file, delimiter=";" if header.count(";") > header.count(",") else ",")
-        for row in rows:
-            yield rows.line_num, row
-
-
 def _prompt(row: object, path: Path, line: int) -> str:
     prompt = row if isinstance(row, str) else _column(row, COLUMNS, path, line)
     if not isinstance(prompt, str) or not prompt.strip():
@@ -131,4 +108,4 @@ def _column(row: object, names: tuple[str, ...], path: Path, line: int) -> Any:
     return columns[name]
 
 
-READERS = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv}
+READERS = {".txt": lines, ".jsonl": json_lines, ".csv": csv_rows}

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from amg.bank.bank import TrainingBank
 from amg.bank.dedupe import dedupe
 from amg.bank.room import check_room
+from amg.bank.sources.pictures import UNREADABLE
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
@@ -89,21 +91,24 @@ def _read_parquet(file: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{file} needs the columns img and label, it has {', '.join(table.column_names)}")
     if not table.num_rows:
         raise ValueError(f"{file} holds no rows")
+    labels = [_label(label, f"{file}, row {i}") for i, label in enumerate(table["label"].to_pylist())]
     pictures = np.stack(list(_pictures(table[image], file)))
-    labels = table["label"].to_pylist()
-    bad = next((i for i, label in enumerate(labels) if label is None or not 0 <= label < len(CLASSES)), None)
-    if bad is not None:
-        raise ValueError(f"{file}, row {bad}: label {labels[bad]} is not one of CIFAR-10's 0 … {len(CLASSES) - 1}")
     return torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.tensor(labels)
 
 
+def _label(label: Any, place: str) -> int:
+    if isinstance(label, bool) or label not in range(len(CLASSES)):  # True is 1 to Python, but no class
+        raise ValueError(f"{place}: label {label!r} is not one of CIFAR-10's 0 … {len(CLASSES) - 1}")
+    return int(label)
+
+
 def _pictures(column, file: Path) -> Iterator[np.ndarray]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     for i, cell in enumerate(column):
         try:
             picture = Image.open(io.BytesIO(cell["bytes"].as_py())).convert("RGB")
-        except (UnidentifiedImageError, OSError, TypeError, KeyError) as error:
+        except (*UNREADABLE, KeyError) as error:
             raise ValueError(f"{file}, row {i}: no readable picture ({type(error).__name__})") from None
         if picture.size != (SIDE, SIDE):
             raise ValueError(f"{file}, row {i}: a picture of {picture.size}, CIFAR-10's are {SIDE} × {SIDE}")

@@ -95,24 +95,26 @@ class Fetcher:
         if not kind.startswith("image/") and kind not in UNTYPED:
             raise Refusal("bad type", kind)
         digest = hashlib.blake2b(address.url.encode(), digest_size=4).hexdigest()
-        name = f"{address.index:05d}-{digest}{checked(data, self.limits.pixels)}"
+        name = f"{address.index:05d}-{digest}{checked(data, self.limits)}"
         part = self.folder / f".{name}.{os.getpid()}.part"
         part.write_bytes(data)
         os.replace(part, self.folder / name)  # whole or not there
         return Entry(address.prompt, address.url, DONE, file=name, bytes=len(data))
 
 
-def checked(data: bytes, pixels: int) -> str:
+def checked(data: bytes, limits: Limits) -> str:
     """The suffix of a picture that decodes to its end.
 
     Raises:
-        Refusal: for what is no picture, is cut off, or has more than so many pixels.
+        Refusal: for what is no picture, is cut off, or has more or fewer pixels than allowed.
     """
     try:
         with Image.open(io.BytesIO(data), formats=list(SUFFIXES)) as picture:
             width, height = picture.size
-            if width * height > pixels:
+            if width * height > limits.pixels:
                 raise Refusal("too large", f"{width} × {height} pixels")
+            if min(width, height) < limits.side:
+                raise Refusal("too small", f"{width} × {height} pixels")
             suffix = SUFFIXES[picture.format or ""]
             picture.load()
             return suffix

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 
 from torch import Tensor
 
 from amg.bank.room import check_room
 from amg.bank.sources.pictures import UNREADABLE, decode, stack, tell_skipped
+from amg.text_files import csv_rows, json_lines, read_text
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FILE_COLUMNS = ("file_name", "file", "image", "path")
 CAPTION_COLUMNS = ("text", "caption", "prompt")
+TABLES = {"metadata.jsonl": json_lines, "metadata.csv": csv_rows}
 
 
 def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list[str] | None]:
     """Reads all pictures of a folder and its sub-folders, in the order of their names.
 
-    A caption is that of `metadata.jsonl` or `metadata.csv` at the top (`file_name` and `text`, or near names; a picture
-    that is named several times is repeated), else that of a `.txt` file of the picture's name. Pictures that cannot be
-    read are left out, with one warning that counts and lists them.
+    A caption is that of a `metadata.jsonl` or `metadata.csv` anywhere in it (`file_name`, from the table's own folder,
+    and `text`, or near names; a picture that is named several times is repeated), else that of a `.txt` file of the
+    picture's name. Pictures that cannot be read are left out, with one warning that counts and lists them.
 
     Args:
         path: the folder.
@@ -30,7 +30,8 @@ def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list
         images (N, 3, size, size) in [−1, 1] and captions ("" where one has none), None where there are none at all.
     Raises:
         FileNotFoundError: for a missing folder, one without pictures, or a picture that the metadata names in vain.
-        ValueError: for metadata with a bad line, by number, pictures of several sizes, or more than memory holds.
+        ValueError: for metadata with a bad line, by number, a picture in two tables, captions that are not UTF-8,
+            pictures of several sizes, or more than memory holds.
     """
     path = Path(path)
     if not path.is_dir():
@@ -39,7 +40,8 @@ def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list
     if not files:
         raise FileNotFoundError(f"data.path: no pictures in {path} (looked for {', '.join(SUFFIXES)})")
     named = _metadata(path)
-    total = sum(len(named.get(file.resolve(), "1")) for file in files)
+    own = {file: named.get(_place(file)) or [_beside(file)] for file in files}
+    total = sum(map(len, own.values()))
     images, captions, broken = [], [], []
     for file in files:
         try:
@@ -49,50 +51,40 @@ def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list
             continue
         if not images:
             check_room(total, *picture.shape[1:])
-        own = named.get(file.resolve()) or [_beside(file)]
-        images += [picture] * len(own)
-        captions += own
+        images += [picture] * len(own[file])
+        captions += own[file]
     tell_skipped(path, broken, len(files))
     return stack(images, path), captions if any(captions) else None
 
 
 def _beside(file: Path) -> str:
-    text = file.with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+    beside = file.with_suffix(".txt")
+    return read_text(beside).strip() if beside.is_file() else ""
 
 
 def _metadata(folder: Path) -> dict[Path, list[str]]:
-    """Captions by picture, several where it is named several times."""
+    """Captions by the place of a picture, several where its table names it several times."""
     captions: dict[Path, list[str]] = {}
-    for table, rows in ((folder / "metadata.jsonl", _json_rows), (folder / "metadata.csv", _csv_rows)):
-        if not table.is_file():
-            continue
-        for line, row in rows(table):
+    tables: dict[Path, Path] = {}
+    for table in sorted(file for file in folder.rglob("metadata.*") if file.name in TABLES):
+        for line, row in TABLES[table.name](table):
+            row = row if isinstance(row, dict) else {}
             name, caption = _first(row, FILE_COLUMNS), _first(row, CAPTION_COLUMNS)
             if not isinstance(name, str) or not isinstance(caption, str):
                 raise ValueError(f"{table}, line {line}: expected file_name and text, got {', '.join(map(str, row))}")
-            file = folder / name
+            file = table.parent / name
             if not file.is_file():
-                raise FileNotFoundError(f"{table}, line {line}: there is no picture {name}")
-            captions.setdefault(file.resolve(), []).append(caption.strip())
+                raise FileNotFoundError(f"{table}, line {line}: there is no picture {file}")
+            other = tables.setdefault(_place(file), table)
+            if other != table:
+                raise ValueError(f"{table}, line {line}: {other} names {file} too: leave it in one of the two")
+            captions.setdefault(_place(file), []).append(caption.strip())
     return captions
 
 
-def _json_rows(table: Path):
-    for line, text in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
-        if text.strip():
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{table}, line {line}: no JSON: {error.msg}") from None
-            yield line, row if isinstance(row, dict) else {}
-
-
-def _csv_rows(table: Path):
-    with table.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            yield reader.line_num, row
+def _place(file: Path) -> Path:
+    """The same for all ways to write a path; a link is a picture of its own, as in a cache of the hub."""
+    return file.parent.resolve() / file.name
 
 
 def _first(row: dict, names: tuple[str, ...]):

@@ -5,16 +5,14 @@ Only their addresses are shipped (`amg.prompts`); addresses rot, so a bank says 
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 from amg.bank.bank import TrainingBank
 from amg.bank.room import check_room
 from amg.bank.sources.manifest import Manifest
-from amg.bank.sources.parquet import decode, stack
+from amg.bank.sources.pictures import UNREADABLE, decode, stack, tell_skipped
 
 FOLDER = "data/memorized_laion"
-LISTED = 5
 
 
 def find(path: str | Path = FOLDER) -> None:
@@ -32,12 +30,17 @@ def find(path: str | Path = FOLDER) -> None:
         )
 
 
-def memorized_laion_bank(path: str | Path = FOLDER, size: int | None = 512) -> TrainingBank:
+def memorized_laion_bank(
+    path: str | Path = FOLDER, size: int | None = 512, cache: str | Path | None = "auto"
+) -> TrainingBank:
     """The downloaded pictures with their prompts as captions; `note` says how many of the list there are.
+
+    Pictures that cannot be read are left out, with one warning that counts and lists them.
 
     Args:
         path: the folder of `task=download`.
         size: side of the squares; see `amg.bank.sources.folder.read_folder`.
+        cache: where descriptors are kept on disk, see `TrainingBank.from_folder`.
     Raises:
         FileNotFoundError: where there are none.
         ValueError: for a broken manifest, or where none of the pictures can be read.
@@ -53,15 +56,13 @@ def memorized_laion_bank(path: str | Path = FOLDER, size: int | None = 512) -> T
     for file, prompt in there:
         try:
             images.append(decode(file.read_bytes(), size))
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a corrupt file
+        except UNREADABLE as error:
             broken.append(f"{file.name} ({type(error).__name__})")
             continue
         captions.append(prompt)
-    if broken:
-        listed = ", ".join(broken[:LISTED])
-        warnings.warn(f"{path}: {len(broken)} of {len(there)} pictures cannot be read: {listed}", stacklevel=2)
     if not images:
         raise ValueError(f"{path}: none of {len(there)} pictures can be read: delete it and run task=download again")
-    bank = TrainingBank.from_tensors(stack(images, Path(path)), captions)
+    tell_skipped(Path(path), broken, len(there))
+    bank = TrainingBank.from_tensors(stack(images, Path(path)), captions, source=str(path), cache=cache)
     bank.note = f"training pictures of {len(captions)} of {total} memorized prompts"
     return bank

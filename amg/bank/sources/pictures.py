@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-UNREADABLE = (OSError, SyntaxError, TypeError, ValueError)
-"""What Pillow raises for a corrupt picture, or for none."""
+UNREADABLE = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a corrupt picture, for none, or for one of so many pixels that it will not decode it."""
 LISTED = 5
 
 
@@ -37,7 +38,6 @@ class SkippedPictures(UserWarning):
 def decode(data: bytes, size: int | None) -> Tensor:
     """One encoded picture as (3, H, W) in [−1, 1]; resized by averaging to a square where a size is given."""
     import numpy as np
-    from PIL import Image
 
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     if size is not None and picture.size != (size, size):

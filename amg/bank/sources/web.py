@@ -24,6 +24,7 @@ STATUSES = {
     "bad type": "an answer that is no picture",
     "broken": "a picture that cannot be decoded to its end",
     "too large": "more bytes or pixels than allowed",
+    "too small": "a side of fewer pixels than allowed, as of the 1 × 1 pictures that count visitors",
 }
 """Why there is no picture."""
 AGAIN = ("server error", "timeout", "unreachable")
@@ -39,12 +40,14 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Limits:
-    """What one answer may cost."""
+    """What one answer may cost, and what it must hold."""
 
     seconds: float = 20.0
     """For a try in all, redirects included."""
     bytes: int = 20_000_000
     pixels: int = 50_000_000
+    side: int = 32
+    """Pixels of a picture's shorter side, at least."""
     private: bool = False
     """Whether addresses of this machine and its own network are allowed."""
     silence: float = float("inf")

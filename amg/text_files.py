@@ -1,0 +1,66 @@
+"""Prompts, captions and tables as users have them: UTF-8 text, each line with its number."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read_text(path: Path) -> str:
+    """All of a UTF-8 file, without the mark that some programs begin it with.
+
+    Raises:
+        ValueError: for another encoding, with the first line that shows it.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = len(error.object[: error.start + 1].splitlines())
+        raise ValueError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from None
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line; blank ones at the end are none.
+
+    Raises:
+        ValueError: as `read_text`.
+    """
+    # str.splitlines would break a line at U+2028 too, which JSON leaves as it is
+    for number, line in enumerate(io.StringIO(read_text(path).rstrip(), newline=None), 1):
+        yield number, line.removesuffix("\n")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number and content of each line of JSON that is not blank.
+
+    Raises:
+        ValueError: as `read_text`, and for what is no JSON, by its line.
+    """
+    for number, line in lines(path):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: no JSON: {error.msg}") from None
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """Last line and columns of each row; a comma, semicolon or tab between them, whichever the header has most of.
+
+    Raises:
+        ValueError: as `read_text`, and for what is no CSV, by its line.
+    """
+    file = io.StringIO(read_text(path), newline="")
+    header = file.readline()
+    file.seek(0)
+    rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        line = rows.reader.line_num
+        raise ValueError(f"{path}, line {line}: no CSV (a quote that is not closed?): {error}") from None
