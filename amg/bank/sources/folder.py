@@ -33,11 +33,7 @@ def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list
         ValueError: for metadata with a bad line, by number, pictures of several sizes, or more than memory holds.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"data.path: there is no folder {path}")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise FileNotFoundError(f"data.path: no pictures in {path} (looked for {', '.join(SUFFIXES)})")
+    files = pictures_in(path)
     named = _metadata(path)
     total = sum(len(named.get(file.resolve(), "1")) for file in files)
     images, captions, broken = [], [], []
@@ -54,6 +50,20 @@ def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list
         captions += own
     tell_skipped(path, broken, len(files))
     return stack(images, path), captions if any(captions) else None
+
+
+def pictures_in(path: Path) -> list[Path]:
+    """The pictures of a folder and its sub-folders, by name; none is opened.
+
+    Raises:
+        FileNotFoundError: for a missing folder, or one without pictures.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"data.path: there is no folder {path}")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise FileNotFoundError(f"data.path: no pictures in {path} (looked for {', '.join(SUFFIXES)})")
+    return files
 
 
 def _beside(file: Path) -> str:
