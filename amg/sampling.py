@@ -137,20 +137,34 @@ def first_noise(model: Model, generators: Sequence[torch.Generator]) -> Tensor:
     return torch.stack([torch.randn(model.shape, generator=g, dtype=model.dtype) for g in generators]).to(model.device)
 
 
+def one_call(kind: type) -> None:
+    """Refuses a class of schedulers that looks at the network more than once to make a step.
+
+    Raises:
+        ValueError: naming those that serve.
+    """
+    if getattr(kind, "order", 1) != 1:
+        raise ValueError(
+            f"{kind.__name__} calls the network more than once a step: sample with DDPM, DDIM or DPM-Solver"
+        )
+
+
 def own_scheduler(model: Model, kind: type | None, steps: int) -> Any:
     """A scheduler of our own with its timesteps set: schedulers keep state from step to step.
 
     Raises:
         ValueError: for one that is not variance-preserving, or that calls the network more than once a step.
     """
-    scheduler = (kind or type(model.scheduler)).from_config(model.scheduler.config)
+    kind = kind or type(model.scheduler)
+    one_call(kind)
+    scheduler = kind.from_config(model.scheduler.config)
     name = type(scheduler).__name__
     if not hasattr(scheduler, "alphas_cumprod") or float(scheduler.init_noise_sigma) != 1:
         raise ValueError(
             f"{name} is not variance-preserving: sample with DDPM, DDIM or DPM-Solver, or guard a pipeline"
         )
     scheduler.set_timesteps(steps)
-    if scheduler.order != 1 or len(scheduler.timesteps) != steps:
+    if len(scheduler.timesteps) != steps:
         raise ValueError(f"{name} calls the network more than once a step: sample with DDPM, DDIM or DPM-Solver")
     return scheduler
 

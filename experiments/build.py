@@ -11,7 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 from amg.bank import TrainingBank
-from experiments.config import COMPONENTS, every, locate
+from amg.sampling import one_call, own_scheduler
+from experiments.config import COMPONENTS, PREFIXES, every, locate
+from experiments.metric_files import missing
 from experiments.schema import ConfigError, RunConfig
 
 WORLD = ("model", "data", "similarity", "judge")
@@ -30,19 +32,44 @@ class Parts:
     scheduler: type
 
 
-def build(run: RunConfig) -> Parts:
-    """Builds everything; a component that asks for `model`, `bank`, `similarity` or `threshold` is handed it."""
-    find_files(run)
+def build(run: RunConfig, measures: bool = False) -> Parts:
+    """Builds everything; a component that asks for `model`, `bank`, `similarity` or `threshold` is handed it.
+
+    Args:
+        measures: looks first for what the run's metrics need, too.
+    """
+    find_files(run, measures)
     with told("threshold"):
         threshold = component(run.threshold)
-    with told("sampler"):
-        scheduler = locate(run.sampler.scheduler)
+    scheduler = scheduler_of(run)
     model, bank, similarity, judge = _world(device(run.trainer), *(json.dumps(getattr(run, key)) for key in WORLD))
+    with told("sampler.scheduler"):
+        own_scheduler(model, scheduler, run.sampler.steps)  # refused before anything is drawn
     with told("guidance"):
         parts = {"bank": bank, "similarity": similarity, "threshold": threshold, "model": model, "run": run}
         guidance = component(run.guidance, **parts)
     same_size(run, model, bank, {"similarity": similarity, "judge": judge, "guidance": guidance})
     return Parts(model, bank, similarity, judge, threshold, guidance, scheduler)
+
+
+def scheduler_of(run: RunConfig) -> type:
+    """The class of `sampler.scheduler`.
+
+    Raises:
+        ConfigError: where it is no scheduler, or one that calls the network more than once a step.
+    """
+    key = f"sampler.scheduler={run.sampler.scheduler}"
+    if not run.sampler.scheduler.startswith((*PREFIXES, *run.allow)):
+        raise ConfigError([f"{key}: must begin with {', '.join((*PREFIXES, *run.allow))}, as diffusers.DDIMScheduler"])
+    with told("sampler.scheduler"):
+        try:
+            found = locate(run.sampler.scheduler)
+        except AttributeError:
+            raise ValueError(f"{run.sampler.scheduler} is not there, as diffusers.DDIMScheduler is") from None
+        if not all(hasattr(found, name) for name in ("from_config", "set_timesteps", "step")):
+            raise ValueError(f"{run.sampler.scheduler} is no scheduler, as diffusers.DDIMScheduler is")
+        one_call(found)
+    return found
 
 
 def same_size(run: RunConfig, model: Any, bank: TrainingBank, parts: dict[str, Any]) -> None:
@@ -65,17 +92,20 @@ def same_size(run: RunConfig, model: Any, bank: TrainingBank, parts: dict[str, A
     )  # fmt: skip
 
 
-def find_files(run: RunConfig) -> None:
+def find_files(run: RunConfig, measures: bool = False) -> None:
     """Looks for the files of all components before any is loaded.
 
-    A module says where a component's files are missing by a function `find` of the component's own keys.
+    A component says by its `find`, a function of its own keys, where its files are missing; else its module does.
 
+    Args:
+        measures: looks for those of the run's metrics, too.
     Raises:
         ConfigError: with all that is missing, one line each.
     """
     lines: list[str] = []
     for key, node in (found for group in WORLD for found in every(group, getattr(run, group))):
-        find = getattr(inspect.getmodule(locate(node["_target_"])), "find", None)
+        target = locate(node["_target_"])
+        find = getattr(target, "find", None) or getattr(inspect.getmodule(target), "find", None)
         if find is None:
             continue
         keys = {name: value for name, value in node.items() if name in inspect.signature(find).parameters}
@@ -84,6 +114,7 @@ def find_files(run: RunConfig) -> None:
                 find(**keys)
         except ConfigError as error:
             lines += [f"{line}; similarity@judge=nl2 needs no file" if key == "judge" else line for line in error.lines]
+    lines += missing(run.metrics) if measures else []
     if lines:
         raise ConfigError(lines)
 

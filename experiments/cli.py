@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import COMPONENTS, check
 from experiments.messages import SEVERAL, explain
+from experiments.notes import as_notes
 from experiments.quoting import quote
 from experiments.schema import ConfigError
 from experiments.seeds import refuse_overlap
@@ -33,6 +34,7 @@ ELSEWHERE = ("-cn", "--config-name", "-cp", "--config-path", "-r", "--run", "--e
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 
+@as_notes()
 def main(argv: list[str]) -> int:
     """Runs what the arguments ask for; returns the exit code: 0 done, 1 failure, 2 bad input."""
     command = shlex.join(["python", "run.py", *argv])

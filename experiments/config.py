@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.messages import SEVERAL, did_you_mean, unresolved
+from experiments.messages import SEVERAL, did_you_mean, needed, unresolved
+from experiments.scalars import expected, shown
 from experiments.schema import ConfigError, NotApplicable, RunConfig, validate
 
 PREFIXES = ("amg.", "experiments.", "lightning.", "diffusers.", "torchmetrics.")
@@ -40,6 +41,8 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
         ConfigError: with all mistakes.
     """
     try:
+        if missing := sorted(OmegaConf.missing_keys(cfg)):
+            raise ConfigError([needed(key) for key in missing])
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore
     except OmegaConfBaseException as error:
         raise ConfigError([unresolved(error, cfg)]) from None
@@ -111,9 +114,16 @@ def not_applicable(run: RunConfig) -> str | None:
                 f"(model={model}, conditioning={run.conditioning}, s0={run.s0:g}); use guidance=sim"
             )
         for need, (fact, told) in NEEDS.items():
-            if getattr(target, need, False) and not getattr(locate(run.model["_target_"]), fact, False):
-                if need != "needs_variance" or node.get("through", "mean") == "mean":
-                    return f"guidance={name}: {told.format(model=model)}"
+            if not getattr(target, need, False) or need == "needs_variance" and node.get("through", "mean") != "mean":
+                continue
+            if not getattr(locate(run.model["_target_"]), fact, False):
+                return f"guidance={name}: {told.format(model=model)}"
+            if need == "needs_variance" and not run.sampler.scheduler.rpartition(".")[2].startswith("DDPM"):
+                return (
+                    f"guidance={name}: guidance.through=mean needs the variance that a network learns, and "
+                    f"sampler.scheduler={run.sampler.scheduler} draws without it; use sampler=ddpm, "
+                    "or guidance.through=eps"
+                )
     return None
 
 
@@ -166,21 +176,25 @@ def _bad_target(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> str
 
 
 def _mistakes(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> list[str]:
-    """Why a component cannot be built: bad target, unknown or missing keys; nested components too."""
+    """Why a component cannot be built: bad target, unknown or missing keys, words for numbers; nested ones too."""
     if refused := _bad_target(key, node, allowed):
         return [refused]
     target = node["_target_"]
     try:
-        signature = inspect.signature(locate(target))
+        found = locate(target)
+        signature = inspect.signature(found)
     except (ImportError, AttributeError):
         return [f"{key}._target_={target}: no such class or function"]
     lines = []
     names = [name for name, parameter in signature.parameters.items() if parameter.kind != parameter.VAR_KEYWORD]
     open_ended = len(names) < len(signature.parameters)
-    for given in node:
+    for given, value in node.items():
         if given in ("name", "_target_", "_partial_"):
             continue
-        if given not in names and not open_ended:
+        if given in names:
+            if wanted := expected(value, signature.parameters[given], found):
+                lines.append(f"{key}.{given}={shown(value)}: {wanted}")
+        elif not open_ended:
             lines.append(f"{key}.{given}: {target} takes no such key{did_you_mean(given, names)}")
     for below, child in _children(node):
         lines += _mistakes(f"{key}.{below}", child, allowed)

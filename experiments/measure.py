@@ -9,8 +9,9 @@ from torch import Tensor
 
 from amg.bank import TrainingBank
 from experiments.align import against, aligned
-from experiments.build import Parts, device
+from experiments.build import Parts, device, told
 from experiments.evaluate import evaluate, matched, thresholds_used
+from experiments.metric_files import EXTRACTORS
 from experiments.schema import ConfigError, RunConfig
 
 CACHE = Path("runs/.cache")
@@ -77,20 +78,30 @@ def against_unguided(run: RunConfig, parts: Parts, run_dir: Path, unguided_dir: 
 def extractor(run: RunConfig):
     from amg.metrics.extractors import efficientnet_lite0, inception
 
-    if run.metrics.extractor == "none":
-        return None
-    if run.metrics.extractor == "inception":
-        return inception()
-    if run.metrics.extractor == "efficientnet_lite0":
-        return efficientnet_lite0(size=96)  # ten times faster than 224 on a CPU; every table names it
-    raise ConfigError([f"metrics.extractor={run.metrics.extractor}: choose efficientnet_lite0, inception or none"])
+    with told("metrics.extractor"):
+        if run.metrics.extractor == "none":
+            return None
+        if run.metrics.extractor == "inception":
+            return inception()
+        if run.metrics.extractor == "efficientnet_lite0":
+            return efficientnet_lite0(size=96)  # ten times faster than 224 on a CPU; every table names it
+        raise ValueError(f"{run.metrics.extractor} is none of {', '.join(EXTRACTORS)}")
 
 
 def reference(run: RunConfig, parts: Parts) -> Tensor:
-    """The pictures that the Fréchet distance compares with, at the model's own size."""
-    if run.metrics.reference == "bank":
+    """The pictures that the Fréchet distance compares with, at the model's own size, else the bank's.
+
+    Raises:
+        ConfigError: for a folder whose pictures cannot be read.
+    """
+    folder = run.metrics.reference
+    if folder == "bank":
         return parts.bank.images
-    return TrainingBank.from_folder(run.metrics.reference).images
+    side = getattr(parts.model, "side", None) or parts.bank.images.shape[2]
+    try:
+        return TrainingBank.from_folder(folder, size=side).images
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError([f"metrics.reference={folder}: {str(error).removeprefix('data.path: ')}"]) from None
 
 
 def _seeds(run: RunConfig) -> range:

@@ -12,6 +12,12 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 SEVERAL = ("detector",)
 """Groups of which a run may choose several; each choice is a component, by its name."""
+WANTED = {
+    "data.path": ", a folder of training pictures with captions (data=parquet: a Parquet file of them); "
+    "model=lab_sd runs now",
+    "model.source": ", a folder in diffusers' format or a name of the hub; model=lab_sd runs now",
+}
+"""What is asked for where a yaml leaves a key to the user."""
 PLUGINS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher: our extra
 
 
@@ -57,9 +63,12 @@ def unresolved(error: OmegaConfBaseException, cfg: DictConfig) -> str:
             f"{error.full_key}: conf/strength has no constant for model={model} with similarity={similarity}; "
             "set the key itself, or choose another similarity"
         )
-    if "???" in str(error) or "Missing mandatory" in str(error):
-        return f"{error.full_key}: needs a value"
     return " ".join(str(error).split())
+
+
+def needed(key: str) -> str:
+    """Asks for a value that only the user can give."""
+    return f"{key}: needs a value{WANTED.get(key, '')}"
 
 
 def told(error: dict[str, Any], keys: list[str]) -> str:

@@ -41,7 +41,7 @@ def generate_run(run: RunConfig, command: str = "", in_sweep: bool = False, draw
     from experiments.loggers import log
     from experiments.measure import measure
 
-    parts = build(run)
+    parts = build(run, measures=True)
     chosen = conditions(run, parts.model)
     run_dir = folder(run, parts, chosen)
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to draw its share, no more

@@ -16,9 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import locate
 from experiments.messages import SEVERAL
+from experiments.notes import as_notes
 from experiments.schema import ConfigError, NotApplicable
 
 
+@as_notes()  # a launcher may run it in a process of its own
 def one_job(cfg: DictConfig) -> None:
     """Runs one job and leaves `result.json` in its folder; never raises for what goes wrong inside."""
     hydra = HydraConfig.get()

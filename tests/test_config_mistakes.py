@@ -109,7 +109,55 @@ def test_a_missing_strength_constant_names_model_and_similarity():
 
 
 def test_a_value_that_only_the_user_can_give_is_asked_for():
-    assert mistakes("data=folder") == ["data.path: needs a value"]
+    (line,) = mistakes("data=folder")
+    assert line.startswith("data.path: needs a value, a folder of training pictures with captions")
+    assert line.endswith("model=lab_sd runs now")
+    assert mistakes("task=collect") == ["task.runs: needs a value"]
+
+
+def test_all_values_that_only_the_user_can_give_are_asked_for_at_once():
+    lines = mistakes("model=local", "prompt=x")
+    assert [line.split(":")[0] for line in lines] == ["data.path", "model.source"]
+    assert all("needs a value, a" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["guidance=full", "++guidance.c3=abc"], "guidance.c3=abc: a number is expected"),
+        (["guidance=full", "++guidance.c3=null"], "guidance.c3=null: a number is expected"),
+        (["guidance=full", "++guidance.normalize=3"], "guidance.normalize=3: true or false is expected"),
+        (["++similarity.copy=abc"], "similarity.copy=abc: a number is expected"),
+        (["data=folder", "data.path=x", "++data.size=abc"], "data.size=abc: a whole number or null is expected"),
+        (["data=folder", "data.path=x", "++data.size=1.5"], "data.size=1.5: a whole number or null is expected"),
+        (["data=folder", "data.path=x", "++data.size=true"], "data.size=true: a whole number or null is expected"),
+        (["task=download", "++task.seconds=abc"], "task.seconds=abc: a number is expected"),
+        (["++trainer.max_epochs=abc"], "trainer.max_epochs=abc: a whole number or null is expected"),
+        (["similarity@judge=nl2", "++judge.k=a"], "judge.k=a: a whole number is expected"),
+    ],
+)
+def test_a_word_where_a_component_wants_a_number_is_told_by_its_key(arguments, said):
+    assert mistakes(*arguments) == [said]
+
+
+def test_a_whole_number_serves_for_a_number_and_null_where_it_may():
+    run = check(compose_config(["guidance=full", "++guidance.c3=7", "data=folder", "data.path=x", "++data.size=null"]))
+    assert run.guidance["c3"] == 7 and run.data["size"] is None
+
+
+def test_annotations_of_scalars_alone_are_checked():
+    def target(a: "Literal['x', 'y'] | None", b: "float | torch.Tensor", c: "Unknown", d, e: int | str = 1): ...  # noqa: F821
+
+    import inspect
+
+    from experiments import scalars
+
+    target.__globals__.setdefault("Literal", scalars.Literal)
+    of = inspect.signature(target).parameters
+    assert scalars.expected("z", of["a"], target) == "x or y or null is expected"
+    assert scalars.expected("x", of["a"], target) is None
+    assert [scalars.expected("z", of[name], target) for name in "bcde"] == [None] * 4
+    assert scalars.expected(1.5, of["e"], target) == "a whole number or text is expected"
 
 
 def test_text_guidance_without_text_is_not_applicable_and_says_what_is():
@@ -150,6 +198,14 @@ def test_released_iddpm_needs_a_learned_variance_unless_it_acts_through_eps():
     assert not_applicable(check(compose_config(["guidance=released_iddpm", "++guidance.through=eps"]))) is None
     assert not_applicable(check(compose_config(["guidance=released_iddpm", "model=iddpm_cifar10"]))) is None
     assert "has none" in not_applicable(check(compose_config(["guidance=released_iddpm", "model=ddpm_cifar10"])))
+
+
+def test_released_iddpm_needs_a_sampler_that_draws_with_the_learned_variance():
+    chosen = ["guidance=released_iddpm", "model=iddpm_cifar10"]
+    for sampler in (["sampler=ddim"], ["sampler.scheduler=diffusers.DPMSolverMultistepScheduler"]):
+        reason = not_applicable(check(compose_config([*chosen, *sampler])))
+        assert reason and "draws without it; use sampler=ddpm, or guidance.through=eps" in reason
+        assert not_applicable(check(compose_config([*chosen, *sampler, "++guidance.through=eps"]))) is None
 
 
 def test_a_chain_of_nothing_is_not_applicable_and_says_how_it_is_filled():

@@ -297,6 +297,49 @@ def test_truncated_checkpoint_is_refused(tmp_path, state):
     refused(tmp_path, b"", "no PyTorch state dict", lambda content, path: path.write_bytes(content))
 
 
+@pytest.mark.parametrize("zipped, length", [(True, 50_000), (True, 6_660), (True, 100), (False, 6_642), (False, -9)])
+def test_a_file_cut_anywhere_is_truncated_in_either_format_of_torch(tmp_path, state, zipped, length):
+    def write(content, path):
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        path.write_bytes(path.read_bytes()[:length])
+
+    refused(tmp_path, state, r"no PyTorch state dict \(truncated\?\): download https", write)
+
+
+@pytest.mark.parametrize(
+    "content", [pickle.dumps({"a": 1}), b"<html>\n<body>404</body></html>", b"hello", pickle.dumps(Payload())]
+)
+def test_another_file_is_told_in_our_own_words_without_a_warning(tmp_path, content, recwarn):
+    whole = r"bad.pt is no PyTorch state dict \(not a file of tensors\): download https\S* again$"
+    refused(tmp_path, content, whole, lambda content, path: path.write_bytes(content))
+    assert not list(recwarn)
+
+
+@pytest.mark.parametrize(
+    "bad, said",
+    [
+        ({"input_blocks.0.0.weight": torch.tensor(1.0)}, "input_blocks.0.0.weight has 0 axes, expected 4"),
+        ({"out.2.weight": torch.tensor(1.0)}, "out.2.weight has 0 axes, expected 4"),
+        ({"label_emb.weight": torch.tensor(1.0)}, "label_emb.weight has 0 axes, expected 2"),
+        ({"middle_block.1.qkv.weight": torch.zeros(5)}, r"qkv.weight is \(5,\), expected \(192, 64, 1\)"),
+        ({"middle_block.1.qkv.bias": torch.zeros(191)}, r"qkv.bias is \(191,\), expected \(192,\)"),
+        ({"input_blocks.0.0.weight": torch.zeros(33, 3, 3, 3)}, "another width than a multiple of 32"),
+        ({"input_blocks.x.qkv.weight": torch.zeros(1)}, "unexpected 1 key"),
+        ({7: torch.zeros(1)}, "no state dict"),
+    ],
+)
+def test_weights_of_another_shape_or_name_are_told_not_raised(tmp_path, state, bad, said):
+    refused(tmp_path, state | bad, said)
+
+
+def test_the_unconditional_name_refuses_a_labelled_folder_unless_it_has_a_null_label(tmp_path):
+    save(unet(width=32, labels=10), tmp_path)
+    with pytest.raises(ValueError, match="10 labels and none for no label: model=iddpm_cifar10_cond"):
+        iddpm_cifar10(tmp_path)
+    (tmp_path / "amg.json").write_text(json.dumps({"timestep_scale": 0.25, "null_label": 9}))
+    assert iddpm_cifar10(tmp_path).encode([None]).tolist() == [9]
+
+
 def test_folder_without_weights_or_config_is_refused(tmp_path, small):
     save(small[1].network, tmp_path)
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()

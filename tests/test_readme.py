@@ -65,6 +65,7 @@ def added(tmp_path, monkeypatch):
         package = importlib.import_module(f"amg.{folder.name}")
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a red bus\nsnowman\n")  # the reader's own
     monkeypatch.setattr(sys, "argv", ["run.py"])
     monkeypatch.setenv("COLUMNS", "200")
     yield tmp_path / "added" / "conf"

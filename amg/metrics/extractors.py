@@ -72,12 +72,7 @@ def inception(weights: str | Path | None = None, device: str | torch.device = "c
     Raises:
         FileNotFoundError: where the file is absent.
     """
-    path = Path(weights or INCEPTION_FOLDER / INCEPTION_FILE).expanduser()
-    if path.name != INCEPTION_FILE or not path.is_file():
-        raise FileNotFoundError(
-            f"Inception weights are missing: put {INCEPTION_FILE} (NVIDIA's stylegan2-ada-pytorch metrics) at "
-            f"{path.with_name(INCEPTION_FILE)}, or use the extractor efficientnet_lite0"
-        )
+    path = inception_file(weights)
     from cleanfid.inception_torchscript import InceptionV3W
     from cleanfid.resize import build_resizer
 
@@ -90,6 +85,21 @@ def inception(weights: str | Path | None = None, device: str | torch.device = "c
         return network(resized.to(device)).cpu()
 
     return Extractor("inception (clean-fid)", "PIL bicubic 299", 2048, features)
+
+
+def inception_file(weights: str | Path | None = None) -> Path:
+    """Where the weights of `inception` lie.
+
+    Raises:
+        FileNotFoundError: where the file is absent.
+    """
+    path = Path(weights or INCEPTION_FOLDER / INCEPTION_FILE).expanduser()
+    if path.name != INCEPTION_FILE or not path.is_file():
+        raise FileNotFoundError(
+            f"Inception weights are missing: put {INCEPTION_FILE} (NVIDIA's stylegan2-ada-pytorch metrics) at "
+            f"{path.with_name(INCEPTION_FILE)}, or use the extractor efficientnet_lite0"
+        )
+    return path
 
 
 def cleanfid_distance(

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +23,12 @@ from torch import Tensor
 URL = "https://openaipublic.blob.core.windows.net/diffusion/march-2021/cifar10_uncond_50M_500K.pt"
 SETTINGS = "amg.json"
 """Beside the diffusers files: what their configs cannot say (`timestep_scale`, `null_label`)."""
-SIDE, LEVELS, RES_BLOCKS, HEADS, STEPS = 32, (1, 2, 2, 2), 3, 4, 4000
+SIDE, LEVELS, RES_BLOCKS, HEADS, NORM_GROUPS, STEPS = 32, (1, 2, 2, 2), 3, 4, 32, 4000
 ATTENTION = (16, 8)
 """Sides of the feature maps that have attention."""
+
+ZIP, LEGACY = b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+"""How files of `torch.save` begin, of today and of before 1.6."""
 
 
 def convert(checkpoint: str | Path, folder: str | Path) -> Path:
@@ -83,7 +88,7 @@ def unet(width: int = 128, labels: int | None = None, learned_variance: bool = T
         block_out_channels=tuple(width * level for level in LEVELS),
         layers_per_block=RES_BLOCKS,
         attention_head_dim=width * LEVELS[-1] // HEADS,
-        attn_norm_num_groups=32,  # without it the middle attention would lose its norm under scale_shift
+        attn_norm_num_groups=NORM_GROUPS,  # without it the middle attention would lose its norm under scale_shift
         resnet_time_scale_shift="scale_shift",
         flip_sin_to_cos=True,
         freq_shift=0,
@@ -100,13 +105,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"{path} is missing: download {URL} (about 210 MB) to that path and convert it; "
             "model=closed_form runs now, without any download"
         )
+    with path.open("rb") as file:
+        ours = file.read(len(LEGACY)).startswith((ZIP, LEGACY))
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is no PyTorch state dict ({reason[:120]}): download {URL} again") from None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of a pickle that it did not write
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises almost anything for a file that it did not write, or not whole
+        cut = ours and not isinstance(error, pickle.UnpicklingError)
+        reason = "truncated?" if cut else "not a file of tensors"
+        raise ValueError(f"{path} is no PyTorch state dict ({reason}): download {URL} again") from None
+    if not isinstance(state, dict) or not state:
         raise ValueError(f"{path} is no state dict: expected names with tensors, got {type(state).__name__}")
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+        raise ValueError(f"{path} is no state dict: expected names with tensors, not all of it is")
     return state
 
 
@@ -115,6 +127,12 @@ def unet_for(state: dict[str, Tensor], path: str | Path = "the checkpoint") -> U
     for name in ("input_blocks.0.0.weight", "out.2.weight"):
         if name not in state:
             raise ValueError(f"{path} is no improved-diffusion network: it has no {name}; its first is {min(state)}")
+    axes = {"input_blocks.0.0.weight": 4, "out.2.weight": 4, "label_emb.weight": 2}
+    for name in set(axes) & set(state):
+        if state[name].ndim != axes[name]:
+            raise ValueError(f"{path}: {name} has {state[name].ndim} axes, expected {axes[name]}: see {URL}")
+    if len(state["input_blocks.0.0.weight"]) % NORM_GROUPS:
+        raise ValueError(f"{path} is a network of another width than a multiple of {NORM_GROUPS}: see {URL}")
     side = _side(state)
     if side != SIDE:
         raise ValueError(f"{path} is a network for {side}-pixel pictures; CIFAR-10's is for {SIDE}: see {URL}")
@@ -134,13 +152,18 @@ def rename(state: dict[str, Tensor], network: UNet2DModel, path: str | Path = "t
         for kind in ("weight", "bias")
         if f"{new}.{kind}" in own  # a residual block of one width has no shortcut, the class embedding no bias
     }
-    joint = {f"{old}.qkv.{kind}" for old in _attentions(network).values() for kind in ("weight", "bias")}
-    wanted = joint | set(names.values())
-    for what, some in (("misses", wanted - set(state)), ("has the unexpected", set(state) - wanted)):
+    wanted = restore(network)
+    for what, some in (("misses", set(wanted) - set(state)), ("has the unexpected", set(state) - set(wanted))):
         if some:
             some = sorted(some)
             raise ValueError(
                 f"{path} {what} {len(some)} key(s), e.g. {', '.join(some[:3])}: expected the CIFAR-10 network of {URL}"
+            )
+    for name, value in wanted.items():
+        if state[name].shape != value.shape:
+            raise ValueError(
+                f"{path}: {name} is {tuple(state[name].shape)}, expected {tuple(value.shape)}: "
+                f"this is not the CIFAR-10 network of {URL}"
             )
     result = {new: state[old] for new, old in names.items()}
     for new, old in _attentions(network).items():
@@ -151,12 +174,6 @@ def rename(state: dict[str, Tensor], network: UNet2DModel, path: str | Path = "t
                 result[f"{new}.{name}.{kind}"] = part.flatten(0, 1)
         weight = f"{new}.to_out.0.weight"
         result[weight] = result[weight].squeeze(-1)
-    for name, value in result.items():
-        if value.shape != own[name].shape:
-            raise ValueError(
-                f"{path}: {name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}: "
-                f"this is not the CIFAR-10 network of {URL}"
-            )
     return result
 
 
@@ -226,7 +243,7 @@ def _attentions(network: UNet2DModel) -> dict[str, str]:
 
 def _side(state: dict[str, Tensor]) -> int:
     """The side of the pictures, read off where attention begins: a state dict does not say it."""
-    blocks = [int(name.split(".")[1]) for name in state if name.startswith("input_blocks.") and ".qkv.weight" in name]
+    blocks = [int(found[1]) for name in state if (found := re.match(r"input_blocks\.(\d+)\..*qkv\.weight", name))]
     level = (min(blocks) - 1) // (RES_BLOCKS + 1) if blocks else 0
     return max(ATTENTION) << level
 
@@ -236,5 +253,5 @@ if __name__ == "__main__":
         sys.exit("usage: python -m amg.models.convert_iddpm CHECKPOINT.pt FOLDER")
     try:
         print(f"wrote {convert(*sys.argv[1:])}")
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -15,6 +15,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from amg.bank.sources.cifar10 import CLASSES
+from amg.hub import reachable
 from amg.models.convert_iddpm import SETTINGS, URL
 
 CIFAR10 = "google/ddpm-cifar10-32"
@@ -112,10 +113,14 @@ def iddpm_cifar10(
     dtype: torch.dtype = torch.float32,
 ) -> DDPM:
     """Nichol & Dhariwal's unconditional CIFAR-10 network, converted by `amg.models.convert_iddpm`."""
-    checkpoint = Path("weights") / Path(URL).name
-    command = f"python -m amg.models.convert_iddpm {checkpoint} {path}"
-    _need(path, f"download {URL} (about 210 MB) to {checkpoint} and run `{command}`")
-    return DDPM(path, device=device, dtype=dtype)
+    _find_iddpm(path)
+    model = DDPM(path, device=device, dtype=dtype)
+    if model.labels and model.null_label is None:
+        raise ValueError(
+            f"{path} holds a network of {model.labels} labels and none for no label: model=iddpm_cifar10_cond takes "
+            "CIFAR-10's ten"
+        )
+    return model
 
 
 def iddpm_cifar10_cond(
@@ -124,8 +129,7 @@ def iddpm_cifar10_cond(
     dtype: torch.dtype = torch.float32,
 ) -> DDPM:
     """The same network with CIFAR-10's ten labels. No weights are public: a recipe trains them."""
-    command = f"python -m experiments.recipes.train_iddpm_cifar10_cond --out {path}"
-    _need(path, f"no weights are public, train some by `{command}`")
+    _find_iddpm_cond(path)
     model = DDPM(path, device=device, dtype=dtype)
     if model.labels != 10:
         raise ValueError(f"{path} holds a network of {model.labels} labels, CIFAR-10 has 10")
@@ -133,8 +137,32 @@ def iddpm_cifar10_cond(
     return model
 
 
-for _learned in (iddpm_cifar10, iddpm_cifar10_cond):
-    _learned.learns_variance = True  # which experiments.config asks before a network is loaded
+def _find_ddpm(path: str | Path = CIFAR10) -> None:
+    from huggingface_hub import snapshot_download
+
+    if Path(path).is_dir():
+        return
+    try:
+        snapshot_download(str(path), allow_patterns="*.json", local_files_only=True)
+    except (OSError, ValueError) as error:
+        if not reachable():
+            raise _out_of_reach(path, error) from None
+
+
+def _find_iddpm(path: str | Path = "weights/iddpm_cifar10") -> None:
+    checkpoint = Path("weights") / Path(URL).name
+    command = f"python -m amg.models.convert_iddpm {checkpoint} {path}"
+    _need(path, f"download {URL} (about 210 MB) to {checkpoint} and run `{command}`")
+
+
+def _find_iddpm_cond(path: str | Path = "weights/iddpm_cifar10_cond") -> None:
+    command = f"python -m experiments.recipes.train_iddpm_cifar10_cond --out {path}"
+    _need(path, f"no weights are public, train some by `{command}`")
+
+
+# what experiments asks before a network is loaded
+ddpm_cifar10.find, iddpm_cifar10.find, iddpm_cifar10_cond.find = _find_ddpm, _find_iddpm, _find_iddpm_cond
+iddpm_cifar10.learns_variance = iddpm_cifar10_cond.learns_variance = True
 
 
 def _need(path: str | Path, mend: str) -> None:
@@ -155,11 +183,15 @@ def _folder(path: str | Path) -> Path:
                 break
         return folder
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"model.path: {path} is no folder and the hub cannot give it ({type(error).__name__}): download "
-            f"https://huggingface.co/{path}{' (about 143 MB)' if path == CIFAR10 else ''} where there is a network, "
-            "set model.path to that folder; model=closed_form runs now"
-        ) from None
+        raise _out_of_reach(path, error) from None
+
+
+def _out_of_reach(path: str | Path, error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"model.path: {path} is no folder and the hub cannot give it ({type(error).__name__}): download "
+        f"https://huggingface.co/{path}{' (about 143 MB)' if path == CIFAR10 else ''} where there is a network, "
+        "set model.path to that folder; model=closed_form runs now"
+    )
 
 
 def _load(path: str | Path, dtype: torch.dtype) -> tuple[UNet2DModel, Any, dict[str, Any]]:

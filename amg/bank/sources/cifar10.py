@@ -49,6 +49,20 @@ def cifar10_bank(
     return reference
 
 
+def find(path: str | Path = "data/cifar10", split: str = "train", download: bool = False) -> None:
+    """Looks for the pictures without reading them.
+
+    Raises:
+        FileNotFoundError: where there are none and none are to be downloaded.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet" and not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f"data.path: there is no {path}")
+    elif not (download or (path / "cifar-10-batches-py").is_dir() or any(path.glob(f"{split}*.parquet"))):
+        raise _missing(path, split)
+
+
 def read_cifar10(
     path: str | Path = "data/cifar10", split: str = "train", download: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -123,8 +137,12 @@ def _read_torchvision(path: Path, split: str, download: bool) -> tuple[Tensor, T
     except (RuntimeError, OSError) as error:
         if download:
             raise ValueError(f"data.path: CIFAR-10 cannot be downloaded to {path}: {error}") from None
-        raise FileNotFoundError(
-            f"data.path: {path} holds neither {split}*.parquet nor an intact cifar-10-batches-py: set "
-            "data.download=true (170 MB), or data.path to the hub's Parquet files; model=closed_form runs now"
-        ) from None
+        raise _missing(path, split) from None
     return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
+
+
+def _missing(path: Path, split: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"data.path: {path} holds neither {split}*.parquet nor an intact cifar-10-batches-py: set "
+        "data.download=true (170 MB), or data.path to the hub's Parquet files; model=closed_form runs now"
+    )

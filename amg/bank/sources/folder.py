@@ -34,11 +34,7 @@ def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list
             pictures of several sizes, or more than memory holds.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"data.path: there is no folder {path}")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise FileNotFoundError(f"data.path: no pictures in {path} (looked for {', '.join(SUFFIXES)})")
+    files = pictures_in(path)
     named = _metadata(path)
     own = {file: named.get(_place(file)) or [_beside(file)] for file in files}
     total = sum(map(len, own.values()))
@@ -55,6 +51,20 @@ def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list
         captions += own[file]
     tell_skipped(path, broken, len(files))
     return stack(images, path), captions if any(captions) else None
+
+
+def pictures_in(path: Path) -> list[Path]:
+    """The pictures of a folder and its sub-folders, by name; none is opened.
+
+    Raises:
+        FileNotFoundError: for a missing folder, or one without pictures.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"data.path: there is no folder {path}")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise FileNotFoundError(f"data.path: no pictures in {path} (looked for {', '.join(SUFFIXES)})")
+    return files
 
 
 def _beside(file: Path) -> str:
