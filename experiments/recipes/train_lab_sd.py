@@ -175,10 +175,11 @@ def main() -> None:
     args = lab_loop.arguments(__doc__, "sd", minutes=75, vae=Path(".lab/vae/vae"), start=True)
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
-    tokenizer = lab_text.tokenizer(sorted({c for captions in data.captions for c in captions}))
+    begin = StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32) if args.start else None
+    # the weights know words by the numbers that their own tokenizer gave them
+    tokenizer = begin.tokenizer if begin else lab_text.tokenizer(sorted({c for cs in data.captions for c in cs}))
     model = TextToLatents(tokenizer)
-    if args.start:
-        begin = StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
+    if begin:
         model.text.load_state_dict(begin.text_encoder.state_dict())
         model.unet.load_state_dict(begin.unet.state_dict())
     ema = copy.deepcopy(model).requires_grad_(False).eval()
