@@ -144,9 +144,7 @@ def one_call(kind: type) -> None:
         ValueError: naming those that serve.
     """
     if getattr(kind, "order", 1) != 1:
-        raise ValueError(
-            f"{kind.__name__} calls the network more than once a step: sample with DDPM, DDIM or DPM-Solver"
-        )
+        raise _several_calls(kind)
 
 
 def own_scheduler(model: Model, kind: type | None, steps: int) -> Any:
@@ -158,15 +156,18 @@ def own_scheduler(model: Model, kind: type | None, steps: int) -> Any:
     kind = kind or type(model.scheduler)
     one_call(kind)
     scheduler = kind.from_config(model.scheduler.config)
-    name = type(scheduler).__name__
     if not hasattr(scheduler, "alphas_cumprod") or float(scheduler.init_noise_sigma) != 1:
         raise ValueError(
-            f"{name} is not variance-preserving: sample with DDPM, DDIM or DPM-Solver, or guard a pipeline"
+            f"{kind.__name__} is not variance-preserving: sample with DDPM, DDIM or DPM-Solver, or guard a pipeline"
         )
     scheduler.set_timesteps(steps)
     if len(scheduler.timesteps) != steps:
-        raise ValueError(f"{name} calls the network more than once a step: sample with DDPM, DDIM or DPM-Solver")
+        raise _several_calls(kind)
     return scheduler
+
+
+def _several_calls(kind: type) -> ValueError:
+    return ValueError(f"{kind.__name__} calls the network more than once a step: sample with DDPM, DDIM or DPM-Solver")
 
 
 def _predict(model: Model, scheduler: Any, timestep: Tensor) -> Callable[[Tensor, Condition | None], Tensor]:

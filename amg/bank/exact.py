@@ -1,5 +1,7 @@
 """Exact nearest neighbours by matrix products: pictures by distance, descriptors by cosine."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,17 +26,16 @@ def nearest(
         distances (B, k), ascending, and indices (B, k).
     """
     chunk = chunk or (1024 if keys.device.type == "cpu" else 16384)
-    best, index = [], []
-    for start in range(0, len(keys), chunk):
-        part = slice(start, start + chunk)
-        # ‖q‖² is the same for every key: left out of the ranking, added at the end
-        scores = torch.addmm(square_norms[part], queries, keys[part].T, alpha=-2)
-        values, places = scores.topk(min(k, scores.shape[1]), dim=1, largest=False, sorted=False)
-        best.append(values)
-        index.append(places + start)
-    values, places = torch.cat(best, 1).topk(k, dim=1, largest=False)
+    # ‖q‖² is the same for every key: left out of the ranking, added at the end
+    values, indices = _best(
+        lambda part: torch.addmm(square_norms[part], queries, keys[part].T, alpha=-2),
+        len(keys),
+        k,
+        chunk,
+        largest=False,
+    )
     distances = (values + queries.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
-    return distances, torch.cat(index, 1).gather(1, places)
+    return distances, indices
 
 
 def square_norms(keys: Tensor) -> Tensor:
@@ -57,16 +58,23 @@ class ExactIndex:
         """Products (B, k), descending, and indices (B, k), for queries (B, D)."""
         if not 1 <= k <= len(self.vectors):
             raise ValueError(f"k must lie in 1 … {len(self.vectors)} (the index's vectors), got {k}")
-        best, index = [], []
-        for start in range(0, len(self.vectors), self.chunk):
-            products = queries @ self.vectors[start : start + self.chunk].T
-            values, places = largest(products, min(k, products.shape[1]))
-            best.append(values)
-            index.append(places + start)
-        values, places = largest(torch.cat(best, 1), k)
-        return values, torch.cat(index, 1).gather(1, places)
+        return _best(lambda part: queries @ self.vectors[part].T, len(self.vectors), k, self.chunk, largest=True)
 
 
-def largest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, descending, and their places; one alone is found faster than by a top-k."""
-    return products.max(1, keepdim=True) if k == 1 else products.topk(k, dim=1)
+def _best(scores_of: Callable[[slice], Tensor], n: int, k: int, chunk: int, largest: bool) -> tuple[Tensor, Tensor]:
+    """The k best of n scores a row, best first, and their indices, both (B, k); `chunk` of them are held at once."""
+    best, index = [], []
+    for start in range(0, n, chunk):
+        scores = scores_of(slice(start, start + chunk))
+        values, places = _top(scores, min(k, scores.shape[1]), largest)
+        best.append(values)
+        index.append(places + start)
+    values, places = _top(torch.cat(best, 1), k, largest)
+    return values, torch.cat(index, 1).gather(1, places)
+
+
+def _top(scores: Tensor, k: int, largest: bool) -> tuple[Tensor, Tensor]:
+    """One alone is found faster than by a top-k."""
+    if k == 1:
+        return (scores.max if largest else scores.min)(1, keepdim=True)
+    return scores.topk(k, dim=1, largest=largest)
