@@ -11,7 +11,7 @@ from amg.bank import TrainingBank
 from experiments.align import against, aligned
 from experiments.build import Parts, device, told
 from experiments.evaluate import evaluate, matched, thresholds_used
-from experiments.metric_files import EXTRACTORS
+from experiments.metric_files import EXTRACTORS, complaint
 from experiments.schema import ConfigError, RunConfig
 
 CACHE = Path("runs/.cache")
@@ -101,7 +101,7 @@ def reference(run: RunConfig, parts: Parts) -> Tensor:
     try:
         return TrainingBank.from_folder(folder, size=side).images
     except (ValueError, FileNotFoundError) as error:
-        raise ConfigError([f"metrics.reference={folder}: {str(error).removeprefix('data.path: ')}"]) from None
+        raise ConfigError([complaint(run.metrics, "reference", error)]) from None
 
 
 def _seeds(run: RunConfig) -> range:

@@ -16,8 +16,13 @@ def missing(metrics: MetricsConfig) -> list[str]:
         try:
             look(metrics)
         except (ValueError, FileNotFoundError) as error:
-            lines.append(f"metrics.{key}={getattr(metrics, key)}: {str(error).removeprefix('data.path: ')}")
+            lines.append(complaint(metrics, key, error))
     return lines
+
+
+def complaint(metrics: MetricsConfig, key: str, error: Exception) -> str:
+    """An error as a line that names the key of `metrics`, and no other."""
+    return f"metrics.{key}={getattr(metrics, key)}: {str(error).removeprefix('data.path: ')}"
 
 
 def _extractor(metrics: MetricsConfig) -> None:
