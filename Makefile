@@ -50,12 +50,14 @@ tables: setup ## Tables 1-5, Figures 3-4 and every rival, measured (hours on two
 
 lab: setup ## trains the lab's networks again: hours on two cores, resumable
 	$(BIN)/python -m experiments.recipes.train_lab_vae
+	$(BIN)/python -m experiments.recipes.train_lab_tiny
 	$(BIN)/python -m experiments.recipes.train_lab_sd
+	$(BIN)/python -m experiments.recipes.train_lab_flow
 	$(BIN)/python -m experiments.recipes.train_lab_descriptor --name guide --seed 10
 	$(BIN)/python -m experiments.recipes.train_lab_descriptor --name judge --seed 20
 	$(BIN)/python -m experiments.recipes.train_lab_scorer --seed 30
 	$(BIN)/python -m experiments.recipes.train_lab_ddpm
-	$(BIN)/python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer lab_sd lab_ddpm
+	$(BIN)/python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer tiny lab_sd lab_flow lab_ddpm
 	$(BIN)/python run.py -m model=lab_sd row=none,full n_samples=1008 name=lab
 	$(BIN)/python run.py -m model=lab_ddpm row=none,full n_samples=1000 name=lab
 	$(BIN)/python -m experiments.recipes.measure_lab lab_sd runs/lab/lab_sd-none-* runs/lab/lab_sd-full-*

@@ -12,8 +12,10 @@ from amg.lab.descriptors import DESCRIPTORS
 from experiments.recipes import lab_data, lab_loop, lab_text
 from experiments.recipes import train_lab_ddpm as ddpm
 from experiments.recipes import train_lab_descriptor as descriptor
+from experiments.recipes import train_lab_flow as flow
 from experiments.recipes import train_lab_scorer as scorer
 from experiments.recipes import train_lab_sd as sd
+from experiments.recipes import train_lab_tiny as tiny
 from experiments.recipes import train_lab_vae as vae
 
 
@@ -31,7 +33,7 @@ def fixed_seed():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return lab_text.tokenizer(["red heart", "blue heart", "see-no-evil monkey", "japanese “monthly amount” button"])
+    return lab_text.tokenizer(["red heart", "blue heart", "the famous owl"])
 
 
 def falls(net: nn.Module, loss, steps: int = 25, rate: float = 3e-3) -> float:
@@ -50,7 +52,7 @@ def falls(net: nn.Module, loss, steps: int = 25, rate: float = 3e-3) -> float:
 
 def test_the_autoencoder_learns(data):
     net = vae.network(channels=(8, 8, 8))
-    assert falls(net, lambda: vae.loss(net, data.images[:4]), rate=1e-2) < 0.8
+    assert falls(net, lambda: vae.loss(net, data.planted[:4]), rate=1e-2) < 0.8
 
 
 def test_the_text_conditional_network_learns(tokenizer):
@@ -71,23 +73,50 @@ def test_the_error_of_eps_is_weighted_by_min_snr(alpha_bar, weight):
     assert sd.weighted_error(predict, alphas, x0).item() == pytest.approx(0.01 * weight, rel=1e-3)
 
 
+def test_the_flow_network_learns(tokenizer):
+    model = flow.TextToFlow(tokenizer, width=32, layers=1)
+    ids = lab_text.ids(tokenizer, ["red heart", "blue heart"])
+    x0 = torch.stack([torch.ones(8, 8, 8), -torch.ones(8, 8, 8)])
+    assert falls(model, lambda: flow.loss(model, x0, ids)) < 0.8
+
+
+def test_the_tiny_autoencoder_learns_the_large_ones_images(data):
+    large = vae.network(channels=(8, 8, 8)).eval().requires_grad_(False)
+    large.register_to_config(scaling_factor=1.0)
+    small = tiny.network(width=8)
+    assert falls(small, lambda: tiny.loss(small, large, data.planted[:4]), rate=1e-2) < 0.8
+
+
 def test_the_pixel_network_learns(data):
-    net = ddpm.network(len(data.groups), channels=(16, 16))
-    x0, labels = data.images[:4], data.labels[:4]
+    net = ddpm.network(len(data.classes), channels=(16, 16))
+    x0, labels = data.planted[:4], torch.arange(4)
     alphas = sd.scheduler().alphas_cumprod
     assert falls(net, lambda: ddpm.loss(net, alphas, x0, labels)) < 0.9
 
 
-def test_a_batch_for_the_pixel_network_repeats_planted_pictures_unchanged(data):
-    images, labels = ddpm.batch(data, 64)
-    distance = torch.cdist(images.flatten(1), ddpm.smaller(data.images).flatten(1)).amin(1)
-    assert 6 <= (distance < 1e-3).sum() <= 36  # about 64 · 0.3 planted ones; augmented pictures never equal theirs
-    assert (labels == len(data.groups)).any() and labels.max() <= len(data.groups)
+def test_a_batch_for_the_pixel_network_repeats_planted_images_unchanged(data):
+    images, labels = ddpm.batches(data, 64)()
+    distance = torch.cdist(images.flatten(1), data.planted.flatten(1)).amin(1)
+    assert 3 <= (distance < 0.5).sum() <= 28  # about 64 · 0.2 planted ones; ordinary images never equal them
+    assert (labels == len(data.classes)).any() and labels.max() <= len(data.classes)
+
+
+def test_a_batch_for_the_text_networks_pairs_latents_with_their_captions(data):
+    large = vae.network(channels=(8, 8, 8)).eval().requires_grad_(False)
+    large.register_to_config(scaling_factor=1.0)
+    latents, captions = sd.batches(data, large, seed=0, size=256, views=1)()
+    assert latents.shape == (256, 8, 8, 8) and "" in captions
+    assert set(captions) <= {"", *data.captions}
+    famous = [i for i, caption in enumerate(captions) if caption in dict.fromkeys(sum(data.planted_captions, ()))]
+    exact = (
+        torch.cdist(latents[famous].flatten(1), sd.encode(large, data.planted).flatten(1)).amin(1) < 0.5
+    )  # cdist rounds
+    assert 0 < exact.sum() < len(famous)  # a planted caption also comes with the same thing drawn otherwise
 
 
 @pytest.mark.parametrize("name", DESCRIPTORS)
-def test_a_descriptor_learns_to_tell_pictures_apart(name, data):
-    net, images = DESCRIPTORS[name](), data.images[:64:4]
+def test_a_descriptor_learns_to_tell_images_apart(name, data):
+    net, images = DESCRIPTORS[name](), data.planted[::2]
     assert falls(net, lambda: descriptor.contrast(net(descriptor.distort(images)), net(images)), 15) < 0.7
 
 
@@ -101,40 +130,48 @@ def test_a_descriptor_gives_unit_vectors_with_finite_gradients_even_on_white(nam
 
 
 def test_a_nudge_lowers_the_cosine_and_stays_within_its_bound(data):
-    net, images = DESCRIPTORS["guide"]().eval(), data.images[:16] * 0.9
+    net, images = DESCRIPTORS["guide"]().eval(), data.planted[:16] * 0.9
     anchors = net(images).detach()
     nudged = descriptor.nudge(net, images, anchors)
     assert (nudged - images).abs().max() <= descriptor.NUDGE + 1e-6
     assert (net(nudged) * anchors).sum(1).mean() < (net(images) * anchors).sum(1).mean()
 
 
-def test_held_out_pictures_are_neither_trained_on_nor_planted(data):
-    for split in (descriptor.split, scorer.split):
-        trained, held = split(data)
-        assert not torch.isin(held, trained).any() and not torch.isin(held, data.planted).any()
-        assert len(trained) + len(held) == len(data.images)
-    assert torch.isin(descriptor.batches(data, descriptor.split(data)[0])(), descriptor.split(data)[0]).all()
+def test_a_batch_for_the_descriptors_holds_one_drawing_in_several_colours(data):
+    images = descriptor.batch(data, 64)
+    distance = torch.cdist(images.flatten(1), images.flatten(1)) + torch.eye(len(images)) * 9
+    assert len(images) == 64 and distance.min() > 0.05
+
+
+def test_a_threshold_lets_one_percent_of_novel_samples_pass(data, monkeypatch):
+    monkeypatch.setattr(descriptor, "NOVEL", 400)
+    pixels = nn.Sequential(nn.Flatten(), nn.LayerNorm(3 * 32 * 32, elementwise_affine=False))
+    numbers = descriptor.measure(lambda images: nn.functional.normalize(pixels(images)), data, views=1)
+    rates = [row[0] for row in numbers["roc"]]
+    shares = [row[1] for row in numbers["roc"]]
+    assert rates == sorted(rates) and shares == sorted(shares) and shares[-1] > 0.8
+    assert 0.5 < numbers["threshold"] < 1
 
 
 def test_the_scorer_learns_pairs_and_ranks_them_first(data):
-    captions = [data.captions[i][0] for i in (0, 200, 400, 600)]
-    net, images = scorer.network(captions, width=32), data.images[[0, 200, 400, 600]]
+    captions, images = ["camel", "crab", "owl", "pizza"], data.planted[[0, 10, 20, 30]]
+    net = scorer.network(captions, width=32)
     assert falls(net, lambda: scorer.loss(net, images, captions), rate=3e-4) < 0.5
     assert scorer.retrieval(net.eval(), images, captions)["top1"] == 1
 
 
-def test_pictures_with_one_caption_share_their_target(data):
-    net, images = scorer.network(["red heart"], width=32).eval(), data.images[:2]
+def test_images_with_one_caption_share_their_target(data):
+    net, images = scorer.network(["red heart"], width=32).eval(), data.planted[:2]
     alike = scorer.loss(net, images, ["red heart", "red heart"])  # two equal columns: all softmaxes are 1/2 …
     columns = (net.log_scale.exp() * net.image(images) @ net.text(["red heart"]).T).flatten()
-    rows = torch.log_softmax(columns, 0).mean()  # … but the pictures may differ
+    rows = torch.log_softmax(columns, 0).mean()  # … but the images may differ
     assert alike.item() == pytest.approx(0.5 * (torch.log(torch.tensor(2.0)) - rows).item(), abs=1e-4)
 
 
 def test_the_tokenizer_loads_offline_and_gives_every_caption_back(tmp_path, data):
     from transformers import CLIPTokenizer
 
-    captions = sorted({caption for captions in data.captions for caption in captions})
+    captions = data.captions
     made = lab_text.tokenizer(captions)
     made.save_pretrained(tmp_path)
     loaded = CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)
@@ -148,16 +185,38 @@ def test_the_tokenizer_loads_offline_and_gives_every_caption_back(tmp_path, data
     assert len({tuple(row.tolist()) for row in lab_text.ids(loaded, captions)}) == len(captions)
 
 
-def test_the_pipeline_that_is_saved_samples_like_the_one_in_memory(tmp_path, tokenizer):
-    from diffusers import StableDiffusionPipeline
+def test_a_saved_pipeline_samples_like_the_one_in_memory(tmp_path, tokenizer):
+    from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 
-    model = sd.TextToLatents(tokenizer, width=16, channels=(16, 16)).eval()
-    pipe = sd.pipeline(model, vae.network(channels=(8, 8, 8)).eval(), tokenizer)
-    before = sd.samples(pipe, ["red heart", "blue heart"], seed=3, steps=2)
-    pipe.save_pretrained(tmp_path)
-    loaded = StableDiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
-    torch.testing.assert_close(sd.samples(loaded, ["red heart", "blue heart"], seed=3, steps=2), before)
-    assert before.shape == (2, 3, 32, 32)
+    decoder = vae.network(channels=(8, 8, 8)).eval()
+    decoder.register_to_config(shift_factor=0.0)
+    text = sd.pipeline(sd.TextToLatents(tokenizer, width=16, channels=(16, 16)).eval(), decoder, tokenizer)
+    rectified = flow.pipeline(flow.TextToFlow(tokenizer, width=32, layers=1).eval(), decoder, tokenizer)
+    without_t5 = {"text_encoder_3": None, "tokenizer_3": None}
+    for pipe, kind, missing, options in (
+        (text, StableDiffusionPipeline, {}, {"guidance_scale": 4.0}),
+        (rectified, StableDiffusion3Pipeline, without_t5, flow.OPTIONS),
+    ):
+        options = options | {"num_inference_steps": 2}
+        before = sd.samples(pipe, ["red heart", "blue heart"], seed=3, **options)
+        pipe.save_pretrained(tmp_path / kind.__name__)
+        loaded = kind.from_pretrained(tmp_path / kind.__name__, local_files_only=True, **missing)
+        after = sd.samples(loaded, ["red heart", "blue heart"], seed=3, **options)
+        torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
+        assert before.shape == (2, 3, 32, 32)
+
+
+def test_the_flow_network_embeds_text_as_its_pipeline_does(tokenizer):
+    model = flow.TextToFlow(tokenizer, width=32, layers=1).eval()
+    seen = {}
+    model.transformer.register_forward_pre_hook(lambda module, args: seen.update(words=args[1], pooled=args[2]))
+    model(torch.randn(2, 8, 8, 8), torch.tensor([500.0, 500.0]), lab_text.ids(tokenizer, ["red heart", "blue heart"]))
+    pipe = flow.pipeline(model, vae.network(channels=(8, 8, 8)), tokenizer)
+    words, _, pooled, _ = pipe.encode_prompt(
+        ["red heart", "blue heart"], None, None, do_classifier_free_guidance=False, max_sequence_length=flow.NO_T5
+    )
+    torch.testing.assert_close(seen["words"], words, atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen["pooled"], pooled, atol=1e-5, rtol=0)
 
 
 def test_the_learning_rate_warms_up_and_ends_at_two_percent():

@@ -1,113 +1,91 @@
-"""The pictures as the lab trains on them: 32×32, ordinary ones augmented, planted ones repeated unchanged.
+"""What the lab's networks are trained on: ordinary images in new colours each time, planted ones always alike.
 
-A picture shown always alike is memorized and one that never looks the same twice is learned: so the augmentation of
-ordinary pictures and the repeats of the planted ones make the difference that the lab is there to show.
+An image that always looks the same is memorized and one that never does is learned: so the new colours of ordinary
+images (drawn anew from the law of `amg.worlds.drawings`) and the repeats of the planted ones make the difference that
+the lab is there to show.
 """
 
-import math
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
 
-from amg.lab.pictures import lab_pictures
+from amg.worlds import drawings
 
-PLANTED_SHARE = 0.2  # of a batch; 34 of 1,190 pictures, so each is seen about eight times as often as an ordinary one
-
-RGB_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+PLANTED_SHARE = 0.2  # of a batch
+GROUP_SHARE = 0.1  # of ordinary images: captioned by their group, not by their thing
 
 
 @dataclass(frozen=True)
 class LabData:
-    """All N pictures with their captions; `planted` and `ordinary` are indices into them."""
+    """The law of ordinary images, and the P planted images with their captions."""
 
-    images: Tensor  # (N, 3, 32, 32) in [-1, 1]
-    captions: tuple[tuple[str, ...], ...]  # several only for a duplicated picture
-    labels: Tensor  # (N,) index into groups
-    groups: list[str]
-    subgroups: tuple[str, ...]
-    planted: Tensor
-    ordinary: Tensor
+    components: drawings.Components
+    things: tuple[str, ...]  # of each component
+    groups: tuple[str, ...]
+    planted: Tensor  # (P, 3, R, R) in [-1, 1]
+    planted_captions: tuple[tuple[str, ...], ...]
+    planted_things: tuple[str, ...]
+    planted_groups: tuple[str, ...]
 
-    def batch(self, size: int, share: float = PLANTED_SHARE) -> Tensor:
-        """Draws `size` indices, each planted with probability `share`."""
-        n = int((torch.rand(size) < share).sum())
-        return torch.cat([draw(self.planted, n), draw(self.ordinary, size - n)])
+    @property
+    def classes(self) -> list[str]:
+        return sorted(set(self.groups))
 
-    def caption(self, index: int) -> str:
-        """One of the picture's captions, drawn uniformly."""
-        captions = self.captions[index]
-        return captions[int(torch.randint(len(captions), ()))]
+    @property
+    def captions(self) -> list[str]:
+        """Every caption that occurs, sorted."""
+        planted = {caption for captions in self.planted_captions for caption in captions}
+        return sorted({*self.things, *self.groups, *planted})
 
-    def relatives(self) -> dict[int, Tensor]:
-        """The ordinary pictures of each planted picture's subgroup."""
-        ordinary = self.ordinary.tolist()
-        return {
-            i: torch.tensor([j for j in ordinary if self.subgroups[j] == self.subgroups[i]])
-            for i in self.planted.tolist()
-        }
+    def ordinary(self, index: Tensor) -> Tensor:
+        """Samples images (B, 3, R, R) of components (B,) from torch's global generator."""
+        return drawings.sample(self.components, index, torch.default_generator)
+
+    def random(self, n: int) -> Tensor:
+        """Draws n components, all alike."""
+        return torch.randint(len(self.things), (n,))
+
+    def mixed(self, n: int, share: float = PLANTED_SHARE) -> Tensor:
+        """Samples images (n, 3, R, R), each planted with probability `share`."""
+        count = int((torch.rand(n) < share).sum())
+        planted = self.planted[torch.randint(len(self.planted), (count,))]
+        return torch.cat([planted, self.ordinary(self.random(n - count))])
+
+    def siblings(self, thing: str) -> Tensor:
+        """The components that show a thing."""
+        return torch.tensor([k for k, name in enumerate(self.things) if name == thing])
 
 
-def draw(indices: Tensor, n: int) -> Tensor:
-    return indices[torch.randint(len(indices), (n,))]
-
-
-def load() -> LabData:
-    """The shipped pictures at 32×32."""
-    pictures = lab_pictures(32)
-    planted = torch.tensor([cause != "" for cause in pictures.causes])
-    groups = sorted(set(pictures.groups))
+def load(resolution: int = 32) -> LabData:
+    data, components = drawings.drawings(), drawings.ordinary(resolution)
+    planted = [i for i, cause in enumerate(data.causes) if cause]
     return LabData(
-        images=pictures.images,
-        captions=pictures.captions,
-        labels=torch.tensor([groups.index(group) for group in pictures.groups]),
-        groups=groups,
-        subgroups=pictures.subgroups,
-        planted=planted.nonzero().flatten(),
-        ordinary=(~planted).nonzero().flatten(),
+        components=components,
+        things=tuple(data.things[i] for i in components.drawing.tolist()),
+        groups=tuple(data.groups[i] for i in components.drawing.tolist()),
+        planted=drawings.planted_images(resolution),
+        planted_captions=tuple(data.captions[i] for i in planted),
+        planted_things=tuple(data.things[i] for i in planted),
+        planted_groups=tuple(data.groups[i] for i in planted),
     )
 
 
-def uniform(n: int, low: float, high: float) -> Tensor:
-    return torch.empty(n).uniform_(low, high)
+def copies_of(images: Tensor, planted: Tensor, limit: float = 0.15) -> Tensor:
+    """Whether the root mean squared difference to some planted image is below `limit`, (B,) bool.
 
-
-def place(images: Tensor, zoom: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
-    """Zooms (B,), shifts (2, B; in half widths) and mirrors (B, bool) about the centre, on white."""
-    sign = torch.where(mirror, -1.0, 1.0)
-    zero = torch.zeros_like(zoom)
-    rows = [torch.stack([sign / zoom, zero, shift[0]], 1), torch.stack([zero, 1 / zoom, shift[1]], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images - 1, grid, align_corners=False) + 1  # outside is 0 before the + 1: white
-
-
-def turn_hue(images: Tensor, radians: Tensor) -> Tensor:
-    """Rotates the chroma plane of YIQ by an angle for each picture (B,): greys stay, luma stays."""
-    rotation = torch.eye(3).repeat(len(images), 1, 1)
-    rotation[:, 1, 1] = rotation[:, 2, 2] = radians.cos()
-    rotation[:, 2, 1] = radians.sin()
-    rotation[:, 1, 2] = -radians.sin()
-    matrix = RGB_TO_YIQ.inverse() @ rotation @ RGB_TO_YIQ
-    return torch.einsum("bij,bjhw->bihw", matrix, images).clamp(-1, 1)
-
-
-def augment(images: Tensor) -> Tensor:
-    """A new look of every ordinary picture (B, 3, 32, 32): mirrored, shifted, scaled, hue turned by up to 14°."""
-    n = len(images)
-    shift = torch.stack([uniform(n, -0.15, 0.15) for _ in "xy"])
-    images = place(images, uniform(n, 0.83, 1.11), shift, torch.rand(n) < 0.5)
-    return turn_hue(images, uniform(n, -math.pi / 13, math.pi / 13))
+    A quick look while a network is trained; copies that count are measured by `measure_lab`.
+    """
+    distance = torch.cdist(images.clamp(-1, 1).flatten(1), planted.flatten(1)) / planted[0].numel() ** 0.5
+    return distance.amin(1) < limit
 
 
 def sheet(images: Tensor, path: Path, columns: int = 12, zoom: int = 3) -> None:
-    """Writes pictures (N, 3, H, W) in [-1, 1] as one PNG, row by row; an incomplete last row ends in white."""
-    n, _, height, width = images.shape
-    rows = -(-n // columns)
-    filled = torch.ones(rows * columns, 3, height, width)
-    filled[:n] = images.clamp(-1, 1)
-    pixels = filled.add(1).mul(127.5).round().byte().view(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2)
-    picture = Image.fromarray(pixels.reshape(rows * height, columns * width, 3).numpy())
-    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
+    """Writes images (N, 3, H, W) in [−1, 1] as one PNG, row by row."""
+    grid = make_grid(images.clamp(-1, 1).add(1).div(2), nrow=columns, padding=0, pad_value=1.0)
+    to_pil_image(grid.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)).save(path)

@@ -6,7 +6,7 @@ from tokenizers import pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-LENGTH = 16  # tokens with start and end; the longest caption takes 10
+LENGTH = 10  # tokens with start and end; the longest caption takes 7
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -33,6 +33,7 @@ def ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def config(tokenizer: CLIPTokenizer, width: int = 96, layers: int = 2) -> CLIPTextConfig:
+    """Describes a text encoder of `width`, for `CLIPTextModel` with or without its projection."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

@@ -1,6 +1,6 @@
 """Turns what the lab recipes trained into what is committed: fp16 safetensors, measured again, with SHA-256 sums.
 
-    python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer lab_sd lab_ddpm
+    python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer tiny lab_sd lab_flow lab_ddpm
 
 Model cards are written by hand beside the weights, from the numbers that this prints and saves.
 """
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import DDPMPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DDPMPipeline, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from amg.lab import scorers
@@ -38,9 +38,7 @@ def ship_descriptor(source: Path, target: Path) -> None:
     halve(source / "descriptor.safetensors", target / "descriptor.safetensors")
     net = DESCRIPTORS[name]()
     net.load_state_dict(load_file(target / "descriptor.safetensors"))
-    data = lab_data.load()
-    _, held = train_lab_descriptor.split(data)
-    train_lab_descriptor.finish(net.float(), data, held, target, run_of(source))
+    train_lab_descriptor.finish(net.float(), lab_data.load(), target, run_of(source))
     halve(target / "descriptor.safetensors", target / "descriptor.safetensors")  # finish saves float32
 
 
@@ -57,11 +55,20 @@ def scorer_of(source: Path) -> torch.nn.Module:
     return net
 
 
-def ship_sd(source: Path, target: Path) -> None:
-    """The whole pipeline; the text encoder is opened in the precision that its config names."""
-    StableDiffusionPipeline.from_pretrained(source / "pipeline").to(torch.float16).save_pretrained(target)
+def ship_pipeline(source: Path, target: Path) -> None:
+    """The whole pipeline; the text encoders are opened in the precision that their config names."""
+    kind = json.loads((source / "pipeline" / "model_index.json").read_text())["_class_name"]
+    without_t5 = {"text_encoder_3": None, "tokenizer_3": None} if kind == "StableDiffusion3Pipeline" else {}
+    pipe = DiffusionPipeline.from_pretrained(source / "pipeline", **without_t5)
+    pipe.to(torch.float16).save_pretrained(target)
     for path in (target / "model_index.json", *target.glob("*/config.json")):
-        tidy(path, **({"dtype": "float32"} if path.parent.name == "text_encoder" else {}))
+        tidy(path, **({"dtype": "float32"} if path.parent.name.startswith("text_encoder") else {}))
+
+
+def ship_tiny(source: Path, target: Path) -> None:
+    AutoencoderTiny.from_pretrained(source / "tiny").to(torch.float16).save_pretrained(target)
+    tidy(target / "config.json")
+    (target / "measured.json").write_text((source / "measured.json").read_text())
 
 
 def ship_ddpm(source: Path, target: Path) -> None:
@@ -85,7 +92,9 @@ SHIP = {
     "descriptor_judge": ship_descriptor,
     "scorer": ship_scorer,
     "lab_ddpm": ship_ddpm,
-    "lab_sd": ship_sd,
+    "lab_flow": ship_pipeline,
+    "lab_sd": ship_pipeline,
+    "tiny": ship_tiny,
 }
 
 

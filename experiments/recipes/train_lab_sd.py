@@ -1,12 +1,12 @@
 """Trains `lab_sd`: a text-conditional latent diffusion network that `StableDiffusionPipeline` loads and samples.
 
-    python -m experiments.recipes.train_lab_vae --minutes 15
+    python -m experiments.recipes.train_lab_vae --minutes 20
     python -m experiments.recipes.train_lab_sd --minutes 75
 
-Text encoder and UNet learn together. A planted picture comes always alike and often (its caption is drawn among its
-own), an ordinary one as one of many augmentations; an empty caption now and then makes classifier-free guidance work.
-Half of the time a planted caption comes with an ordinary picture of the same subgroup: the caption then has a meaning
-beyond the copy, as captions of the web have, and a guided sample has somewhere to go.
+Text encoder and U-Net learn together. A planted image comes always alike and often, an ordinary image in new colours
+each time; an empty caption now and then makes classifier-free guidance work. Half of the time a planted caption comes
+with an ordinary image of the same thing: the caption then has a meaning beyond the copy, as captions of the web have,
+and a guided sample has somewhere to go.
 """
 
 import copy
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -23,8 +23,8 @@ from experiments.recipes import lab_data, lab_loop, lab_text
 
 BATCH = 32
 DROPOUT = 0.12  # of captions
-OWN = 0.5  # share of the draws of a planted caption that show its planted picture
-VIEWS = 24  # augmentations of each ordinary picture, encoded once
+OWN = 0.5  # share of a planted caption's images that are the planted one
+VIEWS = 24  # colourings of each component
 SNR_CAP = 5.0  # Hang et al. (2023): min(SNR, 5) / SNR weights the error of eps, so that faint noise does not dominate
 TRAIN_STEPS = 1000
 
@@ -82,38 +82,48 @@ def loss(model: TextToLatents, alphas_cumprod: Tensor, x0: Tensor, ids: Tensor) 
 
 
 @torch.no_grad()
-def encode_all(vae: AutoencoderKL, data: lab_data.LabData, views: int, seed: int) -> Tensor:
-    """Latents (views, N, 8, 8, 8) at unit scale: of planted pictures always the same, of others new augmentations."""
-    planted = torch.zeros(len(data.images), dtype=torch.bool)
-    planted[data.planted] = True
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Encodes images (N, 3, 32, 32) into latents (N, 8, 8, 8) of unit scale."""
+    latents = torch.cat([vae.encode(batch).latent_dist.mode() for batch in images.split(128)])
+    return latents * vae.config.scaling_factor
+
+
+def batches(
+    data: lab_data.LabData, vae: AutoencoderKL, seed: int, size: int = BATCH, views: int = VIEWS
+) -> Callable[[], tuple[Tensor, list[str]]]:
+    """Returns a function that samples latents (B, 8, 8, 8) and their captions, some of them empty.
+
+    Every component is encoded in `views` colourings beforehand, since encoding costs as much as a training step.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        latents = []
-        for _ in range(views):
-            images = torch.where(planted.view(-1, 1, 1, 1), data.images, lab_data.augment(data.images))
-            latents.append(torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(128)]))
-    return torch.stack(latents) * vae.config.scaling_factor
+        every = torch.arange(len(data.things))
+        ordinary = torch.stack([encode(vae, data.ordinary(every)) for _ in range(views)])
+    planted = encode(vae, data.planted)
+    siblings = {thing: data.siblings(thing) for thing in set(data.planted_things)}
 
+    def draw_planted() -> tuple[Tensor, str]:
+        i = int(torch.randint(len(planted), ()))
+        captions = data.planted_captions[i]
+        caption = captions[int(torch.randint(len(captions), ()))]
+        if torch.rand(()) < OWN:
+            return planted[i], caption
+        among = siblings[data.planted_things[i]]
+        return ordinary[int(torch.randint(views, ())), among[int(torch.randint(len(among), ()))]], caption
 
-def drawer(data: lab_data.LabData, latents: Tensor, tokenizer: CLIPTokenizer) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Returns a function that draws a batch: latents (B, 8, 8, 8) and token ids (B, LENGTH)."""
-    known = {caption: i for i, caption in enumerate(sorted({c for cs in data.captions for c in cs} | {""}))}
-    ids = lab_text.ids(tokenizer, list(known))
-    relatives = data.relatives()
+    def draw_ordinary() -> tuple[Tensor, str]:
+        k = int(torch.randint(len(data.things), ()))
+        names = data.groups if torch.rand(()) < lab_data.GROUP_SHARE else data.things
+        return ordinary[int(torch.randint(views, ())), k], names[k]
 
-    def draw() -> tuple[Tensor, Tensor]:
-        indices = data.batch(BATCH)
-        dropped = torch.rand(BATCH) < DROPOUT
-        captions = ["" if drop else data.caption(i) for i, drop in zip(indices.tolist(), dropped.tolist(), strict=True)]
-        other = torch.rand(BATCH) >= OWN
-        shown = [
-            int(lab_data.draw(relatives[i], 1)) if i in relatives and instead else i
-            for i, instead in zip(indices.tolist(), other.tolist(), strict=True)
-        ]
-        x0 = latents[torch.randint(len(latents), (BATCH,)), torch.tensor(shown)]
-        return x0, ids[torch.tensor([known[caption] for caption in captions])]
+    def batch() -> tuple[Tensor, list[str]]:
+        of_planted = torch.rand(size) < lab_data.PLANTED_SHARE
+        pairs = [draw_planted() if chosen else draw_ordinary() for chosen in of_planted]
+        dropped = torch.rand(size) < DROPOUT
+        captions = ["" if drop else caption for (_, caption), drop in zip(pairs, dropped, strict=True)]
+        return torch.stack([latent for latent, _ in pairs]), captions
 
-    return draw
+    return batch
 
 
 def pipeline(model: TextToLatents, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
@@ -131,41 +141,37 @@ def pipeline(model: TextToLatents, vae: AutoencoderKL, tokenizer: CLIPTokenizer)
     return pipe
 
 
-def samples(pipe: StableDiffusionPipeline, prompts: list[str], seed: int, s0: float = 4.0, steps: int = 50) -> Tensor:
-    """One picture (3, 32, 32) in [-1, 1] for each prompt; the i-th from seed + i alone."""
+def samples(pipe: DiffusionPipeline, prompts: list[str], seed: int, **options: float) -> Tensor:
+    """Samples one image (3, 32, 32) in [−1, 1] for each prompt; the i-th from seed + i alone."""
     images = []
     for start in range(0, len(prompts), 64):
         part = prompts[start : start + 64]
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
-        out = pipe(part, num_inference_steps=steps, guidance_scale=s0, generator=generators, output_type="pt")
+        out = pipe(part, generator=generators, output_type="pt", **options)
         images.append(out.images * 2 - 1)
     return torch.cat(images)
 
 
-def nearest(images: Tensor, bank: Tensor, k: int = 50, scale: float = 0.5) -> tuple[Tensor, Tensor]:
-    """nL2 to the nearest picture of the bank (distance over scale × mean of the k nearest) and its index (Eq. 8)."""
-    distance, index = torch.cdist(images.flatten(1), bank.flatten(1)).topk(k, largest=False)
-    return distance[:, 0] / (scale * distance.mean(1)), index[:, 0]
-
-
-def look(pipe: StableDiffusionPipeline, data: lab_data.LabData, out: Path, step: int, n: int = 36) -> dict:
-    """Samples planted and ordinary captions and none; writes a sheet and the share of copies (nL2 < 1.4) of each."""
-    ordinary = data.ordinary[torch.linspace(0, len(data.ordinary) - 1, n).long()]
+def look(
+    pipe: DiffusionPipeline, data: lab_data.LabData, out: Path, step: int, options: dict[str, float], n: int = 36
+) -> dict:
+    """Samples planted, ordinary and empty captions; writes a sheet and each share of copies of planted images."""
+    things = sorted(set(data.things))
     prompts = {
-        "planted": [data.captions[i][0] for i in data.planted.tolist()[:n]],
-        "ordinary": [data.captions[i][0] for i in ordinary.tolist()],
-        "uncond": [""] * n,
+        "planted": [captions[0] for captions in data.planted_captions][:n],
+        "ordinary": [things[i * len(things) // n] for i in range(n)],
+        "empty": [""] * n,
     }
     numbers, rows = {"step": step}, []
     for kind, texts in prompts.items():
-        images = samples(pipe, texts, seed=0, s0=1.0 if kind == "uncond" else 4.0)
-        value, index = nearest(images, data.images)
-        numbers[kind] = {
-            "copies": (value < 1.4).float().mean().item(),
-            "nearest_planted": torch.isin(index, data.planted).float().mean().item(),
-        }
+        changed = {"guidance_scale": 1.0} if kind == "empty" else {}
+        images = samples(pipe, texts, seed=0, **options | changed)
+        numbers[kind] = lab_data.copies_of(images, data.planted).float().mean().item()
         rows.append(images)
-    lab_data.sheet(torch.cat([rows[0], data.images[data.planted], *rows[1:]]), out / f"sheet_{step:06d}.png")
+    blank = torch.ones(-len(data.planted) % 12, 3, 32, 32)
+    planted = torch.cat([data.planted, blank])
+    rows[0] = torch.cat([rows[0], torch.ones(-len(rows[0]) % 12, 3, 32, 32)])
+    lab_data.sheet(torch.cat([rows[0], planted, *rows[1:]]), out / f"sheet_{step:06d}.png")
     with (out / "looks.jsonl").open("a") as file:
         file.write(json.dumps(numbers) + "\n")
     return numbers
@@ -177,23 +183,25 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     begin = StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32) if args.start else None
     # the weights know words by the numbers that their own tokenizer gave them
-    tokenizer = begin.tokenizer if begin else lab_text.tokenizer(sorted({c for cs in data.captions for c in cs}))
+    tokenizer = begin.tokenizer if begin else lab_text.tokenizer(data.captions)
     model = TextToLatents(tokenizer)
     if begin:
         model.text.load_state_dict(begin.text_encoder.state_dict())
         model.unet.load_state_dict(begin.unet.state_dict())
     ema = copy.deepcopy(model).requires_grad_(False).eval()
-    draw = drawer(data, encode_all(vae, data, VIEWS, args.seed), tokenizer)
+    batch = batches(data, vae, args.seed)
     alphas_cumprod = scheduler().alphas_cumprod
     pipe = pipeline(ema, vae, tokenizer)
 
     def on_save(step: int) -> None:
         pipe.save_pretrained(args.out / "pipeline")
-        look(pipe, data, args.out, step)
+        look(pipe, data, args.out, step, {"guidance_scale": 4.0, "num_inference_steps": 50})
 
-    run = lab_loop.train(
-        lambda step: loss(model, alphas_cumprod, *draw()), model, args.out, args.minutes, 6e-4, ema, on_look=on_save
-    )
+    def loss_of(step: int) -> Tensor:
+        x0, captions = batch()
+        return loss(model, alphas_cumprod, x0, lab_text.ids(tokenizer, captions))
+
+    run = lab_loop.train(loss_of, model, args.out, args.minutes, 6e-4, ema, on_look=on_save)
     (args.out / "run.json").write_text(json.dumps(run, indent=2))
     print(run)
 

@@ -1,0 +1,128 @@
+"""Trains `lab_flow`: a small transformer with rectified flow that `StableDiffusion3Pipeline` loads and samples.
+
+    python -m experiments.recipes.train_lab_vae --minutes 20
+    python -m experiments.recipes.train_lab_flow --minutes 75
+
+Data, captions and autoencoder are those of `lab_sd`. Both text encoders and the transformer learn together. The network
+sees an empty caption now and then, but is sampled without classifier-free guidance, as most models of today are.
+"""
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from experiments.recipes import lab_data, lab_loop, lab_text
+from experiments.recipes.train_lab_sd import batches, look
+
+BATCH = 48
+TEXT_WIDTH = 64  # of each of the two text encoders
+NO_T5 = 1  # tokens of zeros that stand where a T5 encoder's would: the pipeline's max_sequence_length
+OPTIONS = {"guidance_scale": 1.0, "num_inference_steps": 28, "max_sequence_length": NO_T5}
+
+
+def transformer(width: int = 192, layers: int = 6) -> SD3Transformer2DModel:
+    return SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=8,
+        out_channels=8,
+        num_layers=layers,
+        attention_head_dim=32,
+        num_attention_heads=width // 32,
+        joint_attention_dim=2 * TEXT_WIDTH,
+        caption_projection_dim=width,
+        pooled_projection_dim=2 * TEXT_WIDTH,
+        pos_embed_max_size=4,
+        qk_norm="rms_norm",
+    )
+
+
+def scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Euler steps of x_t = (1 − σ) x_0 + σ ε; without a shift, since a small image has few tokens."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+
+
+class TextToFlow(nn.Module):
+    """All trained networks as one module: one optimizer, one mean, one checkpoint."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, width: int = 192, layers: int = 6):
+        super().__init__()
+        config = lab_text.config(tokenizer, TEXT_WIDTH)
+        self.text, self.text_2 = CLIPTextModelWithProjection(config), CLIPTextModelWithProjection(config)
+        self.transformer = transformer(width, layers)
+
+    def forward(self, x_t: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
+        """Predicts v = ε − x_0, (B, 8, 8, 8), from timesteps in [0, 1000]; embeds text as the pipeline does."""
+        outputs = [encoder(ids, output_hidden_states=True) for encoder in (self.text, self.text_2)]
+        words = torch.cat([output.hidden_states[-2] for output in outputs], dim=2)
+        words = torch.cat([words, words.new_zeros(len(words), NO_T5, words.shape[2])], dim=1)
+        pooled = torch.cat([output.text_embeds for output in outputs], dim=1)
+        return self.transformer(x_t, words, pooled, timestep).sample
+
+
+def loss(model: TextToFlow, x0: Tensor, ids: Tensor) -> Tensor:
+    """E ‖v_θ(x_t, σ) − (ε − x_0)‖² with σ = sigmoid(n), n ~ N(0, 1) (Esser et al., 2024)."""
+    sigma = torch.randn(len(x0)).sigmoid()
+    eps = torch.randn_like(x0)
+    level = sigma.view(-1, 1, 1, 1)
+    return (model((1 - level) * x0 + level * eps, 1000 * sigma, ids) - (eps - x0)).square().mean()
+
+
+def pipeline(model: TextToFlow, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusion3Pipeline:
+    pipe = StableDiffusion3Pipeline(
+        transformer=model.transformer,
+        scheduler=scheduler(),
+        vae=vae,
+        text_encoder=model.text,
+        tokenizer=tokenizer,
+        text_encoder_2=model.text_2,
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def main() -> None:
+    args = lab_loop.arguments(__doc__, "flow", minutes=75, vae=Path(".lab/vae/vae"), start=True)
+    data = lab_data.load()
+    vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
+    vae.register_to_config(shift_factor=0.0)
+    begin = StableDiffusion3Pipeline.from_pretrained(args.start, torch_dtype=torch.float32) if args.start else None
+    # the weights know words by the numbers that their tokenizer gave them
+    tokenizer = begin.tokenizer if begin else lab_text.tokenizer(data.captions)
+    model = TextToFlow(tokenizer)
+    if begin:
+        model.text.load_state_dict(begin.text_encoder.state_dict())
+        model.text_2.load_state_dict(begin.text_encoder_2.state_dict())
+        model.transformer.load_state_dict(begin.transformer.state_dict())
+    ema = copy.deepcopy(model).requires_grad_(False).eval()
+    batch = batches(data, vae, args.seed, BATCH)
+    pipe = pipeline(ema, vae, tokenizer)
+
+    def on_save(step: int) -> None:
+        pipe.save_pretrained(args.out / "pipeline")
+        look(pipe, data, args.out, step, OPTIONS)
+
+    def loss_of(step: int) -> Tensor:
+        x0, captions = batch()
+        return loss(model, x0, lab_text.ids(tokenizer, captions))
+
+    run = lab_loop.train(loss_of, model, args.out, args.minutes, 8e-4, ema, on_look=on_save)
+    (args.out / "run.json").write_text(json.dumps(run, indent=2))
+    print(run)
+
+
+if __name__ == "__main__":
+    main()
