@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from amg.lab.pictures import FLAT, emoji, lab_pictures
+from amg.worlds.emoji import FLAT, emoji, lab_pictures
 from experiments.recipes import lab_data
 from experiments.recipes.lab_views import blur, distort, jpeg
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from amg.lab.pictures import lab_pictures
+from amg.worlds.emoji import lab_pictures
 
 PLANTED_SHARE = 0.2  # of a batch; 34 of 1,190 pictures, so each is seen about eight times as often as an ordinary one
 

@@ -3,7 +3,7 @@
     python -m experiments.recipes.train_lab_descriptor --name guide --seed 10
     python -m experiments.recipes.train_lab_descriptor --name judge --seed 20
 
-The networks are in `amg.lab.descriptors`. Views are distorted, and half of the time also nudged adversarially: a
+The networks are in `amg.worlds.networks`. Views are distorted, and half of the time also nudged adversarially: a
 gradient that changes nothing visible shall gain nothing.
 """
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from amg.lab.descriptors import DESCRIPTORS
+from amg.worlds.networks import DESCRIPTORS
 from experiments.recipes import lab_data, lab_loop
 from experiments.recipes.lab_views import distort
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from amg.lab.scorers import Scorer
+from amg.worlds.networks import Scorer
 from experiments.recipes import lab_data, lab_loop, lab_text
 from experiments.recipes.lab_views import distort
 
@@ -58,7 +58,7 @@ def retrieval(net: Scorer, images: Tensor, captions: list[str]) -> dict:
 
 
 def finish(net: Scorer, data: lab_data.LabData, out: Path, run: dict, seed: int = 0) -> dict:
-    """Measures, and saves what `amg.lab.scorers.load` reads."""
+    """Measures, and saves what `amg.worlds.networks.load` reads."""
     net.eval()
     trained, held = split(data)
     trained = trained[torch.isin(trained, data.ordinary)]
