@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from amg import records
-from amg.metrics import counts as top
-from amg.metrics import features_of, features_of_files, frechet_between, matched_distance, moments, share
+from amg.metrics import features_of, features_of_files, frechet_between, matched_distance, moments, share, top
 from amg.metrics.counts import count_beyond
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_chain import made
 from tiny_pipelines import stable_diffusion
+from toy import made
 
 from amg.guidance.rivals.broken_memories import BrokenMemories, Norms
 from amg.models.stable_diffusion import StableDiffusion

@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from test_chain import made
 from tiny_pipelines import stable_diffusion
-from toy import Toy
+from toy import Toy, made
 
 from amg.guidance import Chain
 from amg.guidance.rivals.jain import DynamicTransitionPoint, OppositeGuidance, StaticTransitionPoint

@@ -3,31 +3,11 @@
 from contextlib import contextmanager
 
 import torch
+from toy import made
 
 from amg.guidance import AntiMemorizationGuidance, Chain, Guidance
 from amg.similarity import Match
-from amg.step import Step
 from amg.thresholds import Constant
-
-
-def made(**changes) -> Step:
-    """x_t = 0.8, ε = 0.5, √ᾱ = 0.8, √(1−ᾱ) = 0.6, so x̂0 = (0.8 − 0.3) / 0.8 = 0.625."""
-    ones = torch.ones(3, 3, 1, 1, dtype=torch.float64)
-    fields = {
-        "x_t": 0.8 * ones,
-        "t": torch.full((3,), 0.5, dtype=torch.float64),
-        "timestep": 500,
-        "alpha_bar": torch.full((3,), 0.64, dtype=torch.float64),
-        "eps": 0.5 * ones,
-        "eps_uncond": 0.4 * ones,
-        "eps_cond": 0.6 * ones,
-        "s0": 3.0,
-        "seeds": (0, 1, 2),
-        "x0": 0.625 * ones,
-        "denoise": lambda rows, captions: ones[rows],
-        "decode": lambda x0: x0,
-    }
-    return Step(**fields | changes)
 
 
 class Add(Guidance):

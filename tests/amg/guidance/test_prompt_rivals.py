@@ -39,7 +39,7 @@ class Script:
 def test_words_of_the_original_prompt_are_repeated_at_places_of_the_growing_one():
     rng = Script(places=[0, 4, 2], choices=[2, 0, 1])
     # a b c → c a b c → c a b c a → c a b b c a
-    assert CaptionWordRepetition(3)._repeat("a b c", rng) == "c a b b c a"
+    assert CaptionWordRepetition(3)._insert("a b c", rng) == "c a b b c a"
     assert rng.asked == [3, 4, 5]
 
 

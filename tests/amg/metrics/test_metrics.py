@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from amg.metrics import AlignmentScore, FrechetDistance, MemorizedShare, Top1, Top5, alignment, share
-from amg.metrics import counts as top
+from amg.metrics import AlignmentScore, FrechetDistance, MemorizedShare, Top1, Top5, alignment, share, top
 from amg.metrics.extractors import Extractor
 
 

@@ -5,18 +5,11 @@ import json
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from reference_iddpm import Spaced, random_network
+from reference_iddpm import Spaced, pair
 
 from amg.models.ddpm import DDPM, iddpm_cifar10_cond
-from amg.models.iddpm import convert, restore, save, unet
+from amg.models.iddpm import restore, save, unet
 from amg.sampling import sample
-
-
-def pair(tmp_path, **options):
-    """A reference network with random weights, and the converted model."""
-    reference = random_network(**options)
-    torch.save(reference.state_dict(), tmp_path / "checkpoint.pt")
-    return reference, DDPM(convert(tmp_path / "checkpoint.pt", tmp_path / "converted"))
 
 
 def difference(reference, model, labels=None, batch=2):

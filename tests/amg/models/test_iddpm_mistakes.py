@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from PIL import Image
-from test_iddpm import pair
+from reference_iddpm import pair
 
 from amg.models.ddpm import DDPM, ddpm_cifar10, iddpm_cifar10, iddpm_cifar10_cond
 from amg.models.iddpm import convert, save, unet
@@ -39,7 +39,7 @@ def test_missing_checkpoint_says_where_to_get_it_how_big_it_is_and_what_runs_now
 
 
 def test_missing_folder_says_how_to_make_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="convert_iddpm .*210 MB.*|210 MB.*convert_iddpm.*closed_form"):
+    with pytest.raises(FileNotFoundError, match="amg.models.iddpm .*210 MB.*|210 MB.*amg.models.iddpm.*closed_form"):
         iddpm_cifar10(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="train_iddpm_cifar10_cond.*closed_form"):
         iddpm_cifar10_cond(tmp_path / "none")
