@@ -48,7 +48,7 @@ class _Insertion(Guidance):
 
 
 class RandomNumbers(_Insertion):
-    """Random numbers in the prompt ("RNA"): 0 … 99,999, each at a random place between words.
+    """Inserts random numbers 0 … 99,999, each at a random place between words.
 
     Args:
         numbers: how many; DCR's command line 4, its function 2, Wen et al. 1.
@@ -62,7 +62,7 @@ class RandomNumbers(_Insertion):
 
 
 class RandomTokens(_Insertion):
-    """Random tokens of the text encoder's vocabulary in the prompt ("RT"), each at a random place between words.
+    """Inserts random tokens of the text encoder's vocabulary, each at a random place between words.
 
     Args:
         tokens: how many; DCR's command line 4, its function 2, Wen et al. 1.
@@ -96,7 +96,7 @@ class RandomTokens(_Insertion):
 
 
 class CaptionWordRepetition(_Insertion):
-    """Random words of the original prompt, repeated ("CWR"), each at a random place between words.
+    """Inserts random words of the original prompt, each at a random place between words.
 
     Args:
         repeats: how many; DCR's command line 4, its function 2, Wen et al. 1.
@@ -110,7 +110,7 @@ class CaptionWordRepetition(_Insertion):
 
 
 class GaussianNoiseInput(Guidance):
-    """Gaussian noise, e ← e + scale · N(0, I) ("GNI"), on the embeddings of the prompt and of the null condition alike.
+    """e ← e + scale · N(0, I), on the embeddings of the prompt and of the null condition alike.
 
     Args:
         scale: λ; the authors' 0.1.
