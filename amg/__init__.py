@@ -8,7 +8,7 @@ from importlib import import_module
 _HOMES = {
     "AntiMemorizationGuidance": "amg.guidance",
     "TrainingBank": "amg.bank",
-    "guard": "amg.pipelines",
+    "guard": "amg.sampling",
     "sample": "amg.sampling",
 }
 __all__ = ["AntiMemorizationGuidance", "TrainingBank", "guard", "sample"]

@@ -1,4 +1,4 @@
-"""What a scheduler of diffusers knows of a step: noise level, variance-preserving view, clean sample."""
+"""Noise levels, prediction types and clean samples of diffusers' schedulers, in the variance-preserving view."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amg.parameterization import to_x0
+from amg.tensors import broadcast
 
 VARIANCE_PRESERVING = (
     "DDIMScheduler",
@@ -29,6 +29,8 @@ SEVERAL_CALLS = (
     "KDPM2DiscreteScheduler",
 )
 """They look at the network twice to make one step, the second time at a point that is on no chain."""
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 SMALLEST_ALPHA_BAR = 1e-5
 """Schedules of zero terminal SNR begin at ᾱ = 0, where ε says nothing of x_0: seen from here, all is finite.
@@ -106,3 +108,119 @@ def clip(scheduler: Any) -> float | None:
 def option(scheduler: Any, name: str) -> Any:
     """An option that this class of scheduler acts on, else None: `from_config` also keeps those of other classes."""
     return scheduler.config.get(name) if name in inspect.signature(type(scheduler).__init__).parameters else None
+
+
+def one_call(kind: type) -> None:
+    """Refuses a class of schedulers that looks at the network more than once to make a step.
+
+    Raises:
+        ValueError: naming those that serve.
+    """
+    if getattr(kind, "order", 1) != 1:
+        raise _several_calls(kind)
+
+
+def own_scheduler(model: Any, kind: type | None, steps: int) -> Any:
+    """A scheduler of our own with its timesteps set: schedulers keep state from step to step.
+
+    Raises:
+        ValueError: for one that is not variance-preserving, or that calls the network more than once a step.
+    """
+    kind = kind or type(model.scheduler)
+    one_call(kind)
+    scheduler = kind.from_config(model.scheduler.config)
+    if not hasattr(scheduler, "alphas_cumprod") or float(scheduler.init_noise_sigma) != 1:
+        raise ValueError(
+            f"{kind.__name__} is not variance-preserving: sample with DDPM, DDIM or DPM-Solver, or guard a pipeline"
+        )
+    scheduler.set_timesteps(steps)
+    if len(scheduler.timesteps) != steps:
+        raise _several_calls(kind)
+    return scheduler
+
+
+def _several_calls(kind: type) -> ValueError:
+    return ValueError(f"{kind.__name__} calls the network more than once a step: sample with DDPM, DDIM or DPM-Solver")
+
+
+def step_options(scheduler: Any, generators: list[torch.Generator], eta: float) -> dict[str, Any]:
+    accepted = inspect.signature(scheduler.step).parameters
+    options = {"generator": generators, "eta": eta}
+    return {name: value for name, value in options.items() if name in accepted}
+
+
+def to_eps(output: Tensor, x_t: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+    """The noise prediction that a network's output stands for.
+
+    Args:
+        output: ε, v = √ᾱ ε − √(1−ᾱ) x_0 (Salimans & Ho, 2022) or x_0, (B, C, H, W).
+        x_t: (B, C, H, W).
+        alpha_bar: ᾱ_t in (0, 1), (B,).
+        prediction_type: diffusers' name: `epsilon`, `v_prediction` or `sample`.
+    """
+    signal, noise = _roots(alpha_bar, output)
+    if prediction_type == "epsilon":
+        return output
+    if prediction_type == "v_prediction":
+        return signal * output + noise * x_t
+    if prediction_type == "sample":
+        return (x_t - signal * output) / noise
+    raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+
+
+def to_x0(output: Tensor, x_t: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+    """The clean sample that a network's output stands for; exact where the network predicts it."""
+    signal, noise = _roots(alpha_bar, output)
+    if prediction_type == "sample":
+        return output
+    if prediction_type == "v_prediction":
+        return signal * x_t - noise * output
+    return (x_t - noise * output) / signal
+
+
+def add_eps(output: Tensor, change: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+    """The output whose ε is larger by `change`, x_t fixed: Δv = Δε / √ᾱ, Δx_0 = −√(1−ᾱ)/√ᾱ Δε.
+
+    At ᾱ = 0 (zero terminal SNR) x_t is noise alone: no output has another ε, and none is changed.
+    """
+    signal, noise = _roots(alpha_bar, output)
+    if prediction_type == "epsilon":
+        return output + change
+    inverse = (1 / signal).masked_fill(signal == 0, 0)
+    return output + change * (inverse if prediction_type == "v_prediction" else -noise * inverse)
+
+
+def _roots(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    alpha_bar = broadcast(alpha_bar)
+    return alpha_bar.sqrt().to(like), (1 - alpha_bar).sqrt().to(like)
+
+
+def posterior_variance(scheduler: Any, timestep: Tensor | int, channels: Tensor) -> Tensor:
+    """The learned variance of one step: log Σ = v log β_t + (1 − v) log β̃_t, v = (channels + 1) / 2.
+
+    β_t and β̃_t = β_t (1 − ᾱ_{t−1}) / (1 − ᾱ_t) are those of the scheduler's own, perhaps respaced, timesteps. At the
+    last step β̃ is 0; as in improved-diffusion it is replaced by that of the step before.
+
+    Args:
+        scheduler: its timesteps are set; variance_type `learned_range`, or `learned` where the channels are Σ itself.
+        timestep: one of its timesteps.
+        channels: the network's variance channels, (B, C, H, W).
+    Returns:
+        Σ, (B, C, H, W).
+    """
+    if scheduler.config.variance_type == "learned":
+        return channels
+    place = int((scheduler.timesteps == int(timestep)).nonzero()[0])
+    beta, _ = _bounds(scheduler, place)
+    _, tilde = _bounds(scheduler, min(place, max(len(scheduler.timesteps) - 2, 0)))
+    share = (channels + 1) / 2
+    return torch.exp(share * beta.log().to(channels) + (1 - share) * tilde.log().to(channels))
+
+
+def _bounds(scheduler: Any, place: int) -> tuple[Tensor, Tensor]:
+    """β and β̃ of the step at that place of the chain, float64."""
+    timesteps, one = scheduler.timesteps, torch.ones((), dtype=torch.float64)
+    now = scheduler.alphas_cumprod[timesteps[place]].double()
+    before = scheduler.alphas_cumprod[timesteps[place + 1]].double() if place + 1 < len(timesteps) else one.to(now)
+    beta = 1 - now / before
+    return beta, beta * (1 - before) / (1 - now)

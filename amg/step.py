@@ -1,4 +1,4 @@
-"""What a guidance may see: of a chain before its first step, and of each step."""
+"""One sampling step as a guidance sees it; `amg.sampling.sample` and `amg.sampling.guard` build it alike."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from amg.schedule import add_eps, clean_sample, clip, fraction, noise_level, option, posterior_variance, to_eps
+from amg.tensors import broadcast
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Start:
 class Step:
     """One sampling step of B pictures, in the variance-preserving view x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε.
 
-    `amg.sampling.sample` and `amg.pipelines.guard` both build it, so one guidance serves both.
+    `amg.sampling.sample` and `amg.sampling.pipeline.guard` both build it, so one guidance serves both.
     """
 
     x_t: Tensor
@@ -63,7 +66,7 @@ class Step:
 
     def predict_x0(self, eps: Tensor) -> Tensor:
         """x̂0 = (x_t − √(1−ᾱ_t) ε) / √ᾱ_t (Eq. 12), unclipped."""
-        alpha_bar = self.alpha_bar.view(-1, 1, 1, 1)
+        alpha_bar = broadcast(self.alpha_bar)
         return (self.x_t - (1 - alpha_bar).sqrt().to(eps) * eps) / alpha_bar.sqrt().to(eps)
 
     def with_eps(self, eps: Tensor) -> Step:
@@ -74,8 +77,8 @@ class Step:
         x0 = self.predict_x0(eps)
         if self.clip is not None:
             x0 = x0.clamp(-self.clip, self.clip)
-        changed = (eps != self.eps).flatten(1).any(1).view(-1, 1, 1, 1)
-        return replace(self, eps=eps, x0=torch.where(changed, x0, self.x0))
+        changed = (eps != self.eps).flatten(1).any(1)
+        return replace(self, eps=eps, x0=torch.where(broadcast(changed), x0, self.x0))
 
 
 @dataclass
@@ -94,3 +97,77 @@ class Asked:
         """A call with the rows of all samples, once for each branch: (False, True) is [uncond | cond]."""
         self.conditional = tuple(branch for branch in branches for _ in range(samples))
         self.prompts = None if prompts is None else tuple(prompts) * len(branches)
+
+
+def variance_preserving(scheduler: Any, timestep: Any, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t of a scheduler's sample, (B, C, H, W), and ᾱ_t, (B,); to be asked before `scheduler.step`."""
+    alpha_bar, scale = noise_level(scheduler, timestep)
+    precise = _precise(sample)  # ᾱ_T underflows in half precision
+    x_t = sample * scale.to(**precise).to(sample.dtype) if scale != 1 else sample
+    return x_t, alpha_bar.to(**precise).expand(len(sample))
+
+
+def view(
+    scheduler: Any,
+    timestep: Any,
+    x_t: Tensor,
+    alpha_bar: Tensor,
+    *,
+    output: Tensor,
+    branches: tuple[Tensor, Tensor] | None,
+    variance: Tensor | None,
+    s0: float,
+    seeds: Sequence[int],
+    denoise: Callable[[Tensor, Sequence[str]], Tensor],
+    predict: Callable[[Tensor, Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+) -> Step:
+    """The `Step` of a network's answer.
+
+    Args:
+        x_t, alpha_bar: of `variance_preserving`.
+        output: after CFG, in the scheduler's prediction type, (B, C, H, W); so are the next and what is called.
+        branches: the unconditional and the conditional output; None without CFG.
+        variance: the network's variance channels, or None.
+        s0: CFG scale of Eq. 7.
+        denoise, predict, decode: as `Step`'s, but the first two return outputs.
+    """
+    kind = scheduler.config.prediction_type
+    eps = to_eps(output, x_t, alpha_bar, kind)
+    eps_uncond, eps_cond = (eps, None) if branches is None else (to_eps(b, x_t, alpha_bar, kind) for b in branches)
+    learned = variance is not None and str(option(scheduler, "variance_type")).startswith("learned")
+    return Step(
+        x_t=x_t,
+        t=torch.full((len(x_t),), fraction(scheduler, timestep), **_precise(x_t)),
+        timestep=timestep,
+        alpha_bar=alpha_bar,
+        eps=eps,
+        eps_uncond=eps_uncond,
+        eps_cond=eps_cond,
+        s0=s0,
+        seeds=tuple(seeds),
+        x0=clean_sample(output, x_t, alpha_bar, scheduler),
+        denoise=lambda rows, captions: to_eps(denoise(rows, captions), x_t[rows], alpha_bar[rows], kind),
+        predict=lambda x, rows: to_eps(predict(x, rows), x, alpha_bar[rows], kind),
+        decode=decode,
+        variance=posterior_variance(scheduler, timestep, variance) if learned else None,
+        clip=clip(scheduler),
+    )
+
+
+def guide(
+    guidance: Callable[[Step, Any], tuple[Tensor, Any]], step: Step, state: Any, output: Tensor, scheduler: Any
+) -> tuple[Tensor, Tensor, Any]:
+    """The output that the scheduler is to use, its ε as the guidance returned it, and the guidance's new state.
+
+    Args:
+        output: after CFG, what `step` is the view of, (B, C, H, W).
+    """
+    eps, state = guidance(step, state)
+    if eps is not step.eps:  # untouched rows receive + 0 and keep their bits
+        output = add_eps(output, eps - step.eps, step.alpha_bar, scheduler.config.prediction_type)
+    return output, eps, state
+
+
+def _precise(like: Tensor) -> dict[str, Any]:
+    return {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}

@@ -77,7 +77,7 @@ class Exponential:
 class Calibrated:
     """λ_t read off a curve that was learned on ordinary chains; linear between its knots, level outside.
 
-    `task=calibrate` learns it and writes it to a file; see `amg.calibration`.
+    `task=calibrate` learns it and writes it to a file; see `amg.sampling.ordinary`.
     """
 
     times: Sequence[float]

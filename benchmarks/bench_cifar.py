@@ -21,11 +21,11 @@ import torch
 from timing import seconds
 
 from amg import TrainingBank, sample
-from amg.bank.sources.cifar10 import read_cifar10
+from amg.bank.cifar10 import read_cifar10
 from amg.guidance import AntiMemorizationGuidance
-from amg.guidance.released_iddpm import ReleasedIDDPM
-from amg.models.convert_iddpm import convert, restore, unet
+from amg.guidance.rivals.released_iddpm import ReleasedIDDPM
 from amg.models.ddpm import DDPM
+from amg.models.iddpm import convert, restore, unet
 from amg.similarity import NormalizedL2
 from amg.thresholds import Always, Constant
 

@@ -16,9 +16,9 @@ from timing import seconds
 
 from amg import sample
 from amg.guidance import AntiMemorizationGuidance
-from amg.models.closed_form import ClosedForm
 from amg.similarity import NormalizedL2, PCASimilarity
 from amg.thresholds import Always, Constant
+from amg.worlds.closed_form import ClosedForm
 
 
 def main() -> None:

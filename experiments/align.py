@@ -10,8 +10,7 @@ import torch
 
 from amg import records
 from amg.metrics.alignment import Scorer, alignment
-from amg.metrics.extractors import Extractor
-from amg.metrics.features import features_of_files
+from amg.metrics.extractors import Extractor, features_of_files
 from experiments.evaluate import ORDINARY, rows_of
 from experiments.schema import RunConfig
 
@@ -99,10 +98,10 @@ def named(name: str, device: str) -> tuple[Scorer, str]:
         FileNotFoundError: where its weights are not there.
     """
     if name == "lab":
-        from amg.lab import scorer
+        from amg.worlds.lab import scorer
 
         return scorer(), "the lab's scorer, trained on the emoji"
-    from amg.metrics.clip import SOURCE, CLIPScorer
+    from amg.metrics.alignment import SOURCE, CLIPScorer
 
     source = SOURCE if name == "clip" else name
     return CLIPScorer(source, device), f"CLIP {Path(source).name}"

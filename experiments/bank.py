@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader
 
 from amg.bank import TrainingBank
-from amg.bank.sources.pictures import SkippedPictures
+from amg.bank.images import SkippedPictures
 from amg.bank.vectors import StoredVectors
 from experiments.build import bank_of, component, device, told
 from experiments.generate import Bar

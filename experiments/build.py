@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from amg.bank import TrainingBank
-from amg.sampling import one_call, own_scheduler
+from amg.schedule import one_call, own_scheduler
 from experiments.config import COMPONENTS, PREFIXES, every, locate
 from experiments.metric_files import missing
 from experiments.schema import ConfigError, RunConfig

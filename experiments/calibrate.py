@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from amg.calibration import calibrate
 from amg.guidance import AntiMemorizationGuidance
+from amg.sampling.ordinary import calibrate
 from amg.thresholds import Constant
 from experiments.build import build
 from experiments.conditions import chosen_for, conditions

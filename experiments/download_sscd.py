@@ -13,7 +13,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from amg.bank.sources.web import AGAIN, Limits, Refusal, stream
 from amg.similarity.sscd import SSCD
-from amg.similarity.sscd_file import FILE, SHA256, SIZE, URL, mismatch, sha256_of, url
+from amg.similarity.sscd_file import FILE, SHA256, SIZE, URL, mismatch, url
+from amg.tensors import sha256_of
 from experiments.config import every, locate
 from experiments.schema import ConfigError, RunConfig
 

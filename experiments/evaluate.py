@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amg import records
 from amg.metrics import features_of, features_of_files, frechet_between, matched_distance, moments, share, top
-from amg.metrics.memorization import count_beyond
+from amg.metrics.counts import count_beyond
 
 if TYPE_CHECKING:
     import pandas as pd

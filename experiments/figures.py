@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.text import Text
 
 from amg import records
-from amg.lab.pictures import CAUSES
+from amg.worlds.emoji import CAUSES
 from experiments.claims_rivals import RIVALS
 from experiments.figure_style import GUIDED, INK, ORDINARY, UNGUIDED, style
 from experiments.table_cells import counted, interval

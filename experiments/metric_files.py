@@ -41,7 +41,7 @@ def _extractor(metrics: MetricsConfig) -> None:
 def _reference(metrics: MetricsConfig) -> None:
     if metrics.extractor == "none" or metrics.reference == "bank":
         return
-    from amg.bank.sources.folder import pictures_in
+    from amg.bank.folder import pictures_in
 
     pictures_in(Path(metrics.reference))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from amg.guidance.broken_memories import Norms
-from amg.norms import learn_norms
+from amg.guidance.rivals.broken_memories import Norms
 from amg.prompts import read_prompts
+from amg.sampling.ordinary import learn_norms
 from experiments.config import locate
 from experiments.schema import RunConfig
 

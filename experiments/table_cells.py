@@ -16,7 +16,7 @@ MISSING = "–"
 
 def interval(count: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share, both ends in [0, 1]."""
-    from amg.metrics.memorization import share as wilson
+    from amg.metrics.counts import share as wilson
 
     if not 0 <= count <= n or n == 0:
         raise ValueError(f"a share needs 0 <= count <= n and n > 0, got {count} of {n}")

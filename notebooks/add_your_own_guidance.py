@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from amg import sample
-from amg.models.closed_form import ClosedForm
+from amg.worlds.closed_form import ClosedForm
 
 SOURCE = '''
 from amg.guidance import Guidance

@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 import torch
 
 from amg import AntiMemorizationGuidance, sample
-from amg.models.closed_form import ClosedForm
 from amg.similarity import PCASimilarity
 from amg.thresholds import Parabolic
+from amg.worlds.closed_form import ClosedForm
 
 model = ClosedForm()
 bank = model.bank()

@@ -17,11 +17,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from amg import AntiMemorizationGuidance, TrainingBank, guard
-from amg.lab import lab_pictures
-from amg.lab.diffusion import lab_sd
 from amg.similarity import PCASimilarity
-from amg.similarity.lab import LabDescriptor
 from amg.thresholds import Constant
+from amg.worlds.emoji import lab_pictures
+from amg.worlds.lab import LabDescriptor, lab_sd
 
 pipe = lab_sd()  # StableDiffusionPipeline.from_pretrained(…)
 pictures = lab_pictures(32)
@@ -56,7 +55,7 @@ guarded = guard(pipe, guidance)(prompts, generator=seeded(), **call).images * 2 
 # Whether a picture is a copy is not for the guide to say, which was optimized against: a judge that gave no gradient
 # counts. And look: a guide that is a network can be fooled, so that its numbers fall and the copy stays to be seen.
 # That is why the guide here is linear (PCA-whitened pixels). How far this network's copies can be driven out is in
-# its model card, `amg/lab/weights/lab_sd/MODEL_CARD.md`.
+# its model card, `amg/worlds/weights/lab_sd/MODEL_CARD.md`.
 
 # %%
 judge = LabDescriptor(bank, which="judge")

@@ -1,6 +1,7 @@
 """The CIFAR-10 network and sampler of improved-diffusion, written anew from their description for the tests alone.
 
-Nothing here is shared with `amg`: plain PyTorch, NumPy in float64, and the state-dict names of the released checkpoint.
+The reference shares nothing with `amg`: plain PyTorch, NumPy in float64, and the state-dict names of the released
+checkpoint. Only `pair` imports it, to convert a reference network.
 """
 
 from __future__ import annotations
@@ -196,3 +197,13 @@ class Spaced:
                     mean = mean + shift(log_variance.exp(), i)
                 x = mean if i == 0 else mean + (0.5 * log_variance).exp() * noise(i)
         return x
+
+
+def pair(tmp_path, **options):
+    """A reference network with random weights, and the converted model."""
+    from amg.models.ddpm import DDPM
+    from amg.models.iddpm import convert
+
+    reference = random_network(**options)
+    torch.save(reference.state_dict(), tmp_path / "checkpoint.pt")
+    return reference, DDPM(convert(tmp_path / "checkpoint.pt", tmp_path / "converted"))

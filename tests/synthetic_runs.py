@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from amg import records
-from amg.lab.pictures import CAUSES, emoji
+from amg.worlds.emoji import CAUSES, emoji
 
 TIMES = [1.0, 0.75, 0.5, 0.25, 0.0]
 LAMBDA = 0.5

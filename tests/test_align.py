@@ -9,7 +9,7 @@ from tiny_pipelines import tokenizer
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from amg import records
-from amg.metrics.clip import CLIPScorer
+from amg.metrics.alignment import CLIPScorer
 from experiments.align import NAMES, aligned, gained, scores
 from experiments.cli import compose_config
 from experiments.config import check

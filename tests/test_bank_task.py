@@ -11,8 +11,8 @@ from PIL import Image
 
 from amg import TrainingBank
 from amg.bank.sources.manifest import Entry, Manifest
-from amg.lab import emoji
-from amg.similarity.lab import LabDescriptor
+from amg.worlds.emoji import emoji
+from amg.worlds.lab import LabDescriptor
 from experiments import bank as task
 from experiments import build
 from experiments.cli import main

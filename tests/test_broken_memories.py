@@ -4,15 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_chain import made
 from tiny_pipelines import stable_diffusion
+from toy import made
 
-from amg.guidance.broken_memories import BrokenMemories, Norms
-from amg.models.closed_form import ClosedForm
+from amg.guidance.rivals.broken_memories import BrokenMemories, Norms
 from amg.models.stable_diffusion import StableDiffusion
-from amg.norms import learn_norms
-from amg.pipelines import guard
-from amg.sampling import sample
+from amg.sampling import guard, sample
+from amg.sampling.ordinary import learn_norms
+from amg.worlds.closed_form import ClosedForm
 from experiments.cli import main
 
 ROOT3 = 3**0.5  # the norm of (1, 1, 1)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amg.calibration import calibrate
+from amg.sampling.ordinary import calibrate
 
 TIMES = torch.tensor([1.0, 0.5])  # as sampled: from noise to picture
 TRACES = torch.tensor([[1.0, 2.0, 3.0, 4.0], [14.0, 13.0, 12.0, 11.0]])

@@ -6,7 +6,7 @@ import pytest
 from amg import records
 from amg.guidance import AntiMemorizationGuidance, Chain, Guidance
 from amg.guidance.base import flat
-from amg.guidance.rna import RandomNumbers
+from amg.guidance.rivals.somepalli import RandomNumbers
 from experiments.build import component
 from experiments.cli import compose_config, main
 from experiments.config import check, not_applicable
@@ -52,7 +52,8 @@ def test_chains_within_chains_are_flat_in_order():
 
 def test_mistakes_inside_a_chain_are_told_by_name():
     assert mistakes("guidance=gni_full", "++guidance.guidances.full.c4=1", "++guidance.guidances.gni.scal=1") == [
-        "guidance.guidances.gni.scal: amg.guidance.gni.GaussianNoiseInput takes no such key; did you mean scale?",
+        "guidance.guidances.gni.scal: amg.guidance.rivals.somepalli.GaussianNoiseInput takes no such key; "
+        "did you mean scale?",
         "guidance.guidances.full.c4: amg.guidance.AntiMemorizationGuidance takes no such key; did you mean c3?",
     ]
     (line,) = mistakes("guidance=gni_full", "++guidance.guidances.full._target_=os.system")

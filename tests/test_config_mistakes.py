@@ -99,8 +99,8 @@ def test_an_allowed_prefix_opens_the_door_to_ones_own_components(tmp_path, monke
 
 
 def test_a_target_that_does_not_exist_is_told():
-    (line,) = mistakes("++model._target_=amg.models.closed_form.ClosedFrom")
-    assert line == "model._target_=amg.models.closed_form.ClosedFrom: no such class or function"
+    (line,) = mistakes("++model._target_=amg.worlds.closed_form.ClosedFrom")
+    assert line == "model._target_=amg.worlds.closed_form.ClosedFrom: no such class or function"
 
 
 def test_a_missing_strength_constant_names_model_and_similarity():

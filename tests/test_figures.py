@@ -7,7 +7,7 @@ from PIL import Image
 from synthetic_runs import LAMBDA, write_run
 
 from amg import records
-from amg.lab.pictures import CAUSES, emoji
+from amg.worlds.emoji import CAUSES, emoji
 from experiments.figure_pictures import SIDE, choose, contact_sheet, enlarge, figure4, picture, training_picture
 from experiments.figure_style import UNGUIDED, style
 from experiments.figures import COPIED, NOVEL, chains, figure3, panels, privacy_utility

@@ -16,7 +16,7 @@ from PIL import Image
 from amg import records
 from amg.bank import TrainingBank
 from amg.guidance import AntiMemorizationGuidance, Chain
-from amg.guidance.gni import GaussianNoiseInput
+from amg.guidance.rivals.somepalli import GaussianNoiseInput
 from amg.similarity import NormalizedL2
 from amg.thresholds import Constant
 from experiments.cli import main

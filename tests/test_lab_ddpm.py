@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from amg.models.lab_ddpm import LabDDPM
 from amg.sampling import sample
+from amg.worlds.lab import LabDDPM
 from experiments.cli import main
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from amg.lab.descriptors import DESCRIPTORS
+from amg.worlds.networks import DESCRIPTORS
 from experiments.recipes import lab_data, lab_loop, lab_text
 from experiments.recipes import train_lab_ddpm as ddpm
 from experiments.recipes import train_lab_descriptor as descriptor

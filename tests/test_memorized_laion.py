@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from amg.bank.images import SkippedPictures
 from amg.bank.sources.manifest import Entry, Manifest
 from amg.bank.sources.memorized_laion import memorized_laion_bank
-from amg.bank.sources.pictures import SkippedPictures
 from experiments.cli import main
 
 

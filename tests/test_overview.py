@@ -6,7 +6,7 @@ import browser
 import pytest
 from synthetic_runs import write_run
 
-from amg.lab.pictures import emoji
+from amg.worlds.emoji import emoji
 from experiments import overview
 from experiments.cli import main
 from experiments.overview import by_claim

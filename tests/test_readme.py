@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Glob
 from omegaconf import OmegaConf
 from synthetic_runs import save
 
-from amg.lab.pictures import emoji
+from amg.worlds.emoji import emoji
 from experiments.cli import compose_config, folders, main, own_folder, reach
 from experiments.config import check
 from experiments.quoting import quote

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from amg import records
-from amg.metrics.features import read_picture
+from amg.metrics.extractors import read_picture
 
 
 def row(seed, **changes):

@@ -10,10 +10,9 @@ from tiny_pipelines import LENGTH, sdxl, stable_diffusion, unconditional
 
 from amg import records
 from amg.guidance import AntiMemorizationGuidance, Chain, Guidance
-from amg.guidance.ren import CrossAttentionRescaling
+from amg.guidance.rivals.ren import CrossAttentionRescaling
 from amg.models.stable_diffusion import StableDiffusion
-from amg.pipelines import guard
-from amg.sampling import sample
+from amg.sampling import guard, sample
 from amg.similarity import Match
 from amg.thresholds import Always
 from experiments.cli import compose_config, main

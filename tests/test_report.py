@@ -13,7 +13,7 @@ from PIL import Image
 from synthetic_runs import write_run
 
 from amg import records
-from amg.lab.pictures import emoji
+from amg.worlds.emoji import emoji
 from experiments import report
 from experiments.figure_pictures import picture
 from experiments.report import find_runs, write_report

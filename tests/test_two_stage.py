@@ -9,10 +9,10 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from amg import records
 from amg.bank import TrainingBank
-from amg.lab import emoji
 from amg.similarity import DescriptorSimilarity, PCASimilarity, TwoStage
 from amg.similarity.clip import CLIP, crop
-from amg.similarity.lab import LabDescriptor, LabScorer
+from amg.worlds.emoji import emoji
+from amg.worlds.lab import LabDescriptor, LabScorer
 from experiments.cli import main
 
 

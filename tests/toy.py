@@ -6,6 +6,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from amg.step import Step
+
 CAPTIONS = ("zero", "one", "two")
 NULL = len(CAPTIONS)
 
@@ -53,3 +55,23 @@ class Toy:
 
     def decode(self, x0: Tensor) -> Tensor:
         return x0
+
+
+def made(**changes) -> Step:
+    """x_t = 0.8, ε = 0.5, √ᾱ = 0.8, √(1−ᾱ) = 0.6, so x̂0 = (0.8 − 0.3) / 0.8 = 0.625."""
+    ones = torch.ones(3, 3, 1, 1, dtype=torch.float64)
+    fields = {
+        "x_t": 0.8 * ones,
+        "t": torch.full((3,), 0.5, dtype=torch.float64),
+        "timestep": 500,
+        "alpha_bar": torch.full((3,), 0.64, dtype=torch.float64),
+        "eps": 0.5 * ones,
+        "eps_uncond": 0.4 * ones,
+        "eps_cond": 0.6 * ones,
+        "s0": 3.0,
+        "seeds": (0, 1, 2),
+        "x0": 0.625 * ones,
+        "denoise": lambda rows, captions: ones[rows],
+        "decode": lambda x0: x0,
+    }
+    return Step(**fields | changes)

@@ -102,7 +102,7 @@ class TrainingBank:
         deduplicate: float | None = None,
         cache: str | Path | None = "auto",
     ) -> TrainingBank:
-        """Pictures of a folder with their captions; see `amg.bank.sources.folder`.
+        """Pictures of a folder with their captions; see `amg.bank.folder`.
 
         Args:
             size: side of the squares that pictures are made; None keeps their own, which must then be equal.
@@ -110,7 +110,7 @@ class TrainingBank:
             cache: where descriptors are kept, so that they are computed once: a folder, or "auto" for one below
                 $AMG_CACHE, else ~/.cache/amg; None keeps them in memory only.
         """
-        from amg.bank.sources.folder import read_folder
+        from amg.bank.folder import read_folder
 
         return cls._read(read_folder, path, size, deduplicate, cache)
 
@@ -122,8 +122,8 @@ class TrainingBank:
         deduplicate: float | None = None,
         cache: str | Path | None = "auto",
     ) -> TrainingBank:
-        """Pictures of Parquet files in the hub's layout, see `amg.bank.sources.parquet`; keys as `from_folder`'s."""
-        from amg.bank.sources.parquet import read_parquet
+        """Pictures of Parquet files in the hub's layout, see `amg.bank.parquet`; keys as `from_folder`'s."""
+        from amg.bank.parquet import read_parquet
 
         return cls._read(read_parquet, path, size, deduplicate, cache)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from amg.bank.bank import TrainingBank
 from amg.bank.cache import cache_folder
 from amg.bank.exact import nearest, square_norms
+from amg.tensors import replacing
+
+if TYPE_CHECKING:
+    from amg.bank.bank import TrainingBank
 
 MARGIN = 1e-3
 """Closer than this to the threshold, a distance of the matrix products is computed again in float64."""
@@ -63,9 +66,8 @@ def reference(
         return torch.from_numpy(np.load(file, allow_pickle=False)), file
     kept = kept_pictures(bank.pixels(), threshold, k, scale, on_block=on_block)
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.stem}.{os.getpid()}.npy")
-    np.save(part, kept.numpy())
-    part.replace(file)  # whole or not there, whoever else is writing
+    with replacing(file) as part:
+        np.save(part, kept.numpy())
     return kept, file
 
 
@@ -107,7 +109,7 @@ def kept_pictures(
 def subset(bank: TrainingBank, index: Tensor) -> TrainingBank:
     """Some pictures of a bank, with their captions and multiplicity."""
     images, captions = bank.images[index.to(bank.images.device)], [bank.all_captions[i] for i in index.tolist()]
-    return TrainingBank(images, captions, bank.multiplicity[index], bank.source, bank.cache)
+    return type(bank)(images, captions, bank.multiplicity[index], bank.source, bank.cache)
 
 
 def _neighbours(pixels: Tensor, k: int, block: int, on_block: Callable[[int], None] | None) -> tuple[Tensor, Tensor]:

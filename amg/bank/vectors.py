@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from amg.bank.cache import cache_folder
+from amg.tensors import digest_of, replacing
 
 if TYPE_CHECKING:
     from amg.bank.bank import TrainingBank
@@ -34,12 +34,7 @@ class Identity:
     @classmethod
     def of(cls, module: nn.Module, descriptor: str, preprocessing: str = "none") -> Identity:
         """That of a network with the weights that it has now."""
-        content = hashlib.blake2b(digest_size=16)
-        for name, value in module.state_dict().items():
-            content.update(
-                name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-            )
-        return cls(descriptor, content.hexdigest(), preprocessing)
+        return cls(descriptor, digest_of(module.state_dict().items()), preprocessing)
 
 
 class StoredVectors:
@@ -106,12 +101,10 @@ class StoredVectors:
                     "data.cache=null keeps vectors in memory"
                 ) from None
             content = {"source": self.source, **self.expected, "dimension": vectors.shape[1]}
-            part = self._part("json")
-            part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            part.replace(self._manifest)
-        part = self._part("npy")
-        np.save(part, vectors.detach().float().cpu().numpy())
-        part.replace(self._file(shard))
+            with replacing(self._manifest) as part:
+                part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with replacing(self._file(shard)) as part:
+            np.save(part, vectors.detach().float().cpu().numpy())
 
     def load(self) -> Tensor:
         """All descriptors, (N, D), float32; memory-mapped, so that they are read from disk as they are needed.
@@ -133,12 +126,11 @@ class StoredVectors:
         rows = [self.rows(shard) for shard in self._shards()]
         files = [self._file(shard) for shard in self._shards()]
         shards = [self._read(file, (some.stop - some.start, shape[1])) for file, some in zip(files, rows, strict=True)]
-        part = self._part("npy")
-        whole = np.lib.format.open_memmap(part, "w+", np.float32, shape)
-        for some, vectors in zip(rows, shards, strict=True):
-            whole[some] = vectors
-        whole.flush()
-        part.replace(self._whole)
+        with replacing(self._whole) as part:
+            whole = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+            for some, vectors in zip(rows, shards, strict=True):
+                whole[some] = vectors
+            whole.flush()
         for file in files:
             file.unlink(missing_ok=True)  # another process may have joined them as well
 
@@ -172,6 +164,3 @@ class StoredVectors:
 
     def _file(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.npy"
-
-    def _part(self, suffix: str) -> Path:
-        return self.folder / f".part-{os.getpid()}.{suffix}"

@@ -5,7 +5,7 @@ from amg.detectors.base import Detector
 from amg.detectors.magnitude import Magnitude
 from amg.detectors.nearest import NearestPicture
 from amg.detectors.norms import Norms
-from amg.detectors.observation import Observation, network_calls, observe, places
+from amg.detectors.observe import Observation, network_calls, observe, places
 from amg.detectors.one_step import OneStep
 
 __all__ = [

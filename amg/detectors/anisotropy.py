@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amg.detectors.base import Detector, direction, norm
+from amg.detectors.base import Detector, direction
 from amg.step import Step
+from amg.tensors import norm
 
 
 class Anisotropy(Detector):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from amg.step import Step
@@ -43,11 +42,6 @@ class Detector:
     def learn(self, ordinary: Tensor) -> Detector:
         """The detector that knows what it sees of n ordinary samples, (n, S, F)."""
         return self
-
-
-def norm(values: Tensor) -> Tensor:
-    """‖·‖₂ of each row, (B, C, H, W) to (B,), in float32 at least."""
-    return torch.linalg.vector_norm(values.flatten(1).to(torch.promote_types(values.dtype, torch.float32)), dim=1)
 
 
 def direction(step: Step, name: str) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amg.detectors.base import Detector, norm
+from amg.detectors.base import Detector
 from amg.step import Step
+from amg.tensors import norm
 
 FLOOR = 1e-6
 """Standard deviations below this part of their mean are float32 rounding."""

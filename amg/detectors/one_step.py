@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from amg.detectors.base import Detector, norm
+from amg.detectors.base import Detector
 from amg.step import Step
+from amg.tensors import norm
 
 
 class OneStep(Detector):

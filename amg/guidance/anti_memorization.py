@@ -14,6 +14,7 @@ from amg.guidance.captions import CommonCaption
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
 from amg.similarity.base import Similarity
 from amg.step import Step
+from amg.tensors import broadcast, norm
 from amg.thresholds import Threshold
 
 TERMS = ("spe", "dup", "sim")
@@ -148,7 +149,7 @@ class AntiMemorizationGuidance(Guidance):
             uncond = step.eps_uncond[rows]
             if "spe" in self.terms:
                 s1 = despecification_scale(similarity, step.s0, self.c1)
-                change += self._record(acted, "spe", -_rows(s1, uncond) * (step.eps_cond[rows] - uncond))
+                change += self._record(acted, "spe", -broadcast(s1, uncond) * (step.eps_cond[rows] - uncond))
                 acted["s1"] = s1
             if "dup" in self.terms:
                 armed, captions = self._captions(images, index)
@@ -156,18 +157,18 @@ class AntiMemorizationGuidance(Guidance):
                 some = (s2 > 0).nonzero().flatten()
                 if len(some):  # no network call for rows whose scale is 0
                     towards = step.denoise(rows[some], [captions[i] for i in some.tolist()]) - uncond[some]
-                    dup = torch.zeros_like(change).index_copy(0, some, -_rows(s2[some], towards) * towards)
+                    dup = torch.zeros_like(change).index_copy(0, some, -broadcast(s2[some], towards) * towards)
                     change += self._record(acted, "dup", dup)
                 acted["s2"] = s2
         if "sim" in self.terms and self.c3 > 0:
             gradient = self._gradient(step, rows)
             finite = gradient.flatten(1).isfinite().all(1)
             seen = step.alpha_bar[rows] >= MIN_ALPHA_BAR
-            gradient = torch.where(_rows(finite & seen, gradient), gradient, 0)
+            gradient = torch.where(broadcast(finite & seen, gradient), gradient, 0)
             acted["dropped"] = ~finite & seen
             if self.normalize:
-                norm = gradient.flatten(1).norm(dim=1)
-                gradient = gradient / _rows(torch.where(norm > 0, norm, 1), gradient)
+                length = norm(gradient)
+                gradient = gradient / broadcast(torch.where(length > 0, length, 1), gradient)
             change += self._record(acted, "sim", dissimilarity(gradient, step.alpha_bar[rows], self.c3))
         return change, acted
 
@@ -178,7 +179,7 @@ class AntiMemorizationGuidance(Guidance):
             if self.gradient == "fixed_eps":  # x̂0 is then linear in x_t with slope 1/√ᾱ_t
                 x0 = step.x0[rows].clone().requires_grad_()
                 (gradient,) = torch.autograd.grad(self.similarity(step.decode(x0)).value.sum(), x0)
-                return gradient / _rows(alpha_bar.sqrt(), gradient)
+                return gradient / broadcast(alpha_bar.sqrt(), gradient)
             x_t = step.x_t[rows].clone().requires_grad_()
             x0 = replace(step, x_t=x_t, alpha_bar=alpha_bar).predict_x0(step.predict(x_t, rows))
             x0 = step.x0[rows] + (x0 - x0.detach())  # clipped where the scheduler clips: its value, our gradient
@@ -207,12 +208,8 @@ class AntiMemorizationGuidance(Guidance):
 
     @staticmethod
     def _record(acted: dict[str, Tensor], name: str, term: Tensor) -> Tensor:
-        acted[name] = term.flatten(1).norm(dim=1).to(acted[name])
+        acted[name] = norm(term).to(acted[name])
         return term
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    return (values if values.dtype == torch.bool else values.to(like.dtype)).view(-1, 1, 1, 1)
 
 
 TRACE = tuple(field.name for field in fields(State))

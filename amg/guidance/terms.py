@@ -7,6 +7,8 @@ that a scale of 0 costs no network call.
 import torch
 from torch import Tensor
 
+from amg.tensors import broadcast
+
 
 def despecification_scale(similarity: Tensor, s0: float | Tensor, c1: float) -> Tensor:
     """s1 = max(min(c1 σ_t, s0 − 1), 0) (Eq. 13); G_spe = −s1 (ε(x_t, y) − ε(x_t)) (Eq. 14).
@@ -46,7 +48,7 @@ def dissimilarity(gradient: Tensor, alpha_bar: Tensor, c3: float | Tensor) -> Te
         G_sim, (B, C, H, W).
     """
     scale = c3 * (1 - alpha_bar).sqrt()
-    return scale.to(gradient.dtype).view(-1, 1, 1, 1) * gradient
+    return broadcast(scale, gradient) * gradient
 
 
 def _capped(scale: Tensor, cap: float | Tensor) -> Tensor:

@@ -1,14 +1,21 @@
-"""How well a picture fits its prompt, by any network that embeds both: cosine × 100, as CLIP score."""
+"""How well a picture fits its prompt, by any network that embeds both: cosine × 100, as CLIP score.
+
+The paper's network is the ViT-L/14 of CLIP (Radford et al., 2021).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
+
+SOURCE = "openai/clip-vit-large-patch14"
+MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Scorer(Protocol):
@@ -56,3 +63,48 @@ class AlignmentScore(Metric):
             raise ValueError("alignment of no pictures")
         value = (self.total / self.n).item()
         return {"value": value, "n": int(self.n), "extractor": self.name, "resize": self.resize}
+
+
+class CLIPScorer:
+    """Embeds pictures and texts by a CLIP in transformers' format.
+
+    Args:
+        source: a folder, or a name in the hub's cache on this machine; nothing is downloaded.
+        device: where the networks run; embeddings come back on the CPU.
+    Raises:
+        FileNotFoundError: where the weights are not there.
+    """
+
+    def __init__(self, source: str | Path = SOURCE, device: str | torch.device = "cpu"):
+        from transformers import CLIPModel, CLIPTokenizer
+
+        try:
+            self.tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True)
+            model = CLIPModel.from_pretrained(source, local_files_only=True, use_safetensors=True)
+        except (OSError, ValueError) as error:  # what transformers raises for a missing file, and for a broken one
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise FileNotFoundError(
+                f"no CLIP at {str(source)!r} ({reason}): fetch it by `hf download {source}`"
+            ) from None
+        self.model = model.to(device).float().eval().requires_grad_(False)
+        self.side, self.device = model.config.vision_config.image_size, device
+
+    @torch.no_grad()
+    def image(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [−1, 1] to (B, D): smaller side to CLIP's own, bicubic; centre; its statistics."""
+        pictures = pictures.to(self.device, torch.float32)
+        small = min(pictures.shape[2:])
+        size = [max(self.side, round(length * self.side / small)) for length in pictures.shape[2:]]
+        if size != list(pictures.shape[2:]):
+            pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        top, left = ((length - self.side) // 2 for length in size)
+        pictures = pictures[:, :, top : top + self.side, left : left + self.side]
+        mean, deviation = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
+        found = self.model.vision_model(pixel_values=(pictures / 2 + 0.5 - mean) / deviation)
+        return self.model.visual_projection(found.pooler_output).cpu()
+
+    @torch.no_grad()
+    def text(self, texts: Sequence[str]) -> Tensor:
+        """B texts to (B, D); long ones are cut at CLIP's 77 tokens, as the model that drew the pictures does."""
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
+        return self.model.text_projection(self.model.text_model(**tokens).pooler_output).cpu()

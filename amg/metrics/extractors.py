@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amg.tensors import replacing
+
+BATCH = 32
+"""Pictures whose features are computed at once."""
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_FOLDER = Path("~/.cache/amg")
 
@@ -135,3 +140,56 @@ def cleanfid_distance(
 
 def _as_is(array: Any) -> Any:  # at module level: data-loader workers pickle it
     return array
+
+
+def features_of(pictures: Tensor, extractor: Extractor, cache_dir: str | Path | None) -> Tensor:
+    """Features of pictures held in memory.
+
+    Args:
+        pictures: (N, 3, H, W) in [−1, 1].
+        extractor: see `amg.metrics.extractors`.
+        cache_dir: a folder that may serve many runs; None keeps nothing.
+    Returns:
+        (N, D) float32.
+    """
+    content = hashlib.blake2b(repr(tuple(pictures.shape)).encode(), digest_size=16)
+    content.update(pictures.detach().float().cpu().contiguous().numpy().tobytes())
+    return _cached(content, pictures.split(BATCH), extractor, cache_dir)
+
+
+def features_of_files(files: Sequence[Path], extractor: Extractor, cache_dir: str | Path | None) -> Tensor:
+    """Features of picture files in their order, as `features_of`; unchanged files are hashed but not decoded."""
+    content = hashlib.blake2b(digest_size=16)
+    for file in files:
+        content.update(hashlib.blake2b(file.read_bytes(), digest_size=16).digest())
+    batches = (torch.stack([read_picture(f) for f in files[i : i + BATCH]]) for i in range(0, len(files), BATCH))
+    return _cached(content, batches, extractor, cache_dir)
+
+
+def read_picture(file: str | Path) -> Tensor:
+    """A picture file as (3, H, W) in [−1, 1]."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(file) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _cached(content, batches: Iterable[Tensor], extractor: Extractor, cache_dir: str | Path | None) -> Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    content.update(extractor.key.encode())
+    path = Path(cache_dir) / f"features-{content.hexdigest()}.safetensors" if cache_dir is not None else None
+    if path is not None and path.is_file():
+        try:
+            return load_file(path)["features"]
+        except SafetensorError:  # half a file: a cache is only worth making again
+            path.unlink()
+    features = torch.cat([torch.empty(0, extractor.dim), *(extractor(batch) for batch in batches)])
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        origin = {"extractor": extractor.name, "resize": extractor.resize}
+        with replacing(path) as part:
+            save_file({"features": features.contiguous()}, part, origin)
+    return features

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,9 +13,10 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from amg.bank.sources.cifar10 import CLASSES
-from amg.hub import reachable
-from amg.models.convert_iddpm import SETTINGS, URL
+from amg.bank.cifar10 import CLASSES
+from amg.models.base import reachable
+from amg.models.iddpm import SETTINGS, URL
+from amg.tensors import digest_of
 
 CIFAR10 = "google/ddpm-cifar10-32"
 
@@ -57,11 +57,7 @@ class DDPM:
     @cached_property
     def digest(self) -> str:
         """A hash of the weights: it names the network in a run's record."""
-        content = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(self.network.state_dict().items()):
-            content.update(name.encode())
-            content.update(value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return content.hexdigest()
+        return digest_of(sorted(self.network.state_dict().items()))
 
     def __call__(self, x_t: Tensor, timestep: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The scheduler's prediction type, (B, 3, H, W), and the variance channels in about [−1, 1], or None."""
@@ -112,7 +108,7 @@ def iddpm_cifar10(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> DDPM:
-    """Nichol & Dhariwal's unconditional CIFAR-10 network, converted by `amg.models.convert_iddpm`."""
+    """Nichol & Dhariwal's unconditional CIFAR-10 network, converted by `amg.models.iddpm`."""
     _find_iddpm(path)
     model = DDPM(path, device=device, dtype=dtype)
     if model.labels and model.null_label is None:
@@ -151,7 +147,7 @@ def _find_ddpm(path: str | Path = CIFAR10) -> None:
 
 def _find_iddpm(path: str | Path = "weights/iddpm_cifar10") -> None:
     checkpoint = Path("weights") / Path(URL).name
-    command = f"python -m amg.models.convert_iddpm {checkpoint} {path}"
+    command = f"python -m amg.models.iddpm {checkpoint} {path}"
     _need(path, f"download {URL} (about 210 MB) to {checkpoint} and run `{command}`")
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amg.hub import reachable
-from amg.models.base import Condition
+from amg.models.base import Condition, reachable
 from amg.models.latents import LatentDecoder
 from amg.prompts import cause
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from amg.text_files import csv_rows, json_lines, lines
+from amg.prompts.text_files import csv_rows, json_lines, lines
 
 SETS = {"memorized_laion": "memorized_laion_prompts.csv", "ordinary_laion": "unmemorized_laion_prompts.csv"}
 COLUMNS = ("prompt", "caption", "text")

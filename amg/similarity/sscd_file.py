@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from amg.tensors import sha256_of
 
 FILE = "sscd_disc_mixup.torchscript.pt"
 SIZE, SHA256 = 98_791_638, "9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56"
@@ -61,12 +62,6 @@ def url(path: str | Path, address: str = URL) -> str:
     """Where the published file of that name is; of FILE where the name is none of the authors'."""
     name = Path(path).name
     return address.rstrip("/") + "/" + (name if name.startswith("sscd_") else FILE)
-
-
-def sha256_of(path: Path) -> str:
-    """The digest of a file, in small hexadecimal letters."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TorchScript:

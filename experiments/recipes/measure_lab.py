@@ -21,13 +21,11 @@ from torch import Tensor
 
 from amg import records
 from amg.bank import TrainingBank
-from amg.lab.pictures import lab_pictures
-from amg.lab.weights import FOLDER, write_sums
 from amg.metrics import features_of, frechet_between, moments
-from amg.metrics.extractors import efficientnet_lite0
-from amg.metrics.features import read_picture
+from amg.metrics.extractors import efficientnet_lite0, read_picture
 from amg.similarity import NormalizedL2, PCASimilarity
-from amg.similarity.lab import LabDescriptor
+from amg.worlds.emoji import lab_pictures
+from amg.worlds.lab import FOLDER, LabDescriptor, write_sums
 from experiments.build import component
 from experiments.cli import compose_config
 from experiments.config import check

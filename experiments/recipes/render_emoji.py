@@ -1,4 +1,4 @@
-"""Renders Noto Color Emoji into `amg/lab/emoji.parquet`, the pictures that the closed-form world and the lab share.
+"""Renders Noto Color Emoji into `amg/worlds/emoji.parquet`, the pictures that the closed-form world and the lab share.
 
     python -m experiments.recipes.render_emoji
 
@@ -28,7 +28,7 @@ from rich.progress import track
 
 FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 NAMES = "/usr/share/unicode/emoji/emoji-test.txt"
-OUT = Path(__file__).parents[2] / "amg" / "lab" / "emoji.parquet"
+OUT = Path(__file__).parents[2] / "amg" / "worlds" / "emoji.parquet"
 LEFT_OUT = {"People & Body", "Flags", "Component"}
 SMALLEST_SUBGROUP = 12
 PER_CAUSE = 12

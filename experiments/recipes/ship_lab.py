@@ -13,10 +13,10 @@ import torch
 from diffusers import AutoencoderTiny, DDPMPipeline, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from amg.lab import scorers
-from amg.lab.descriptors import DESCRIPTORS
-from amg.lab.weights import FOLDER, write_sums
-from amg.models.convert_iddpm import SETTINGS
+from amg.models.iddpm import SETTINGS
+from amg.worlds import networks as scorers
+from amg.worlds.lab import FOLDER, write_sums
+from amg.worlds.networks import DESCRIPTORS
 from experiments.recipes import lab_data, train_lab_descriptor, train_lab_scorer
 
 LAB = Path(".lab")

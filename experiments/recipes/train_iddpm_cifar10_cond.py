@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amg.bank.sources.cifar10 import CLASSES, read_cifar10
-from amg.models.convert_iddpm import STEPS, save, unet
+from amg.bank.cifar10 import CLASSES, read_cifar10
+from amg.models.iddpm import STEPS, save, unet
 
 CHECKPOINT = "checkpoint.pt"
 

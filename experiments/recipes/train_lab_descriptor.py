@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from amg.lab.descriptors import DESCRIPTORS
 from amg.worlds.drawings import training_images
+from amg.worlds.networks import DESCRIPTORS
 from experiments.recipes import lab_data, lab_loop
 from experiments.recipes.lab_views import distort
 

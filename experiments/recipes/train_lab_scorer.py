@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from amg.lab.scorers import Scorer
+from amg.worlds.networks import Scorer
 from experiments.recipes import lab_data, lab_loop, lab_text
 from experiments.recipes.lab_views import distort
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from amg.bank.bank import TrainingBank
+from amg.bank.images import UNREADABLE, decode, stack, tell_skipped
 from amg.bank.room import check_room
 from amg.bank.sources.manifest import Manifest
-from amg.bank.sources.pictures import UNREADABLE, decode, stack, tell_skipped
 
 FOLDER = "data/memorized_laion"
 
@@ -39,7 +39,7 @@ def memorized_laion_bank(
 
     Args:
         path: the folder of `task=download`.
-        size: side of the squares; see `amg.bank.sources.folder.read_folder`.
+        size: side of the squares; see `amg.bank.folder.read_folder`.
         cache: where descriptors are kept on disk, see `TrainingBank.from_folder`.
     Raises:
         FileNotFoundError: where there are none.

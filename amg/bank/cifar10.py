@@ -1,0 +1,148 @@
+"""CIFAR-10: from Parquet in the hub's layout, or through torchvision, which can download it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amg.bank.bank import TrainingBank
+from amg.bank.dedupe import dedupe
+from amg.bank.images import UNREADABLE
+from amg.bank.room import check_room
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SIDE = 32
+
+
+def cifar10_bank(
+    path: str | Path = "data/cifar10",
+    split: str = "train",
+    download: bool = False,
+    deduplicate: float | None = 1.0,
+    cache: str | Path | None = "auto",
+) -> TrainingBank:
+    """The training pictures, captioned by their class, less the near-copies that would distort nL2's mean.
+
+    Args:
+        path, split, download: see `read_cifar10`.
+        deduplicate: the paper's 1.0, see `amg.bank.dedupe`; None keeps all.
+        cache: where descriptors are kept on disk, see `TrainingBank.from_folder`.
+    """
+    images, labels = read_cifar10(path, split, download)
+    bank = TrainingBank.from_tensors(images, [CLASSES[label] for label in labels.tolist()], str(path), cache)
+    del images  # the bank has its own
+    if deduplicate is None:
+        return bank
+    reference = dedupe(bank, deduplicate)
+    print(
+        f"CIFAR-10: {len(bank):,} distinct pictures, {len(bank) - len(reference):,} near-copies left out, "
+        f"{len(reference):,} to refer to",
+        file=sys.stderr,
+    )
+    return reference
+
+
+def find(path: str | Path = "data/cifar10", split: str = "train", download: bool = False) -> None:
+    """Looks for the pictures without reading them.
+
+    Raises:
+        FileNotFoundError: where there are none and none are to be downloaded.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet" and not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f"data.path: there is no {path}")
+    elif not (download or (path / "cifar-10-batches-py").is_dir() or any(path.glob(f"{split}*.parquet"))):
+        raise _missing(path, split)
+
+
+def read_cifar10(
+    path: str | Path = "data/cifar10", split: str = "train", download: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Pictures (N, 3, 32, 32) in [−1, 1] and labels (N,) in 0 … 9.
+
+    Args:
+        path: a Parquet file, a folder of them (those whose name begins with the split), or torchvision's root, which
+            holds `cifar-10-batches-py`.
+        split: `train` or `test`.
+        download: lets torchvision download the 170 MB to `path` if there is nothing.
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file and the mend.
+    """
+    path = Path(path)
+    if split not in ("train", "test"):
+        raise ValueError(f"data.split: CIFAR-10 has train and test, got {split!r}")
+    files = sorted(path.glob(f"{split}*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []
+    if files:
+        parts = [_read_parquet(file) for file in files]
+        pictures, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    else:
+        pictures, labels = _read_torchvision(path, split, download)
+    check_room(len(pictures), SIDE, SIDE)
+    return pictures.contiguous().float().div_(127.5).sub_(1), labels
+
+
+def _read_parquet(file: Path) -> tuple[Tensor, Tensor]:
+    """8-bit pictures (N, 3, 32, 32) and labels (N,)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not file.is_file():
+        raise FileNotFoundError(f"data.path: there is no {file}")
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is no readable Parquet file (truncated?): {str(error).splitlines()[0]}") from None
+    image = next((name for name in ("img", "image") if name in table.column_names), None)
+    if image is None or "label" not in table.column_names:
+        raise ValueError(f"{file} needs the columns img and label, it has {', '.join(table.column_names)}")
+    if not table.num_rows:
+        raise ValueError(f"{file} holds no rows")
+    labels = [_label(label, f"{file}, row {i}") for i, label in enumerate(table["label"].to_pylist())]
+    pictures = np.stack(list(_pictures(table[image], file)))
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.tensor(labels)
+
+
+def _label(label: Any, place: str) -> int:
+    if isinstance(label, bool) or label not in range(len(CLASSES)):  # True is 1 to Python, but no class
+        raise ValueError(f"{place}: label {label!r} is not one of CIFAR-10's 0 … {len(CLASSES) - 1}")
+    return int(label)
+
+
+def _pictures(column, file: Path) -> Iterator[np.ndarray]:
+    from PIL import Image
+
+    for i, cell in enumerate(column):
+        try:
+            picture = Image.open(io.BytesIO(cell["bytes"].as_py())).convert("RGB")
+        except (*UNREADABLE, KeyError) as error:
+            raise ValueError(f"{file}, row {i}: no readable picture ({type(error).__name__})") from None
+        if picture.size != (SIDE, SIDE):
+            raise ValueError(f"{file}, row {i}: a picture of {picture.size}, CIFAR-10's are {SIDE} × {SIDE}")
+        yield np.asarray(picture)
+
+
+def _read_torchvision(path: Path, split: str, download: bool) -> tuple[Tensor, Tensor]:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        data = CIFAR10(path, train=split == "train", download=download)
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise ValueError(f"data.path: CIFAR-10 cannot be downloaded to {path}: {error}") from None
+        raise _missing(path, split) from None
+    return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
+
+
+def _missing(path: Path, split: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"data.path: {path} holds neither {split}*.parquet nor an intact cifar-10-batches-py: set "
+        "data.download=true (170 MB), or data.path to the hub's Parquet files; model=closed_form runs now"
+    )

@@ -1,0 +1,1 @@
+"""Methods that AMG is compared with; one paper a file."""

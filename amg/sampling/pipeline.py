@@ -1,0 +1,239 @@
+"""Any guidance inside a pipeline of diffusers: `guard(pipe, guidance)`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amg import schedule
+from amg.guidance.base import Guidance, flat
+from amg.models.latents import LatentDecoder
+from amg.sampling.recorded_call import Records, cfg_scale, combine
+from amg.step import Asked, Step, guide, variance_preserving, view
+
+TESTED = {
+    "StableDiffusionPipeline": ("sd", "latents"),
+    "StableDiffusionImg2ImgPipeline": ("sd", "latents"),
+    "StableDiffusionInpaintPipeline": ("sd", "latents"),
+    "StableDiffusionControlNetPipeline": ("sd", "latents"),
+    "StableDiffusionXLPipeline": ("sdxl", "latents"),
+    "DDPMPipeline": (None, "pixels"),
+    "DDIMPipeline": (None, "pixels"),
+}
+"""Pipelines by class name: how their text is encoded, and what they sample. All stack rows as [uncond | cond]."""
+
+
+def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | None = None) -> GuardedPipeline:
+    """A pipeline of diffusers under a guidance: the same call, the same output, its attributes at hand.
+
+        guarded = guard(pipe, AntiMemorizationGuidance(similarity, threshold, c1=6.0, c2=10.0, c3=100.0))
+        images = guarded("a cat", num_inference_steps=50).images
+
+    For the length of one call the denoiser is watched by a forward hook and `pipe.scheduler.step` is wrapped, so that
+    the guidance edits the noise prediction after CFG and before the step. Both are undone whatever happens. Where the
+    guidance changes nothing the output is that of the bare pipeline, bit by bit.
+
+    Args:
+        pipe: an instance of a class in `TESTED`, with a scheduler that calls the network once a step.
+        guidance: it may rewrite prompts, edit predictions, shift x_{t−1} and attach to the pipe; a method that edits
+            embeddings or the initial noise is refused (use `amg.sample`).
+        on_step: sees each step and the guidance's state.
+    Raises:
+        ValueError: for an untested pipeline, scheduler or guidance, by name.
+
+    In img2img and inpainting the user's own picture is in x̂0. Without CFG there is no second prediction, so G_spe and
+    G_dup do nothing. Seeds come from the generators passed to the call: each one's `initial_seed()`, or that of a
+    single one plus the row.
+    """
+    return GuardedPipeline(pipe, guidance, on_step)
+
+
+class GuardedPipeline:
+    """What `guard` returns; whatever it has not itself is read from, and set on, the pipeline."""
+
+    def __init__(self, pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | None = None):
+        vars(self).update(pipe=pipe, guidance=guidance, on_step=on_step)
+        self._check()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's own call."""
+        self._check()
+        arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs)
+        seeds = _Seeds(arguments.arguments.get("generator"))
+        prompts = self._rewrite(arguments.arguments, seeds)
+        with _Call(self.pipe, self.guidance, seeds, prompts, self.on_step).watch():
+            return self.pipe(*arguments.args, **arguments.kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> GuardedPipeline:
+        """Moves the pipeline; still guarded."""
+        self.pipe.to(*args, **kwargs)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("pipe", "guidance", "on_step"):  # not there yet, e.g. while unpickled
+            raise AttributeError(name)
+        return getattr(self.pipe, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.pipe, name, value)
+
+    def __repr__(self) -> str:
+        return f"guard({type(self.pipe).__name__}, {type(self.guidance).__name__})"
+
+    def _check(self) -> None:
+        name = type(self.pipe).__name__
+        if name not in TESTED:
+            raise ValueError(f"guard does not know {name}; it is tested with {', '.join(sorted(TESTED))}")
+        schedule.check(self.pipe.scheduler)
+        for guidance in flat(self.guidance):
+            if isinstance(guidance, Guidance) and type(guidance).prepare is not Guidance.prepare:
+                method = type(guidance).__name__
+                raise ValueError(
+                    f"{method} edits embeddings or the first noise, which guard cannot reach: use amg.sample"
+                )
+        if getattr(self.pipe, "_all_hooks", None):
+            warnings.warn("CPU offload moves the denoiser and the VAE at every guarded step: slow", stacklevel=3)
+
+    def _rewrite(self, arguments: dict[str, Any], seeds: _Seeds) -> list[str] | None:
+        """`guidance.prompts`, where the call has prompts in words; one per picture."""
+        prompt, rewrite = arguments.get("prompt"), getattr(self.guidance, "prompts", None)
+        if prompt is None:
+            return None
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        each = arguments.get("num_images_per_prompt") or 1
+        written = prompts if rewrite is None else rewrite(prompts, seeds(each * len(prompts))[::each])
+        if written != prompts:
+            arguments["prompt"] = written[0] if isinstance(prompt, str) else written
+        return [prompt for prompt in written for _ in range(each)]
+
+
+class _Call:
+    """One guarded call."""
+
+    def __init__(
+        self, pipe: Any, guidance: Guidance, seeds: _Seeds, prompts: list[str] | None, on_step: Callable | None
+    ):
+        self.pipe, self.guidance, self.seeds, self.on_step = pipe, guidance, seeds, on_step
+        self.text, space = TESTED[type(pipe).__name__]
+        self.decode = LatentDecoder(pipe.vae) if space == "latents" else lambda x0: x0
+        self.records = Records(pipe, self.text, prompts)
+        self.state = None
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        pipe, scheduler = self.pipe, self.pipe.scheduler
+        original = scheduler.step
+        if hasattr(original, "guarded_by"):
+            raise RuntimeError("this pipeline is in a guarded call already: use one pipeline per thread")
+        before = vars(scheduler).get("step")
+
+        @functools.wraps(original)  # pipelines read its signature for `eta` and `generator`
+        def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            edited, seen, eps = self.guide(model_output, timestep, sample)
+            return self.shift(seen, eps, original(edited, timestep, sample, *args, **kwargs))
+
+        step.guarded_by = self
+        modules = [pipe.unet, *([pipe.vae] if hasattr(pipe, "vae") else [])]
+        trained = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
+        hooks = (
+            pipe.unet.register_forward_pre_hook(self.records.announce, with_kwargs=True),
+            pipe.unet.register_forward_hook(self.records.note, with_kwargs=True),
+        )
+        try:
+            scheduler.step = step
+            for weight in trained:  # gradients are wanted for the samples alone
+                weight.requires_grad_(False)
+            with _attached(self.guidance, pipe, self.records.asked):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            if before is None:
+                vars(scheduler).pop("step", None)
+            else:
+                scheduler.step = before
+            for weight in trained:
+                weight.requires_grad_(True)
+
+    @torch.no_grad()
+    def guide(self, model_output: Tensor, timestep: Any, sample: Tensor) -> tuple[Tensor, Step, Tensor]:
+        """The prediction that the scheduler is to use, the step as the guidance saw it, and its ε."""
+        scheduler, channels = self.pipe.scheduler, sample.shape[1]
+        output, variance = model_output.split([channels, model_output.shape[1] - channels], dim=1)
+        x_t, alpha_bar = variance_preserving(scheduler, timestep, sample)
+        record = self.records.take(x_t)
+        branches, s0, rescale = None, 1.0, getattr(self.pipe, "guidance_rescale", 0.0)
+        if record.with_cfg:
+            branches = record.uncond[:, :channels], record.cond[:, :channels]
+            s0 = cfg_scale(output, *branches, self.pipe.guidance_scale, rescale)
+
+        def predict(x: Tensor, rows: Tensor) -> Tensor:
+            value = self.records.again(record, rows, x)[:, :channels]
+            return combine(*value.chunk(2), s0, rescale) if record.with_cfg else value
+
+        step = view(
+            scheduler,
+            timestep,
+            x_t,
+            alpha_bar,
+            output=output,
+            branches=branches,
+            variance=variance if variance.shape[1] else None,
+            s0=s0,
+            seeds=self.seeds(len(x_t)),
+            denoise=lambda rows, captions: self.records.repeat(record, rows, captions)[:, :channels],
+            predict=predict,
+            decode=self.decode,
+        )
+        output, eps, self.state = guide(self.guidance, step, self.state, output, scheduler)
+        if self.on_step is not None:
+            self.on_step(step, self.state)
+        return torch.cat([output, variance], dim=1) if variance.shape[1] else output, step, eps
+
+    @torch.no_grad()
+    def shift(self, step: Step, eps: Tensor, result: Any) -> Any:
+        """What the scheduler returned, with the guidance's shift of x_{t−1}."""
+        shift = getattr(self.guidance, "shift", None)  # a plain function serves as a guidance
+        if shift is None:
+            return result
+        x_prev = result[0] if isinstance(result, tuple) else result.prev_sample
+        scale = schedule.next_scale(self.pipe.scheduler).to(x_prev)
+        change = shift(step, eps, self.state, x_prev if scale == 1 else x_prev * scale)
+        if change is None:
+            return result
+        x_prev = x_prev + change / scale
+        if isinstance(result, tuple):
+            return (x_prev, *result[1:])
+        result.prev_sample = x_prev
+        return result
+
+
+class _Seeds:
+    """seeds(n): one per row, from the generators of a call."""
+
+    def __init__(self, generator: torch.Generator | Sequence[torch.Generator] | None):
+        self.generator = generator
+
+    def __call__(self, n: int) -> tuple[int, ...]:
+        if isinstance(self.generator, (list, tuple)) and len(self.generator) == n:
+            return tuple(generator.initial_seed() for generator in self.generator)
+        first = self.generator[0] if isinstance(self.generator, (list, tuple)) else self.generator
+        seed = torch.initial_seed() if first is None else first.initial_seed()
+        return tuple((seed + i) % 2**63 for i in range(n))
+
+
+@contextmanager
+def _attached(guidance: Guidance, pipe: Any, asked: Asked) -> Iterator[None]:
+    attach = getattr(guidance, "attach", None)  # a plain function serves as a guidance
+    if attach is None:
+        yield
+        return
+    with attach(pipe, asked):
+        yield

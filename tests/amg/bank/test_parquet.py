@@ -1,0 +1,109 @@
+"""Banks read from Parquet files in the layouts that data sets come in."""
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from amg.bank import TrainingBank, parquet
+from amg.bank.images import SkippedPictures, decode
+
+
+def png(value: int, size: int = 4) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_pixels_and_captions_come_through_exactly(tmp_path):
+    path = write(
+        tmp_path / "a.parquet", image=[{"bytes": png(v), "path": None} for v in (0, 51, 255)], text=list("xyz")
+    )
+    bank = TrainingBank.from_parquet(path)
+    assert bank.images[:, 0, 0, 0].tolist() == pytest.approx([-1, -0.6, 1])
+    assert bank.captions == ["x", "y", "z"]
+
+
+def test_plain_bytes_and_several_files_of_a_folder_are_read_in_order(tmp_path):
+    write(tmp_path / "b.parquet", img=[png(2)], caption=["second"])
+    write(tmp_path / "a.parquet", img=[png(1)], caption=["first"])
+    assert TrainingBank.from_parquet(tmp_path).captions == ["first", "second"]
+
+
+def test_a_list_of_captions_stands_for_repeats(tmp_path):
+    path = write(tmp_path / "a.parquet", image=[png(1), png(2)], captions=[["u", "v", "v"], []])
+    bank = TrainingBank.from_parquet(path)
+    assert bank.multiplicity.tolist() == [3, 1]
+    assert bank.all_captions == (("v", "u"), ())
+
+
+def test_missing_captions_leave_the_others_alone(tmp_path):
+    path = write(tmp_path / "a.parquet", image=[png(1), png(2)], caption=[None, "kept"])
+    assert TrainingBank.from_parquet(path).captions == ["", "kept"]
+
+
+def test_pictures_are_resized_by_averaging(tmp_path):
+    checks = np.zeros((4, 4, 3), np.uint8)
+    checks[::2], checks[1::2] = 51, 255
+    buffer = io.BytesIO()
+    Image.fromarray(checks).save(buffer, "PNG")
+    path = write(tmp_path / "a.parquet", image=[buffer.getvalue(), png(0, size=8)])
+    bank = TrainingBank.from_parquet(path, size=2)
+    assert bank.images.shape == (2, 3, 2, 2)
+    assert torch.allclose(bank.images[0], torch.tensor(153 / 127.5 - 1))
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"picture": [png(1)]}, "has no image column; it has picture"),
+        ({"image": [b"no png", None]}, r"none of 2 pictures can be read, e.g. bad.parquet, row 0 \(Unidentified"),
+        ({"image": [png(1), png(1, size=8)]}, "pictures of 2 sizes.*data.size"),
+        ({"image": pa.array([], pa.binary())}, "holds no rows"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path, columns, message):
+    path = write(tmp_path / "bad.parquet", **columns)
+    with pytest.raises(ValueError, match=rf"bad.parquet.*{message}"):
+        TrainingBank.from_parquet(path)
+
+
+def test_corrupt_pictures_are_left_out_counted_and_listed(tmp_path):
+    path = write(tmp_path / "a.parquet", image=[png(1), b"no png", None, png(2)], caption=list("wxyz"))
+    with pytest.warns(SkippedPictures, match=r"2 of 4 pictures cannot be read.*a.parquet, row 1 \(Uni.*, row 2 \(Uni"):
+        bank = TrainingBank.from_parquet(path)
+    assert bank.captions == ["w", "z"]
+
+
+def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("amg.bank.room.psutil.virtual_memory", lambda: SimpleNamespace(available=700))
+    monkeypatch.setattr(parquet, "decode", lambda *args: decoded.append(args) or decode(*args))
+    path = write(tmp_path / "a.parquet", image=[png(1), png(2)], captions=[["u", "v"], []])
+    with pytest.raises(ValueError, match="a bank of 3 pictures of 4×4 pixels needs"):  # 2 · 3 · 4 · 48 bytes = 1152
+        TrainingBank.from_parquet(path)
+    assert len(decoded) == 1
+    assert len(TrainingBank.from_parquet(path, size=2)) == 2  # 288 bytes
+
+
+def test_a_truncated_file_is_refused_by_name(tmp_path):
+    path = write(tmp_path / "cut.parquet", image=[png(1)])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="cut.parquet is no readable Parquet file"):
+        TrainingBank.from_parquet(path)
+
+
+@pytest.mark.parametrize("name", ["missing.parquet", "."])
+def test_a_missing_file_is_refused_by_name(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="no Parquet file at"):
+        TrainingBank.from_parquet(tmp_path / name)
