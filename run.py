@@ -1,6 +1,6 @@
 """The entry point: `python run.py` runs the demo; `python run.py --help` explains the rest.
 
-Light on purpose: Hydra composes, `experiments.config` checks, and only then is anything heavy imported.
+Light on purpose: Hydra composes, `experiments.config.bind` checks, and only then is anything heavy imported.
 """
 
 import sys

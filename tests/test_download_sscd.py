@@ -13,10 +13,10 @@ from filelock import FileLock
 
 from amg.bank.sources.web import Limits, Refusal, stream
 from amg.similarity.sscd_file import FILE, SHA256, SIZE
-from experiments.build import find_files
-from experiments.cli import compose_config
-from experiments.config import check
-from experiments.schema import ConfigError
+from experiments.cli.main import compose_config
+from experiments.config.bind import check
+from experiments.config.build import find_files
+from experiments.config.schema import ConfigError
 
 BODY = bytes(range(256)) * 800  # nothing that could be run
 DIGEST = hashlib.sha256(BODY).hexdigest()
