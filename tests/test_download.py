@@ -179,10 +179,11 @@ def test_each_other_answer_has_its_reason_and_leaves_no_file(server, download):
     assert len(list(FOLDER.iterdir())) == 1 + 2
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "0.0.0.0", "2130706433"])
-def test_this_machine_is_asked_only_where_that_is_allowed(server, host):
+def test_this_machine_is_asked_only_where_that_is_allowed(server, scheme, host):
     with pytest.raises(NotFetched, match="bad address: .* is no public address"):
-        get_image(f"http://{host}:{server.server_port}/good", 5.0, 10**6, private=False)
+        get_image(f"{scheme}://{host}:{server.server_port}/good", 5.0, 10**6, private=False)
     assert server.asked == {}
 
 

@@ -20,6 +20,7 @@ from requests.adapters import HTTPAdapter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from amg.bank.folder import FAILED
+from amg.bank.images import UNREADABLE
 from amg.fetch import HEADERS, NotFetched, body, explained, offline, retry
 from amg.prompts import read_addresses
 from amg.prompts.text_files import json_lines
@@ -82,16 +83,16 @@ def download_run(
     failed = {i: row | {"reason": "not tried yet"} for i, row in missing.items()}
 
     def fetch(i: int) -> tuple[int, dict]:
-        text, url = wanted[i].values()
+        url = wanted[i]["url"]
         try:
             data, suffix = retry(lambda: get_image(url, seconds, int(megabytes * 1e6), private), tries, wait)
         except NotFetched as error:
-            return i, {"url": url, "text": text, "reason": str(error)}
+            return i, wanted[i] | {"reason": str(error)}
         # no server and no list decides any part of a path
         name = f"{i:05d}-{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}{suffix}"
         (folder / f".{name}.part").write_bytes(data)
         os.replace(folder / f".{name}.part", folder / name)  # whole or not there
-        return i, {"file_name": name, "text": text, "url": url}
+        return i, {"file_name": name} | wanted[i]
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +148,8 @@ def get_image(url: str, seconds: float, most: int, private: bool) -> tuple[bytes
         session.mount("http://", HTTPAdapter() if private else PublicOnly())
         session.mount("https://", HTTPAdapter() if private else PublicOnly())
         for _ in range(HOPS + 1):
-            options = {"headers": asked, "stream": True, "allow_redirects": False, "timeout": seconds}
+            left = max(deadline - time.monotonic(), 0.1)
+            options = {"headers": asked, "stream": True, "allow_redirects": False, "timeout": left}
             with explained(), session.get(url.strip(), **options) as response:
                 if target := session.get_redirect_target(response):
                     url = urljoin(url, target)
@@ -186,7 +188,7 @@ def image_suffix(data: bytes) -> str:
         raise NotFetched("too large", str(error)) from None
     except Image.UnidentifiedImageError:
         raise NotFetched("bad type", "no JPEG, PNG, WebP, GIF or BMP") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a corrupt file
+    except UNREADABLE as error:
         raise NotFetched("broken", f"{type(error).__name__}: {error}"[:120]) from None
 
 
