@@ -5,7 +5,7 @@ Light on purpose: Hydra composes, `experiments.config.bind` checks, and only the
 
 import sys
 
-from experiments.cli import main
+from experiments.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -6,8 +6,7 @@ import pytest
 from amg.guidance import AntiMemorizationGuidance, Chain, Guidance
 from amg.guidance.base import flat
 from amg.guidance.rivals.somepalli import RandomNumbers
-from experiments.cli import main
-from experiments.cli.main import compose_config
+from experiments.cli.main import compose_config, main
 from experiments.config.bind import check, not_applicable
 from experiments.config.build import component
 from experiments.config.schema import ConfigError

@@ -238,7 +238,7 @@ def test_the_cfg_schedules_take_labels_and_broken_memories_needs_nothing():
 PROBE = """
 import sys
 sys.path.insert(0, {root!r})
-from experiments.cli import main
+from experiments.cli.main import main
 code = main({arguments!r})
 heavy = sorted({{"torch", "lightning", "diffusers", "transformers", "numpy", "pandas", "wandb"}} & set(sys.modules))
 print("heavy:", *heavy)

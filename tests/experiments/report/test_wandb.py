@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.cli import main
-from experiments.cli.main import compose_config
+from experiments.cli.main import compose_config, main
 from experiments.config.bind import check
 from experiments.run import records
 

@@ -18,7 +18,7 @@ from amg.guidance import AntiMemorizationGuidance, Chain
 from amg.guidance.rivals.somepalli import GaussianNoiseInput
 from amg.similarity import NormalizedL2
 from amg.thresholds import Constant
-from experiments.cli import main
+from experiments.cli.main import main
 from experiments.run import records
 from experiments.run.draw import steps_guided
 

@@ -8,7 +8,7 @@ import torch
 
 from amg.sampling import sample
 from amg.worlds.lab import LabDDPM
-from experiments.cli import main
+from experiments.cli.main import main
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from amg.models.stable_diffusion import StableDiffusion
 from amg.sampling import guard, sample
 from amg.similarity import Match
 from amg.thresholds import Always
-from experiments.cli import main
-from experiments.cli.main import compose_config
+from experiments.cli.main import compose_config, main
 from experiments.config.bind import check, not_applicable
 from experiments.run import records
 

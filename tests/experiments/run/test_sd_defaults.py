@@ -11,11 +11,9 @@ from PIL import Image
 from tiny_pipelines import stable_diffusion
 from torch import nn
 
-from amg.bank.sources.manifest import Entry, Manifest
 from amg.models.stable_diffusion import StableDiffusion
 from amg.prompts import cause, read_prompts
-from experiments.cli import main
-from experiments.cli.main import compose_config
+from experiments.cli.main import compose_config, main
 from experiments.config.bind import check
 from experiments.config.schema import ConfigError
 from experiments.run import records
@@ -38,13 +36,15 @@ def place(tmp_path, monkeypatch):
     stable_diffusion().save_pretrained("tiny")
     descriptor("sscd_disc_mixup.torchscript.pt", 0)
     descriptor("sscd_disc_large.torchscript.pt", 1)
-    manifest = Manifest("data/memorized_laion")
-    manifest.begin(500)
-    for i, prompt in enumerate(read_prompts("memorized_laion")[:3]):
+    folder = Path("data/memorized_laion")
+    folder.mkdir(parents=True)
+    rows = [{"text": prompt, "url": "u"} for prompt in read_prompts("memorized_laion")]
+    for i, row in enumerate(rows[:3]):
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        file = manifest.folder / f"{i}.png"
-        Image.fromarray(pixels).save(file)
-        manifest.add(Entry(prompt, "u", "done", file=file.name, bytes=file.stat().st_size))
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        row["file_name"] = f"{i}.png"
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    (folder / "failed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[3:]))
     return tmp_path
 
 
@@ -57,9 +57,9 @@ def test_the_first_command_draws_the_500_memorized_prompts_once_each(place, caps
     assert Counter(rows["cause"]) == {"verbatim": 112, "template": 388}
     manifest = json.loads((run_dir / "manifest.json").read_text())
     assert manifest["n_samples"] == 500
-    assert manifest["bank"]["note"] == "training pictures of 3 of 500 memorized prompts"
+    assert manifest["bank"]["note"] == "3 of 500 listed images"
     table = (run_dir / "table.md").read_text()
-    for said in ("3 of 500 memorized prompts", "sscd_disc_mixup.torchscript.pt, preprocessing official",
+    for said in ("3 of 500 listed images", "sscd_disc_mixup.torchscript.pt, preprocessing official",
                  "sscd_disc_large.torchscript.pt, preprocessing official"):  # fmt: skip
         assert said in table, table
 

@@ -12,7 +12,7 @@ from amg.models.stable_diffusion import StableDiffusion
 from amg.sampling import guard, sample
 from amg.sampling.ordinary import learn_norms
 from amg.worlds.closed_form import ClosedForm
-from experiments.cli import main
+from experiments.cli.main import main
 
 ROOT3 = 3**0.5  # the norm of (1, 1, 1)
 

@@ -68,8 +68,7 @@ def test_the_rate_is_kept_on_the_chains_learned_on_and_the_next_lower_curve_woul
 def test_what_is_learned_is_written_where_the_thresholds_are_looked_for_whatever_the_folder(tmp_path, monkeypatch):
     import yaml
 
-    from experiments.cli import main
-    from experiments.cli.main import CONF
+    from experiments.cli.main import CONF, main
     from experiments.tasks import calibrate as task
 
     assert task.CALIBRATED == CONF / "threshold" / "calibrated"

@@ -11,7 +11,7 @@ from amg.bank import TrainingBank
 from amg.bank.exact import ExactIndex
 from amg.bank.faiss import FaissIndex
 from amg.similarity import DescriptorSimilarity, NormalizedL2, PCASimilarity
-from experiments.cli import main
+from experiments.cli.main import main
 from experiments.config import build
 
 

@@ -7,7 +7,7 @@ import pytest
 from synthetic_runs import write_run
 
 from amg.worlds.emoji import emoji
-from experiments.cli import main
+from experiments.cli.main import main
 from experiments.report.page import write_report
 from experiments.tables.table import render
 from experiments.tasks import overview

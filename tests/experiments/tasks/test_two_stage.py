@@ -12,7 +12,7 @@ from amg.similarity import DescriptorSimilarity, PCASimilarity, TwoStage
 from amg.similarity.clip import CLIP, crop
 from amg.worlds.emoji import emoji
 from amg.worlds.lab import LabDescriptor, LabScorer
-from experiments.cli import main
+from experiments.cli.main import main
 from experiments.run import records
 
 
