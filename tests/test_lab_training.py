@@ -1,5 +1,6 @@
 """The lab's recipes at toy size: they learn, they survive a kill, their networks are what diffusers loads."""
 
+import copy
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from amg.worlds.networks import DESCRIPTORS
-from experiments.recipes import lab_data, lab_loop, lab_text
+from experiments.recipes import lab_data, lab_text, loop
 from experiments.recipes import train_lab_ddpm as ddpm
 from experiments.recipes import train_lab_descriptor as descriptor
 from experiments.recipes import train_lab_flow as flow
@@ -219,43 +220,69 @@ def test_the_flow_network_embeds_text_as_its_pipeline_does(tokenizer):
     torch.testing.assert_close(seen["pooled"], pooled, atol=1e-5, rtol=0)
 
 
+def squares(net):
+    return lambda step: net(torch.randn(8, 4)).square().mean()
+
+
 def test_the_learning_rate_warms_up_and_ends_at_two_percent():
-    assert lab_loop.learning_rate(1.0, step=0, progress=0.0) == pytest.approx(0.01)
-    assert lab_loop.learning_rate(1.0, step=500, progress=0.5) == pytest.approx(0.51)
-    assert lab_loop.learning_rate(1.0, step=500, progress=1.0) == pytest.approx(0.02)
+    assert loop.learning_rate(1.0, step=0, progress=0.0) == pytest.approx(0.01)
+    assert loop.learning_rate(1.0, step=500, progress=0.5) == pytest.approx(0.51)
+    assert loop.learning_rate(1.0, step=500, progress=1.0) == pytest.approx(0.02)
 
 
 def test_a_resumed_run_continues_bit_for_bit(tmp_path, monkeypatch):
     """Time is counted in steps here: one minute is spent by each, and one checkpoint written."""
     clock = iter(range(0, 10_000_000, 60 * torch.get_num_threads()))
-    monkeypatch.setattr(lab_loop.time, "process_time", lambda: next(clock))
-    monkeypatch.setattr(lab_loop, "learning_rate", lambda peak, step, progress: peak)
+    monkeypatch.setattr(loop.time, "process_time", lambda: next(clock))
 
     def run(folder, minutes):
-        folder.mkdir(exist_ok=True)
         torch.manual_seed(7)
         net = nn.Linear(4, 1)
-        ema = nn.Linear(4, 1)
-        ema.load_state_dict(net.state_dict())
-        lab_loop.train(lambda step: net(torch.randn(8, 4)).square().mean(), net, folder, minutes, 0.1, ema, every=1)
-        return net.weight.detach(), ema.weight.detach()
+        ema = loop.average(net)
+        constant = {"schedule": lambda peak, step, progress: peak, "save_every": 1.0}
+        done = loop.Training(squares(net), net, folder, 0.1, minutes, ema=ema, **constant).run()
+        assert done["steps"] == minutes
+        return net.weight.detach(), ema.module.weight.detach()
 
     whole = run(tmp_path / "whole", 10)
-    run(tmp_path / "parts", 4)
-    parts = run(tmp_path / "parts", 10)
-    assert torch.equal(whole[0], parts[0]) and torch.equal(whole[1], parts[1])
+    run(tmp_path / "cut", 4)
+    cut = run(tmp_path / "cut", 10)
+    assert torch.equal(whole[0], cut[0]) and torch.equal(whole[1], cut[1])
+    assert not torch.equal(*whole)
+
+
+def test_the_loop_is_adamw_with_clipping_and_a_short_average_at_first(tmp_path):
+    torch.manual_seed(7)
+    net = nn.Linear(4, 1)
+    reference, inputs = copy.deepcopy(net), 9 * torch.randn(20, 8, 4)
+    mean, optimizer = copy.deepcopy(net), torch.optim.AdamW(reference.parameters(), lr=0.1, weight_decay=0.01)
+    for step in range(20):
+        optimizer.param_groups[0]["lr"] = loop.learning_rate(0.1, step, step / 20)
+        reference(inputs[step]).square().mean().backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = 0 if step == 0 else (2 + step) / (21 + step)
+        for slow, fast in zip(mean.parameters(), reference.parameters(), strict=True):
+            slow.data = decay * slow.data + (1 - decay) * fast.data
+    ema, looks = loop.average(net), []
+    options = {"steps": 20, "ema": ema, "weight_decay": 0.01, "on_look": lambda step: looks.append(step) or {"n": 1}}
+    loop.Training(lambda step: net(inputs[step]).square().mean(), net, tmp_path, 0.1, **options).run()
+    torch.testing.assert_close(net.state_dict(), reference.state_dict())
+    torch.testing.assert_close(ema.module.state_dict(), mean.state_dict())
+    assert looks == [20] and (tmp_path / "looks.jsonl").read_text() == '{"step": 20, "n": 1}\n'
 
 
 def test_a_killed_run_goes_on_where_its_checkpoint_was(tmp_path):
     script = (
-        "import torch, pathlib, sys; from torch import nn; from experiments.recipes import lab_loop\n"
+        "import torch, pathlib, sys; from torch import nn; from experiments.recipes import loop\n"
         "net = nn.Linear(4, 1)\n"
         "def loss(step):\n"
         "    return net(torch.randn(8, 4)).square().mean()\n"
-        "print(lab_loop.train(loss, net, pathlib.Path(sys.argv[1]), float(sys.argv[2]), 0.1, every=0.05))\n"
+        "loop.Training(loss, net, pathlib.Path(sys.argv[1]), 0.1, minutes=10, save_every=0.05).run()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), "10"], stdout=subprocess.DEVNULL)
-    checkpoint = tmp_path / lab_loop.CHECKPOINT
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / loop.CHECKPOINT
     deadline = time.time() + 120
     while not checkpoint.exists() and time.time() < deadline:
         time.sleep(0.05)
@@ -265,5 +292,5 @@ def test_a_killed_run_goes_on_where_its_checkpoint_was(tmp_path):
     assert kept["step"] > 0
     net = nn.Linear(4, 1)
     minutes = kept["spent"] / 60 + 0.002
-    done = lab_loop.train(lambda step: net(torch.randn(8, 4)).square().mean(), net, tmp_path, minutes, 0.1)
+    done = loop.Training(squares(net), net, tmp_path, 0.1, minutes).run()
     assert done["steps"] > kept["step"] and done["minutes"] >= minutes

@@ -90,7 +90,7 @@ def test_recipe_starts_and_its_folder_is_the_model(tmp_path):
     command += ["--out", str(tmp_path), "--width", "32", "--batch", "8", "--steps", "3", "--device", "cpu"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    assert "step 3 of 3: loss" in run.stdout and "wrote" in run.stdout
+    assert "'steps': 3" in run.stdout and "wrote" in run.stdout
     model = iddpm_cifar10_cond(tmp_path)
     assert model.labels == 10 and model.timestep_scale == 0.25
     assert sample(model, [1, 2], prompts=[0, 9], steps=2).isfinite().all()

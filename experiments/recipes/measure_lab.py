@@ -88,7 +88,7 @@ def main() -> None:
     value, index = judges["judge" if size == 32 else "nl2"](images)
     most = value.argsort(descending=True)[:50]
     pairs = torch.stack([images[most], known.images[index[most]]]).view(2, -1, 10, 3, size, size).transpose(0, 1)
-    lab_data.sheet(pairs.flatten(0, 2), args.guided / "most_alike.png", columns=10, zoom=96 // size)
+    lab_data.sheet([pairs.flatten(0, 2)], args.guided / "most_alike.png", columns=10, zoom=96 // size)
     target = FOLDER / args.name
     (target / "measured.json").write_text(json.dumps(results, indent=2) + "\n")
     write_sums(target)
