@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import logging
 import math
 import os
 import time
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -105,17 +106,21 @@ class Training(L.Callback):
             self.restore()
         self.saved = self.looked = self.spent
         if self.progress < 1:
+            logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
             trainer = L.Trainer(
                 accelerator=accelerator,
                 devices=1,
                 max_epochs=-1,
                 gradient_clip_val=self.clip,
-                callbacks=[self, RichProgressBar(refresh_rate=10)],
+                callbacks=[self],
                 logger=CSVLogger(self.out, name="log"),
                 enable_checkpointing=False,
                 enable_model_summary=False,
+                enable_progress_bar=False,
             )
-            trainer.fit(Objective(self.model, self.loss_of, self.optimizer), itertools.count(self.step))
+            with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as self.bar:
+                self.task = self.bar.add_task("training", total=1, completed=self.progress)
+                trainer.fit(Objective(self.model, self.loss_of, self.optimizer), itertools.count(self.step))
         self.save()
         self.look()
         return {"steps": self.step, "minutes": self.spent / 60, "loss": self.loss}
@@ -132,8 +137,9 @@ class Training(L.Callback):
         self.loss = loss if self.loss is None else 0.99 * self.loss + 0.01 * loss
         self.step += 1
         self.spent += (time.process_time() - self.clock) / torch.get_num_threads()
-        objective.log_dict({"loss": self.loss, "minutes": self.spent / 60}, prog_bar=True)
-        objective.log_dict({"step": float(self.step), "lr": self.optimizer.param_groups[0]["lr"]})
+        rate = self.optimizer.param_groups[0]["lr"]
+        objective.log_dict({"step": float(self.step), "minutes": self.spent / 60, "loss": self.loss, "lr": rate})
+        self.bar.update(self.task, completed=self.progress, description=f"step {self.step} loss {self.loss:.4f}")
         trainer.should_stop = self.progress >= 1
         if self.spent - self.saved > self.save_every:
             self.save()
