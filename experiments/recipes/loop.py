@@ -149,7 +149,7 @@ class Training(L.Callback):
     def look(self) -> None:
         self.looked = self.spent
         if self.on_look is not None:
-            with (self.out / "looks.jsonl").open("a") as file:
+            with torch.random.fork_rng(), (self.out / "looks.jsonl").open("a") as file:
                 file.write(json.dumps({"step": self.step} | self.on_look(self.step)) + "\n")
 
     def save(self) -> None:

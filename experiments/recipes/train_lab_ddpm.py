@@ -13,11 +13,12 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 from torch import Tensor
 
+from amg import sample
+from amg.models.ddpm import DDPM
 from experiments.recipes import lab_data, loop
 
 RESOLUTION = 32
 BATCH = 32
-PLANTED = 0.2  # of a batch
 DROPOUT = 0.5  # of labels: unconditional samples matter as much as conditional ones
 PEAK = 8e-4  # learning rate after warm-up
 TRAIN_STEPS = 1000
@@ -57,7 +58,7 @@ def batches(data: lab_data.LabData, size: int = BATCH) -> Callable[[], tuple[Ten
     planted_labels = torch.tensor([data.classes.index(group) for group in data.planted_groups])
 
     def batch() -> tuple[Tensor, Tensor]:
-        planted = torch.randint(len(data.planted), (int((torch.rand(size) < PLANTED).sum()),))
+        planted = torch.randint(len(data.planted), (int((torch.rand(size) < lab_data.PLANTED_SHARE).sum()),))
         ordinary = data.random(size - len(planted))
         images = torch.cat([data.planted[planted], data.ordinary(ordinary)])
         labels_of_images = torch.cat([planted_labels[planted], labels[ordinary]])
@@ -76,22 +77,10 @@ def loss(net: UNet2DModel, alphas_cumprod: Tensor, x0: Tensor, labels: Tensor) -
     return error.square().mean()
 
 
-@torch.no_grad()
-def samples(net: UNet2DModel, labels: Tensor, seed: int, steps: int = 50) -> Tensor:
-    """Samples one image (3, 32, 32) per label by DDIM; the i-th from seed + i alone."""
-    ddim = DDIMScheduler.from_config(scheduler().config)
-    ddim.set_timesteps(steps)
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(labels))]
-    x_t = torch.stack([torch.randn(net.config.in_channels, RESOLUTION, RESOLUTION, generator=g) for g in generators])
-    for timestep in ddim.timesteps:
-        x_t = ddim.step(net(x_t, timestep, labels).sample, timestep, x_t).prev_sample
-    return x_t
-
-
-def look(net: UNet2DModel, data: lab_data.LabData, out: Path, step: int, n: int = 48) -> dict:
+def look(folder: Path, data: lab_data.LabData, step: int, n: int = 48) -> dict:
     """Samples without a label; writes a sheet and returns the share of copies of planted images."""
-    images = samples(net, torch.full((n,), len(data.classes)), seed=0)
-    lab_data.sheet([images], out / f"sheet_{step:06d}.png")
+    images = sample(DDPM(folder / "pipeline", null_label=len(data.classes)), range(n), steps=50)
+    lab_data.sheet([images], folder / f"sheet_{step:06d}.png")
     return {"copies": lab_data.copies_of(images, data.planted).float().mean().item()}
 
 
@@ -104,7 +93,7 @@ def main() -> None:
 
     def on_look(step: int) -> dict:
         DDPMPipeline(ema.module, scheduler()).save_pretrained(args.out / "pipeline")
-        return look(ema.module, data, args.out, step)
+        return look(args.out, data, step)
 
     def loss_of(step: int) -> Tensor:
         return loss(net, alphas_cumprod, *batch())
