@@ -37,6 +37,10 @@ def arguments(
     if start:
         parser.add_argument("--start", type=Path, help="pipeline folder whose weights to begin with")
     args = parser.parse_args()
+    for option in ("vae", "start"):
+        folder = getattr(args, option, None)
+        if folder is not None and not folder.is_dir():
+            parser.error(f"--{option}: there is no folder {folder}")
     args.out = args.out or Path(".lab") / (f"{out}_{args.name}" if name else out)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
