@@ -7,8 +7,12 @@ import time
 
 import pytest
 import torch
+from diffusers import DDPMPipeline
+from safetensors.torch import load_file
 from torch import nn
 
+from amg.models.ddpm import DDPM
+from amg.worlds import lab
 from amg.worlds.networks import DESCRIPTORS
 from experiments.recipes import lab_data, lab_text, loop
 from experiments.recipes import train_lab_ddpm as ddpm
@@ -18,6 +22,7 @@ from experiments.recipes import train_lab_scorer as scorer
 from experiments.recipes import train_lab_sd as sd
 from experiments.recipes import train_lab_tiny as tiny
 from experiments.recipes import train_lab_vae as vae
+from experiments.recipes.ship_lab import ship
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +276,24 @@ def test_the_loop_is_adamw_with_clipping_and_a_short_average_at_first(tmp_path):
     torch.testing.assert_close(net.state_dict(), reference.state_dict())
     torch.testing.assert_close(ema.module.state_dict(), mean.state_dict())
     assert looks == [20] and (tmp_path / "looks.jsonl").read_text() == '{"step": 20, "n": 1}\n'
+
+
+def test_a_missing_autoencoder_is_one_line_before_any_work(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_lab_sd", "--vae", "nowhere"])
+    with pytest.raises(SystemExit):
+        loop.arguments("", "sd", minutes=1, vae=True)
+    assert capsys.readouterr().err.endswith("error: --vae: there is no folder nowhere\n")
+
+
+def test_a_shipped_network_is_fp16_with_its_null_label_and_sums(tmp_path):
+    net = ddpm.network(classes=3, channels=(16, 16)).eval()
+    DDPMPipeline(net, ddpm.scheduler()).save_pretrained(tmp_path / "trained" / "pipeline")
+    ship(tmp_path / "trained", tmp_path / "shipped")
+    weights = load_file(tmp_path / "shipped" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    model = DDPM(lab.weights("shipped", tmp_path))  # checks the sums
+    assert model.null_label == 3 and model.labels == 3
+    assert str(tmp_path) not in (tmp_path / "shipped" / "unet" / "config.json").read_text()
 
 
 def test_a_killed_run_goes_on_where_its_checkpoint_was(tmp_path):
