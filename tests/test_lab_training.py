@@ -197,10 +197,9 @@ def test_a_saved_pipeline_samples_like_the_one_in_memory(tmp_path, tokenizer):
     decoder.register_to_config(shift_factor=0.0)
     text = sd.pipeline(sd.TextToLatents(tokenizer, width=16, channels=(16, 16)).eval(), decoder, tokenizer)
     rectified = flow.pipeline(flow.TextToFlow(tokenizer, width=32, layers=1).eval(), decoder, tokenizer)
-    without_t5 = {"text_encoder_3": None, "tokenizer_3": None}
     for pipe, kind, missing, options in (
         (text, StableDiffusionPipeline, {}, {"guidance_scale": 4.0}),
-        (rectified, StableDiffusion3Pipeline, without_t5, flow.OPTIONS),
+        (rectified, StableDiffusion3Pipeline, flow.WITHOUT_T5, flow.OPTIONS),
     ):
         options = options | {"num_inference_steps": 2}
         before = sd.samples(pipe, ["red heart", "blue heart"], seed=3, **options)

@@ -15,6 +15,7 @@ from diffusers import AutoencoderTiny, DDPMPipeline, DiffusionPipeline
 
 from amg.models.iddpm import SETTINGS
 from amg.worlds.lab import FOLDER, write_sums
+from experiments.recipes.train_lab_flow import WITHOUT_T5
 
 LAB = Path(".lab")
 RESULTS = ("descriptor.safetensors", "descriptor.torchscript.pt", "scorer.safetensors", "text.json", "measured.json")
@@ -32,8 +33,8 @@ def ship(source: Path, target: Path) -> None:
         AutoencoderTiny.from_pretrained(source / "tiny").half().save_pretrained(target)
     if (source / "pipeline").is_dir():
         kind = json.loads((source / "pipeline" / "model_index.json").read_text())["_class_name"]
-        without_t5 = {"text_encoder_3": None, "tokenizer_3": None} if kind == "StableDiffusion3Pipeline" else {}
-        pipe = DiffusionPipeline.from_pretrained(source / "pipeline", **without_t5).to(torch.float16)
+        missing = WITHOUT_T5 if kind == "StableDiffusion3Pipeline" else {}
+        pipe = DiffusionPipeline.from_pretrained(source / "pipeline", **missing).to(torch.float16)
         pipe.save_pretrained(target)
         if isinstance(pipe, DDPMPipeline):
             null_label = pipe.unet.config.num_class_embeds - 1

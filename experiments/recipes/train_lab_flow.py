@@ -17,6 +17,7 @@ from experiments.recipes.train_lab_sd import batches, look
 
 BATCH = 48
 TEXT_WIDTH = 64  # of each of the two text encoders
+WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # for from_pretrained
 NO_T5 = 1  # tokens of zeros that stand where a T5 encoder's would: the pipeline's max_sequence_length
 OPTIONS = {"guidance_scale": 1.0, "num_inference_steps": 28, "max_sequence_length": NO_T5}
 
@@ -78,8 +79,7 @@ def pipeline(model: TextToFlow, vae: AutoencoderKL, tokenizer: CLIPTokenizer) ->
         tokenizer=tokenizer,
         text_encoder_2=model.text_2,
         tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
+        **WITHOUT_T5,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -90,7 +90,7 @@ def main() -> None:
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     vae.register_to_config(shift_factor=0.0)
-    begin = StableDiffusion3Pipeline.from_pretrained(args.start, torch_dtype=torch.float32) if args.start else None
+    begin = args.start and StableDiffusion3Pipeline.from_pretrained(args.start, torch_dtype=torch.float32, **WITHOUT_T5)
     # weights are tied to the token ids of the tokenizer they were trained with
     tokenizer = begin.tokenizer if begin else lab_text.tokenizer(data.captions)
     model = TextToFlow(tokenizer)

@@ -175,7 +175,7 @@ def main() -> None:
     args = loop.arguments(__doc__, "sd", minutes=75, vae=True, start=True)
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
-    begin = StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32) if args.start else None
+    begin = args.start and StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
     # weights are tied to the token ids of the tokenizer they were trained with
     tokenizer = begin.tokenizer if begin else lab_text.tokenizer(data.captions)
     model = TextToLatents(tokenizer)
