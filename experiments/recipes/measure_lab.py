@@ -19,17 +19,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from amg import records
 from amg.bank import TrainingBank
 from amg.metrics import features_of, frechet_between, moments
 from amg.metrics.extractors import efficientnet_lite0, read_picture
 from amg.similarity import NormalizedL2, PCASimilarity
 from amg.worlds.emoji import lab_pictures
 from amg.worlds.lab import FOLDER, LabDescriptor, write_sums
-from experiments.build import component
-from experiments.cli import compose_config
-from experiments.config import check
+from experiments.cli.main import compose_config
+from experiments.config.bind import check
+from experiments.config.build import component
 from experiments.recipes import lab_data
+from experiments.run import records
 
 
 def read_images(run: Path, rows: pd.DataFrame) -> Tensor:

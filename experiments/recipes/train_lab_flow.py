@@ -26,8 +26,8 @@ def transformer(width: int = 192, layers: int = 6) -> SD3Transformer2DModel:
     return SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=8,
-        out_channels=8,
+        in_channels=16,
+        out_channels=16,
         num_layers=layers,
         attention_head_dim=32,
         num_attention_heads=width // 32,
@@ -54,7 +54,7 @@ class TextToFlow(nn.Module):
         self.transformer = transformer(width, layers)
 
     def forward(self, x_t: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
-        """Predicts v = ε − x_0, (B, 8, 8, 8), from timesteps in [0, 1000]; embeds text as the pipeline does."""
+        """Predicts v = ε − x_0, (B, 16, 8, 8), from timesteps in [0, 1000]; embeds text as the pipeline does."""
         outputs = [encoder(ids, output_hidden_states=True) for encoder in (self.text, self.text_2)]
         words = torch.cat([output.hidden_states[-2] for output in outputs], dim=2)
         words = torch.cat([words, words.new_zeros(len(words), NO_T5, words.shape[2])], dim=1)

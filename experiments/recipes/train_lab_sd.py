@@ -30,8 +30,8 @@ TRAIN_STEPS = 1000
 def unet(width: int = 96, channels: tuple[int, int] = (64, 128)) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=8,
-        out_channels=8,
+        in_channels=16,
+        out_channels=16,
         block_out_channels=channels,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
@@ -81,7 +81,7 @@ def loss(model: TextToLatents, alphas_cumprod: Tensor, x0: Tensor, ids: Tensor) 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Encodes images (N, 3, 32, 32) into latents (N, 8, 8, 8) of unit scale."""
+    """Encodes images (N, 3, 32, 32) into latents (N, 16, 8, 8) of unit scale."""
     latents = torch.cat([vae.encode(batch).latent_dist.mode() for batch in images.split(128)])
     return latents * vae.config.scaling_factor
 
@@ -89,7 +89,7 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 def batches(
     data: lab_data.LabData, vae: AutoencoderKL, seed: int, size: int = BATCH, views: int = VIEWS
 ) -> Callable[[], tuple[Tensor, list[str]]]:
-    """Returns a function that samples latents (B, 8, 8, 8) and their captions, an eighth of them empty.
+    """Returns a function that samples latents (B, 16, 8, 8) and their captions, an eighth of them empty.
 
     Every component is encoded in `views` colourings beforehand, since encoding costs as much as a training step.
     """

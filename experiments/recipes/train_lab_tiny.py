@@ -27,7 +27,7 @@ def network(width: int = 32) -> AutoencoderTiny:
         decoder_block_out_channels=(width,) * 3,
         num_encoder_blocks=(1, 2, 2),
         num_decoder_blocks=(2, 2, 1),
-        latent_channels=8,
+        latent_channels=16,
         latent_magnitude=3,
         scaling_factor=1.0,
     )
