@@ -1,15 +1,20 @@
-"""The lab's recipes at toy size: they learn, they survive a kill, their networks are what diffusers loads."""
+"""Lab recipes at toy size: networks learn, training survives a kill, diffusers loads the results."""
 
+import copy
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from diffusers import DDPMPipeline
+from safetensors.torch import load_file
 from torch import nn
 
+from amg.models.ddpm import DDPM
+from amg.worlds import lab
 from amg.worlds.networks import DESCRIPTORS
-from experiments.recipes import lab_data, lab_loop, lab_text
+from experiments.recipes import lab_data, lab_text, loop
 from experiments.recipes import train_lab_ddpm as ddpm
 from experiments.recipes import train_lab_descriptor as descriptor
 from experiments.recipes import train_lab_flow as flow
@@ -17,6 +22,7 @@ from experiments.recipes import train_lab_scorer as scorer
 from experiments.recipes import train_lab_sd as sd
 from experiments.recipes import train_lab_tiny as tiny
 from experiments.recipes import train_lab_vae as vae
+from experiments.recipes.ship_lab import ship
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ def test_the_autoencoder_learns(data):
 def test_the_text_conditional_network_learns(tokenizer):
     model = sd.TextToLatents(tokenizer, width=16, channels=(16, 16))
     ids = lab_text.ids(tokenizer, ["red heart", "blue heart"])
-    x0 = torch.stack([torch.ones(8, 8, 8), -torch.ones(8, 8, 8)])
+    x0 = torch.stack([torch.ones(16, 8, 8), -torch.ones(16, 8, 8)])
     alphas = sd.scheduler().alphas_cumprod
     assert falls(model, lambda: sd.loss(model, alphas, x0, ids)) < 0.8
 
@@ -76,7 +82,7 @@ def test_the_error_of_eps_is_weighted_by_min_snr(alpha_bar, weight):
 def test_the_flow_network_learns(tokenizer):
     model = flow.TextToFlow(tokenizer, width=32, layers=1)
     ids = lab_text.ids(tokenizer, ["red heart", "blue heart"])
-    x0 = torch.stack([torch.ones(8, 8, 8), -torch.ones(8, 8, 8)])
+    x0 = torch.stack([torch.ones(16, 8, 8), -torch.ones(16, 8, 8)])
     assert falls(model, lambda: flow.loss(model, x0, ids)) < 0.8
 
 
@@ -105,13 +111,12 @@ def test_a_batch_for_the_text_networks_pairs_latents_with_their_captions(data):
     large = vae.network(channels=(8, 8, 8)).eval().requires_grad_(False)
     large.register_to_config(scaling_factor=1.0)
     latents, captions = sd.batches(data, large, seed=0, size=256, views=1)()
-    assert latents.shape == (256, 8, 8, 8) and "" in captions
+    assert latents.shape == (256, 16, 8, 8) and "" in captions
     assert set(captions) <= {"", *data.captions}
-    famous = [i for i, caption in enumerate(captions) if caption in dict.fromkeys(sum(data.planted_captions, ()))]
-    exact = (
-        torch.cdist(latents[famous].flatten(1), sd.encode(large, data.planted).flatten(1)).amin(1) < 0.5
-    )  # cdist rounds
-    assert 0 < exact.sum() < len(famous)  # a planted caption also comes with the same thing drawn otherwise
+    planted = torch.tensor([caption in set(sum(data.planted_captions, ())) for caption in captions])
+    distance = torch.cdist(latents[planted].flatten(1), sd.encode(large, data.planted).flatten(1)).amin(1)
+    exact = distance < 0.5  # cdist rounds
+    assert 0 < exact.sum() < len(exact)  # a planted caption also comes with another drawing of the same thing
 
 
 @pytest.mark.parametrize("name", DESCRIPTORS)
@@ -162,26 +167,26 @@ def test_the_scorer_learns_pairs_and_ranks_them_first(data):
 
 def test_images_with_one_caption_share_their_target(data):
     net, images = scorer.network(["red heart"], width=32).eval(), data.planted[:2]
-    alike = scorer.loss(net, images, ["red heart", "red heart"])  # two equal columns: all softmaxes are 1/2 …
+    value = scorer.loss(net, images, ["red heart", "red heart"])  # two equal columns: all softmaxes are 1/2 …
     columns = (net.log_scale.exp() * net.image(images) @ net.text(["red heart"]).T).flatten()
     rows = torch.log_softmax(columns, 0).mean()  # … but the images may differ
-    assert alike.item() == pytest.approx(0.5 * (torch.log(torch.tensor(2.0)) - rows).item(), abs=1e-4)
+    assert value.item() == pytest.approx(0.5 * (torch.log(torch.tensor(2.0)) - rows).item(), abs=1e-4)
 
 
 def test_the_tokenizer_loads_offline_and_gives_every_caption_back(tmp_path, data):
     from transformers import CLIPTokenizer
 
     captions = data.captions
-    made = lab_text.tokenizer(captions)
-    made.save_pretrained(tmp_path)
+    trained = lab_text.tokenizer(captions)
+    trained.save_pretrained(tmp_path)
     loaded = CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)
     squeezed = [caption.replace(" ", "") for caption in captions]
-    for tokenizer in (made, loaded):
+    for tokenizer in (trained, loaded):
         rows = lab_text.ids(tokenizer, captions)
-        assert (rows[:, -1] == tokenizer.eos_token_id).all()  # none is cut off
+        assert (rows[:, -1] == tokenizer.eos_token_id).all()  # no caption is cut off
         texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
         assert [text.replace(" ", "") for text in texts] == squeezed  # CLIP's decoding spaces out punctuation
-    assert lab_text.ids(made, captions).equal(lab_text.ids(loaded, captions))
+    assert lab_text.ids(trained, captions).equal(lab_text.ids(loaded, captions))
     assert len({tuple(row.tolist()) for row in lab_text.ids(loaded, captions)}) == len(captions)
 
 
@@ -192,10 +197,9 @@ def test_a_saved_pipeline_samples_like_the_one_in_memory(tmp_path, tokenizer):
     decoder.register_to_config(shift_factor=0.0)
     text = sd.pipeline(sd.TextToLatents(tokenizer, width=16, channels=(16, 16)).eval(), decoder, tokenizer)
     rectified = flow.pipeline(flow.TextToFlow(tokenizer, width=32, layers=1).eval(), decoder, tokenizer)
-    without_t5 = {"text_encoder_3": None, "tokenizer_3": None}
     for pipe, kind, missing, options in (
         (text, StableDiffusionPipeline, {}, {"guidance_scale": 4.0}),
-        (rectified, StableDiffusion3Pipeline, without_t5, flow.OPTIONS),
+        (rectified, StableDiffusion3Pipeline, flow.WITHOUT_T5, flow.OPTIONS),
     ):
         options = options | {"num_inference_steps": 2}
         before = sd.samples(pipe, ["red heart", "blue heart"], seed=3, **options)
@@ -208,62 +212,107 @@ def test_a_saved_pipeline_samples_like_the_one_in_memory(tmp_path, tokenizer):
 
 def test_the_flow_network_embeds_text_as_its_pipeline_does(tokenizer):
     model = flow.TextToFlow(tokenizer, width=32, layers=1).eval()
-    seen = {}
-    model.transformer.register_forward_pre_hook(lambda module, args: seen.update(words=args[1], pooled=args[2]))
-    model(torch.randn(2, 8, 8, 8), torch.tensor([500.0, 500.0]), lab_text.ids(tokenizer, ["red heart", "blue heart"]))
+    inputs = {}
+    model.transformer.register_forward_pre_hook(lambda module, args: inputs.update(words=args[1], pooled=args[2]))
+    model(torch.randn(2, 16, 8, 8), torch.tensor([500.0, 500.0]), lab_text.ids(tokenizer, ["red heart", "blue heart"]))
     pipe = flow.pipeline(model, vae.network(channels=(8, 8, 8)), tokenizer)
     words, _, pooled, _ = pipe.encode_prompt(
         ["red heart", "blue heart"], None, None, do_classifier_free_guidance=False, max_sequence_length=flow.NO_T5
     )
-    torch.testing.assert_close(seen["words"], words, atol=1e-5, rtol=0)
-    torch.testing.assert_close(seen["pooled"], pooled, atol=1e-5, rtol=0)
+    torch.testing.assert_close(inputs["words"], words, atol=1e-5, rtol=0)
+    torch.testing.assert_close(inputs["pooled"], pooled, atol=1e-5, rtol=0)
+
+
+def squares(net):
+    return lambda step: net(torch.randn(8, 4)).square().mean()
 
 
 def test_the_learning_rate_warms_up_and_ends_at_two_percent():
-    assert lab_loop.learning_rate(1.0, step=0, progress=0.0) == pytest.approx(0.01)
-    assert lab_loop.learning_rate(1.0, step=500, progress=0.5) == pytest.approx(0.51)
-    assert lab_loop.learning_rate(1.0, step=500, progress=1.0) == pytest.approx(0.02)
+    assert loop.learning_rate(1.0, step=0, progress=0.0) == pytest.approx(0.01)
+    assert loop.learning_rate(1.0, step=500, progress=0.5) == pytest.approx(0.51)
+    assert loop.learning_rate(1.0, step=500, progress=1.0) == pytest.approx(0.02)
 
 
 def test_a_resumed_run_continues_bit_for_bit(tmp_path, monkeypatch):
     """Time is counted in steps here: one minute is spent by each, and one checkpoint written."""
     clock = iter(range(0, 10_000_000, 60 * torch.get_num_threads()))
-    monkeypatch.setattr(lab_loop.time, "process_time", lambda: next(clock))
-    monkeypatch.setattr(lab_loop, "learning_rate", lambda peak, step, progress: peak)
+    monkeypatch.setattr(loop.time, "process_time", lambda: next(clock))
 
     def run(folder, minutes):
-        folder.mkdir(exist_ok=True)
         torch.manual_seed(7)
         net = nn.Linear(4, 1)
-        ema = nn.Linear(4, 1)
-        ema.load_state_dict(net.state_dict())
-        lab_loop.train(lambda step: net(torch.randn(8, 4)).square().mean(), net, folder, minutes, 0.1, ema, every=1)
-        return net.weight.detach(), ema.weight.detach()
+        ema = loop.average(net)
+        options = {"schedule": lambda peak, step, progress: peak, "save_every": 1.0, "look_every": 100.0}
+        options["on_look"] = lambda step: {"random": torch.rand(()).item()}
+        done = loop.Training(squares(net), net, folder, 0.1, minutes, ema=ema, **options).run()
+        assert done["steps"] == minutes
+        return net.weight.detach(), ema.module.weight.detach()
 
     whole = run(tmp_path / "whole", 10)
-    run(tmp_path / "parts", 4)
-    parts = run(tmp_path / "parts", 10)
-    assert torch.equal(whole[0], parts[0]) and torch.equal(whole[1], parts[1])
+    run(tmp_path / "cut", 4)
+    cut = run(tmp_path / "cut", 10)
+    assert torch.equal(whole[0], cut[0]) and torch.equal(whole[1], cut[1])
+    assert not torch.equal(*whole)
+
+
+def test_the_loop_is_adamw_with_clipping_and_a_short_average_at_first(tmp_path):
+    torch.manual_seed(7)
+    net = nn.Linear(4, 1)
+    reference, inputs = copy.deepcopy(net), 9 * torch.randn(20, 8, 4)
+    mean, optimizer = copy.deepcopy(net), torch.optim.AdamW(reference.parameters(), lr=0.1, weight_decay=0.01)
+    for step in range(20):
+        optimizer.param_groups[0]["lr"] = loop.learning_rate(0.1, step, step / 20)
+        reference(inputs[step]).square().mean().backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = 0 if step == 0 else (2 + step) / (21 + step)
+        for slow, fast in zip(mean.parameters(), reference.parameters(), strict=True):
+            slow.data = decay * slow.data + (1 - decay) * fast.data
+    ema, looks = loop.average(net), []
+    options = {"steps": 20, "ema": ema, "weight_decay": 0.01, "on_look": lambda step: looks.append(step) or {"n": 1}}
+    loop.Training(lambda step: net(inputs[step]).square().mean(), net, tmp_path, 0.1, **options).run()
+    torch.testing.assert_close(net.state_dict(), reference.state_dict())
+    torch.testing.assert_close(ema.module.state_dict(), mean.state_dict())
+    assert looks == [20] and (tmp_path / "looks.jsonl").read_text() == '{"step": 20, "n": 1}\n'
+
+
+def test_a_missing_autoencoder_is_one_line_before_any_work(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_lab_sd", "--vae", "nowhere"])
+    with pytest.raises(SystemExit):
+        loop.arguments("", "sd", minutes=1, vae=True)
+    assert capsys.readouterr().err.endswith("error: --vae: there is no folder nowhere\n")
+
+
+def test_a_shipped_network_is_fp16_with_its_null_label_and_sums(tmp_path):
+    net = ddpm.network(classes=3, channels=(16, 16)).eval()
+    DDPMPipeline(net, ddpm.scheduler()).save_pretrained(tmp_path / "trained" / "pipeline")
+    ship(tmp_path / "trained", tmp_path / "shipped")
+    weights = load_file(tmp_path / "shipped" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    model = DDPM(lab.weights("shipped", tmp_path))  # checks the sums
+    assert model.null_label == 3 and model.labels == 3
+    assert str(tmp_path) not in (tmp_path / "shipped" / "unet" / "config.json").read_text()
 
 
 def test_a_killed_run_goes_on_where_its_checkpoint_was(tmp_path):
     script = (
-        "import torch, pathlib, sys; from torch import nn; from experiments.recipes import lab_loop\n"
+        "import torch, pathlib, sys; from torch import nn; from experiments.recipes import loop\n"
         "net = nn.Linear(4, 1)\n"
         "def loss(step):\n"
         "    return net(torch.randn(8, 4)).square().mean()\n"
-        "print(lab_loop.train(loss, net, pathlib.Path(sys.argv[1]), float(sys.argv[2]), 0.1, every=0.05))\n"
+        "loop.Training(loss, net, pathlib.Path(sys.argv[1]), 0.1, minutes=10, save_every=0.05).run()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), "10"], stdout=subprocess.DEVNULL)
-    checkpoint = tmp_path / lab_loop.CHECKPOINT
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / loop.CHECKPOINT
     deadline = time.time() + 120
     while not checkpoint.exists() and time.time() < deadline:
         time.sleep(0.05)
     process.kill()
     process.wait()
-    kept = torch.load(checkpoint, weights_only=True)
-    assert kept["step"] > 0
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["step"] > 0 and set(state) == {"model", "optimizer", "random", "step", "spent", "loss"}
     net = nn.Linear(4, 1)
-    minutes = kept["spent"] / 60 + 0.002
-    done = lab_loop.train(lambda step: net(torch.randn(8, 4)).square().mean(), net, tmp_path, minutes, 0.1)
-    assert done["steps"] > kept["step"] and done["minutes"] >= minutes
+    minutes = state["spent"] / 60 + 0.002
+    done = loop.Training(squares(net), net, tmp_path, 0.1, minutes).run()
+    assert done["steps"] > state["step"] and done["minutes"] >= minutes
