@@ -221,9 +221,7 @@ class ClosedForm:
         things = sorted(set(self.things))
         ordinary = [things[i * len(things) // self.points] for i in range(self.points)]
         # the bank knows an image by its first caption: the last is another where there are several
-        return [
-            prompt for pair in zip((captions[-1] for captions in planted), ordinary, strict=True) for prompt in pair
-        ]
+        return [prompt for pair in zip(planted, ordinary, strict=True) for prompt in pair]
 
     def cause(self, prompt: str) -> str:
         """Returns why the prompt makes copies: one of CAUSES, or "ordinary"."""

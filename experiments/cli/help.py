@@ -8,7 +8,7 @@ PAGE = """\
 Memorization-free diffusion: sample a diffusion model without copying its training pictures.
 
   python run.py                                        the demo: pictures, table, curves, report
-  python run.py guidance=full prompt="goat"            one prompt, guarded
+  python run.py guidance=full prompt="owl"            one prompt, guarded
   python run.py guidance=full n_samples=256 seed=1000  the model's default prompts; seeds 1000 to 1255
   python run.py guidance=gni_full                      a chain: embeddings noised, then AMG
   python run.py conditioning=none similarity=nl2 guidance=sim     unconditional

@@ -10,7 +10,7 @@ QUOTED = re.compile(rf"{ONE}(\s*,\s*{ONE})*", re.DOTALL)  # 'one' or, for a swee
 
 
 def quote(argument: str) -> str:
-    """`prompt=a goat, (red)` to `prompt='a goat, (red)'`.
+    """`prompt=an owl, (red)` to `prompt='an owl, (red)'`.
 
     What is quoted already, a list, `null`, or no text key, stays as it is.
     """

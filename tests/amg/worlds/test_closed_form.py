@@ -288,3 +288,10 @@ def test_unguided_samples_copy_at_the_true_rate(asked):
         copies += world.is_copy(world.responsible(x)).sum().item()
     low, high = binom.interval(0.95, n, world.true_copy_rate(conditions[0]))
     assert low <= copies <= high
+
+
+def test_half_of_the_default_prompts_ask_for_planted_images(world):
+    prompts = world.prompts()
+    causes = [world.cause(prompt) for prompt in prompts]
+    assert set(causes[1::2]) == {"ordinary"} and "ordinary" not in causes[::2]
+    assert "guitar sticker pack" in prompts and "picture of a ghost" in prompts

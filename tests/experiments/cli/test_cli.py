@@ -27,7 +27,7 @@ def test_a_run_from_any_folder_leaves_everything_below_that_folder_and_exits_wit
     before = sorted(path.name for path in RUN.parent.iterdir())
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(RUN), *SMALL, "guidance=full", "prompt=goat"],
+        [sys.executable, str(RUN), *SMALL, "guidance=full", "prompt=owl"],
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -37,9 +37,9 @@ def test_a_run_from_any_folder_leaves_everything_below_that_folder_and_exits_wit
 
 
 def test_bad_input_exits_with_2_in_one_line_without_a_traceback(command):
-    code, _, told = command("prompt=gaot", *SMALL)
+    code, _, told = command("prompt=olw", *SMALL)
     assert code == 2
-    assert told.count("error: ") == 1 and "goat" in told and "Traceback" not in told
+    assert told.count("error: ") == 1 and "owl" in told and "Traceback" not in told
 
 
 def test_text_guidance_without_text_exits_with_2_and_says_what_to_use(command):
@@ -79,8 +79,8 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named_at_the_end(command,
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["-m", "prompt='goat','it\\'s'", "s0=2"],
-        ["-m", "prompt=goat", "seed=range(0,4,2)", "guidance=glob(no*)"],
+        ["-m", "prompt='owl','it\\'s'", "s0=2"],
+        ["-m", "prompt=owl", "seed=range(0,4,2)", "guidance=glob(no*)"],
         ["experiment=pair"],
     ],
 )
@@ -101,9 +101,9 @@ def test_the_report_of_a_sweep_shows_what_was_typed_once_fit_for_a_shell(command
 
 
 def test_a_sweep_with_a_job_of_bad_input_goes_on_and_exits_with_2(command, tmp_path):
-    code, _, told = command("-m", "prompt='goat','gaot'", "name=two", *SMALL)
+    code, _, told = command("-m", "prompt='owl','olw'", "name=two", *SMALL)
     assert code == 2
-    assert "gaot" in told.splitlines()[-1] and told.count("error: ") == 1
+    assert "olw" in told.splitlines()[-1] and told.count("error: ") == 1
     assert len(list((tmp_path / "runs" / "two").glob("closed_form-*"))) == 1
 
 

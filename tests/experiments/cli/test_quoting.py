@@ -11,7 +11,7 @@ from experiments.cli.quoting import quote
 
 PARSER = OverridesParser.create()
 ODD = [
-    "a goat",
+    "an owl",
     "",
     "it's",
     "'",
@@ -85,10 +85,10 @@ def test_quoting_twice_changes_nothing(text):
     "argument",
     [
         "prompt=null",
-        "prompt='a goat'",
-        'prompt="a goat"',
-        "prompt='a goat','it\\'s'",
-        "prompt=[goat,tiger]",
+        "prompt='an owl'",
+        'prompt="an owl"',
+        "prompt='an owl','it\\'s'",
+        "prompt=[owl,cat]",
         "prompt=['a, b',c]",
         "seed=3",
         "name=a b",
@@ -111,7 +111,7 @@ def test_pluses_before_the_key_are_kept():
 
 
 @pytest.mark.parametrize(
-    "text", ["a goat, (red)", "it's", "100% {new}", "back\\slash \\", "${seed}", "\\${", "a ${b'}c \\"]
+    "text", ["an owl, (red)", "it's", "100% {new}", "back\\slash \\", "${seed}", "\\${", "a ${b'}c \\"]
 )
 def test_a_quoted_prompt_arrives_in_the_composed_configuration(text):
     assert compose_config([quote(f"prompt={text}")]).prompt == text

@@ -6,7 +6,7 @@ import sys
 import pytest
 from composed import ROOT, composed, mistakes
 
-from experiments.cli import main as run_main
+from experiments.cli.main import main as run_main
 from experiments.cli.main import CONF, compose_config
 from experiments.config.bind import check, not_applicable
 
@@ -35,8 +35,8 @@ def test_several_detectors_are_chosen_by_name_and_bound_to_their_signatures():
 
 
 def test_all_component_mistakes_are_told_at_once():
-    lines = mistakes("++model.rnk=3", "guidance=full", "++guidance.c4=1", "++similarity.direction=2", "++trainer.x=1")
-    assert any(line.startswith("model.rnk: ") and "did you mean rank?" in line for line in lines)
+    lines = mistakes("++model.siez=16", "guidance=full", "++guidance.c4=1", "++similarity.direction=2", "++trainer.x=1")
+    assert any(line.startswith("model.siez: ") and "did you mean size?" in line for line in lines)
     assert any(line.startswith("guidance.c4: ") for line in lines)
     assert any(line.startswith("similarity.direction: ") and "directions?" in line for line in lines)
 
@@ -64,11 +64,11 @@ def test_a_wrong_type_or_range_names_its_key_and_what_is_expected(argument, said
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["prompt=goat", "labels=[1]"], "prompt and labels: give one of them"),
-        (["prompt=goat", "prompts=planted"], "prompt and prompts: give one of them"),
+        (["prompt=owl", "labels=[1]"], "prompt and labels: give one of them"),
+        (["prompt=owl", "prompts=planted"], "prompt and prompts: give one of them"),
         (["prompt='  '"], "prompt: empty"),
         (["prompt=[]"], "prompt: empty"),
-        (["conditioning=none", "prompt=goat"], "conditioning=none takes no condition"),
+        (["conditioning=none", "prompt=owl"], "conditioning=none takes no condition"),
         (["conditioning=none", "labels=[1]"], "conditioning=none takes no condition"),
     ],
 )
@@ -253,7 +253,7 @@ sys.exit(code)
         (["sed=3"], 2, "did you mean seed?"),
         (["guidance=ful"], 2, "did you mean full?"),
         (["-m", "guidance=none,ful"], 2, "did you mean full?"),
-        (["prompt=goat", "labels=[1]"], 2, "give one of them"),
+        (["prompt=owl", "labels=[1]"], 2, "give one of them"),
         (["++model._target_=os.system"], 2, "must begin with"),
         (["--help"], 0, "guidance=full"),
     ],
@@ -270,6 +270,6 @@ def test_run_level_mistakes_and_help_load_nothing_heavy(arguments, code, said, t
 
 def test_the_exit_code_of_bad_input_is_2_also_in_component_keys(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_main(["model.rnk=3", "guidance=full", "guidance.c4=1"]) == 2
+    assert run_main(["model.siez=16", "guidance=full", "guidance.c4=1"]) == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2 and all(line.startswith("error: ") for line in told)

@@ -70,7 +70,7 @@ def test_pictures_that_cannot_be_read_are_told_by_the_key(command, tmp_path):
 
 
 def test_a_name_of_the_hub_is_no_path(command, tmp_path):
-    code, _, told = command(*SMALL, "metrics.extractor=none", "metrics.scorer=nobody/nothing", "prompt=goat")
+    code, _, told = command(*SMALL, "metrics.extractor=none", "metrics.scorer=nobody/nothing", "prompt=owl")
     assert code == 0, told
     assert "hf download nobody/nothing" in json.loads((tmp_path / "out" / "manifest.json").read_text())["metrics"][
         "alignment_missing"

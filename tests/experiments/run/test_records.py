@@ -17,12 +17,12 @@ from experiments.run import records
 def row(seed, **changes):
     values = {
         "seed": seed,
-        "prompt": "goat",
+        "prompt": "owl",
         "label": None,
         "cause": "ordinary",
         "similarity": 0.25,
         "nearest_index": 3,
-        "nearest_caption": "goat",
+        "nearest_caption": "owl",
         "judge": -1.5,
         "judge_index": 4,
         "truth": False,

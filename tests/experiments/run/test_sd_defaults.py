@@ -69,7 +69,7 @@ def test_a_prompt_takes_the_place_of_the_default_ones():
     assert (run.prompt, run.prompts, run.n_samples) == ("a cat", None, 1)
     assert check(compose_config(["model=sd", "n_samples=7"])).n_samples == 7
     assert check(compose_config(["model=sd_v2"])).n_samples == 500
-    assert check(compose_config(["n_samples=null", "prompt=[goat,bus]"])).n_samples == 2
+    assert check(compose_config(["n_samples=null", "prompt=[owl,bus]"])).n_samples == 2
     assert check(compose_config(["n_samples=null", "labels=[1,2,3]"])).n_samples == 3
 
 
