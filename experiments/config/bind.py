@@ -45,17 +45,12 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
             raise ConfigError([needed(key) for key in missing])
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore
     except OmegaConfBaseException as error:
-        raise ConfigError([unresolved(error, cfg)]) from None
+        raise ConfigError([unresolved(error)]) from None
     plain.pop("hydra", None)
     for alone in ("row", "experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
         plain.pop(alone, None)
-    if plain["threshold"] is None:  # what conf/threshold/calibrated.yaml finds
-        model, similarity = (plain[key].get("name") for key in ("model", "similarity"))
-        raise NotApplicable(
-            [f"threshold=calibrated: conf/strength has no curve for model={model} with similarity={similarity}; "
-             "python run.py task=calibrate … learns one"]
-        )  # fmt: skip
     plain["guidance"] = _listed(plain["guidance"])
+    expand_presets(plain)
     run = validate(plain)
     allowed = (*PREFIXES, *run.allow)
     nodes = {key: getattr(run, key) for key in COMPONENTS}
@@ -70,6 +65,59 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     if lines:
         raise ConfigError(lines)
     return run
+
+
+def expand_presets(plain: dict[str, Any]) -> None:
+    """Writes the constants that `preset:` keys stand for into the guidances and the threshold.
+
+    A run is known by its values, so that another table of constants is another run.
+
+    Raises:
+        ConfigError: if the table has no constants for the model and similarity.
+        NotApplicable: if no curve was learned for them.
+    """
+    from dataclasses import asdict
+
+    from amg.guidance import presets
+
+    model, similarity = (plain[key].get("name") for key in ("model", "similarity"))
+    of = f"model={model} with similarity={similarity}"
+    for key in ("similarity", "judge"):
+        thresholds = presets.COPY_THRESHOLDS.get((model, plain[key].get("name")))
+        if thresholds:
+            plain[key] = dict(zip(("copy", "strict"), thresholds, strict=True)) | plain[key]
+    strength = plain.get("strength") if plain.get("strength") in ("main", "strong") else "main"
+    node = plain["threshold"]
+    if isinstance(node, dict) and "preset" in node:
+        kind = node.pop("preset")
+        try:
+            chosen = presets.threshold(model, similarity, strength, kind)
+        except FileNotFoundError:
+            raise NotApplicable(
+                [f"threshold={kind}: no curve was learned for {of}; python run.py task=calibrate … learns one"]
+            ) from None
+        except KeyError:
+            raise ConfigError(
+                [f"threshold={kind}: no constants for {of}; choose another similarity, or "
+                 "threshold._target_=amg.thresholds.Constant threshold.value=…"]
+            ) from None  # fmt: skip
+        plain["threshold"] = {"_target_": f"amg.thresholds.{type(chosen).__name__}"} | asdict(chosen) | node
+    for key, node in every("guidance", plain["guidance"]):
+        if "preset" not in node:
+            continue
+        missing = [name for name in ("c1", "c2", "c3") if node.get(name) is None]
+        try:
+            chosen = presets.constants(model, similarity, node.pop("preset"))
+        except KeyError:
+            if missing:
+                raise ConfigError(
+                    [f"{key}: no constants for {of}; set {', '.join(f'{key}.{name}' for name in missing)}, or choose "
+                     "another similarity"]
+                ) from None  # fmt: skip
+            continue
+        for name in ("c1", "c2", "c3", "normalize", "margin"):
+            if node.get(name) is None:
+                node[name] = getattr(chosen, name)
 
 
 NEEDS = {

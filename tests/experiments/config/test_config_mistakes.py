@@ -6,8 +6,8 @@ import sys
 import pytest
 from composed import ROOT, composed, mistakes
 
-from experiments.cli.main import main as run_main
 from experiments.cli.main import CONF, compose_config
+from experiments.cli.main import main as run_main
 from experiments.config.bind import check, not_applicable
 
 
@@ -105,7 +105,7 @@ def test_a_target_that_does_not_exist_is_told():
 
 def test_a_missing_strength_constant_names_model_and_similarity():
     (line,) = mistakes("model=iddpm_cifar10", "similarity=pca", "guidance=full")
-    assert "model=iddpm_cifar10" in line and "similarity=pca" in line and "conf/strength" in line
+    assert "model=iddpm_cifar10" in line and "similarity=pca" in line and "no constants" in line
 
 
 def test_a_value_that_only_the_user_can_give_is_asked_for():
