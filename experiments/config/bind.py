@@ -50,7 +50,8 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     for alone in ("row", "experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
         plain.pop(alone, None)
     plain["guidance"] = _listed(plain["guidance"])
-    expand_presets(plain)
+    if bind:
+        expand_presets(plain)
     run = validate(plain)
     allowed = (*PREFIXES, *run.allow)
     nodes = {key: getattr(run, key) for key in COMPONENTS}
@@ -105,7 +106,7 @@ def expand_presets(plain: dict[str, Any]) -> None:
     for key, node in every("guidance", plain["guidance"]):
         if "preset" not in node:
             continue
-        missing = [name for name in ("c1", "c2", "c3") if node.get(name) is None]
+        missing = [name for name in ("c1", "c2", "c3") if name not in node]
         try:
             chosen = presets.constants(model, similarity, node.pop("preset"))
         except KeyError:
@@ -116,7 +117,7 @@ def expand_presets(plain: dict[str, Any]) -> None:
                 ) from None  # fmt: skip
             continue
         for name in ("c1", "c2", "c3", "normalize", "margin"):
-            if node.get(name) is None:
+            if name not in node:
                 node[name] = getattr(chosen, name)
 
 
@@ -216,9 +217,9 @@ def locate(target: str) -> Any:
 def _bad_target(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> str | None:
     """Why a component's `_target_` is refused."""
     target = node.get("_target_")
-    if target is None:
+    if target is None and "preset" not in node:
         return f"{key}: no _target_; choose one of conf/{key.split('.')[0]}"
-    if not isinstance(target, str) or not target.startswith(allowed):
+    if target is not None and (not isinstance(target, str) or not target.startswith(allowed)):
         return f"{key}._target_={target}: must begin with {', '.join(allowed)} (allow=[…] adds more)"
     return None
 
