@@ -161,12 +161,13 @@ class _Call:
     def watch(self) -> Iterator[None]:
         pipe, scheduler = self.pipe, self.pipe.scheduler
         original = scheduler.step
-        if hasattr(original, "guarded_by"):
-            raise RuntimeError("another call uses this scheduler: one at a time")
         before = vars(scheduler).get("step")
         unet = getattr(pipe.unet, "_orig_mod", pipe.unet)  # of a compiled one
         if vars(unet).setdefault("_guarded_by", self) is not self:  # one operation, safe among threads
             raise RuntimeError(IN_USE)
+        if hasattr(original, "guarded_by"):
+            del vars(unet)["_guarded_by"]
+            raise RuntimeError("another call uses this scheduler: one at a time")
 
         @functools.wraps(original)  # pipelines read its signature for `eta` and `generator`
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
