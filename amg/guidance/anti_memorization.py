@@ -219,11 +219,9 @@ class AntiMemorizationGuidance(Guidance):
 
     def _given_captions(self) -> Sequence[str | None] | None:
         """The captions of the training images, or None where there are none to ask."""
-        return (
-            getattr(getattr(self.similarity, "bank", None), "captions", None)
-            if self.captions is None
-            else self.captions
-        )
+        if self.captions is not None:
+            return self.captions
+        return getattr(getattr(self.similarity, "bank", None), "captions", None)
 
     def _look_for_captions(self) -> None:
         """Reports missing captions before the first step rather than at the first flagged one."""

@@ -148,7 +148,7 @@ def rewriters(guidance: Guidance) -> list[str]:
     return [
         type(method).__name__
         for method in flat(guidance)
-        if isinstance(method, Guidance) and type(method).prompts is not Guidance.prompts
+        if getattr(type(method), "prompts", Guidance.prompts) is not Guidance.prompts
     ]
 
 

@@ -63,12 +63,12 @@ def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | 
 class GuardedPipeline:
     """A diffusers pipeline whose calls run under a guidance. All other attributes are the pipeline's own.
 
-    They are read from the pipeline and set on it, except for two: `guidance` and `on_step` cannot be replaced, and
-    `components` is refused, since a pipeline made of them, e.g. by `from_pipe`, would be unguarded.
+    They are read from the pipeline and set on it. `pipe`, `guidance` and `on_step` cannot be replaced; `components` is
+    refused, since a pipeline made of them, e.g. by `from_pipe`, would be unguarded.
     """
 
     def __init__(self, pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | None = None):
-        # past __setattr__, which writes to the pipeline
+        # `__setattr__` writes to the pipeline; these three are the guard's own
         vars(self).update(pipe=pipe, guidance=guidance, on_step=on_step)
         self._check()
 

@@ -22,15 +22,13 @@ BY_ROW = (
     "timestep_cond",
 )
 """Keyword arguments of the denoiser that hold one row per row of the batch."""
+WHOLE = ("cross_attention_kwargs", "return_dict")
+"""Keyword arguments that hold for the batch as a whole."""
 TEXT_PARTS = {
     "sd": ("tokenizer", "text_encoder"),
     "sdxl": ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
 }
 """Components that encode a prompt, by kind of text."""
-WHOLE = ("cross_attention_kwargs", "return_dict")
-"""Keyword arguments that hold for the batch as a whole."""
-
-
 IN_USE = "another call uses this U-Net: one at a time"
 
 
@@ -73,7 +71,7 @@ class Records:
 
     def announce(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """The hook before a call of the pipeline's own: [uncond | cond] under CFG."""
-        if not self._own and not self._other_thread():
+        if not self._other_thread() and not self._own:
             branches = (self.text is not None,)
             if getattr(self.pipe, "do_classifier_free_guidance", False):
                 branches = (False, True)
@@ -82,7 +80,7 @@ class Records:
 
     def note(self, module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         """The hook after it; calls of our own are not noted."""
-        if not self._own and not self._other_thread():
+        if not self._other_thread() and not self._own:
             self._noted.append((args, kwargs, output[0]))
 
     def take(self, x_t: Tensor) -> Record:

@@ -30,9 +30,9 @@ def latents(value: float) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("guidance", [amg(Constant(1e9)), amg(), Moves(), StaticTransitionPoint(), Guidance()])
-@pytest.mark.parametrize("extra", [{}, {"guidance_rescale": 0.7}, {"negative_prompt": ["ugly"] * 3}])
+@pytest.mark.parametrize("extra", [{}, {"guidance_rescale": 0.7, "negative_prompt": ["ugly"] * 3}])
 def test_one_broken_row_of_a_pipeline_is_passed_on_and_the_others_are_guided(value, guidance, extra):
     pipe = stable_diffusion()
     options = {"latents": latents(value), "num_inference_steps": 3, "output_type": "latent"} | extra
