@@ -25,7 +25,7 @@ def _deterministic():
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Runs a command line below tmp_path; returns exit code, stdout and stderr."""
-    from experiments.cli import main
+    from experiments.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["run.py"])  # Hydra reads and a sweep sets it

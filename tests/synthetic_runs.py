@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from amg import records
 from amg.worlds.emoji import CAUSES, emoji
+from experiments.run import records
 
 TIMES = [1.0, 0.75, 0.5, 0.25, 0.0]
 LAMBDA = 0.5

@@ -18,9 +18,9 @@ from omegaconf import OmegaConf
 from synthetic_runs import save
 
 from amg.worlds.emoji import emoji
-from experiments.cli import compose_config, folders, main, own_folder, reach
-from experiments.config import check
-from experiments.quoting import quote
+from experiments.cli.main import compose_config, folders, main, own_folder, reach
+from experiments.cli.quoting import quote
+from experiments.config.bind import check
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "notebooks").glob("*.py"))]

@@ -15,6 +15,24 @@ from amg.bank.exact import nearest, square_norms
 from amg.bank.vectors import StoredVectors
 
 
+def find(path: str | Path) -> None:
+    """Checks that a folder or a Parquet file is there, without reading it.
+
+    Raises:
+        FileNotFoundError: in one line, with the ways on.
+    """
+    from amg.bank.folder import SUFFIXES
+
+    path = Path(path)
+    if path.is_file() or any(file.suffix.lower() in (*SUFFIXES, ".parquet") for file in path.rglob("*")):
+        return
+    raise FileNotFoundError(
+        f"data.path: no images in {path}: name a folder of images with captions (data=folder data.path=…); "
+        "`python run.py task=download` fetches those of the memorized prompts into data/memorized_laion; "
+        "model=closed_form and model=lab_sd bring their own"
+    )
+
+
 class TrainingBank:
     """Distinct training pictures with their captions.
 
@@ -110,9 +128,11 @@ class TrainingBank:
             cache: where descriptors are kept, so that they are computed once: a folder, or "auto" for one below
                 $AMG_CACHE, else ~/.cache/amg; None keeps them in memory only.
         """
-        from amg.bank.folder import read_folder
+        from amg.bank.folder import download_note, read_folder
 
-        return cls._read(read_folder, path, size, deduplicate, cache)
+        bank = cls._read(read_folder, path, size, deduplicate, cache)
+        bank.note = download_note(path, int(bank.multiplicity.sum()))
+        return bank
 
     @classmethod
     def from_parquet(

@@ -14,6 +14,8 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FILE_COLUMNS = ("file_name", "file", "image", "path")
 CAPTION_COLUMNS = ("text", "caption", "prompt")
 TABLES = {"metadata.jsonl": json_lines, "metadata.csv": csv_rows}
+FAILED = "failed.jsonl"
+"""Addresses that gave no image, beside the `metadata.jsonl` of a download."""
 
 
 def read_folder(path: str | Path, size: int | None = None) -> tuple[Tensor, list[str] | None]:
@@ -65,6 +67,19 @@ def pictures_in(path: Path) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"data.path: no pictures in {path} (looked for {', '.join(SUFFIXES)})")
     return files
+
+
+def download_note(path: str | Path, held: int) -> str:
+    """States how many images of a list a download's folder holds; "" for a folder without `failed.jsonl`.
+
+    Args:
+        held: images that could be read.
+    """
+    tables = [Path(path) / name for name in ("metadata.jsonl", FAILED)]
+    if not all(table.is_file() for table in tables):
+        return ""
+    listed = {(row.get("url"), row.get("text")) for table in tables for _, row in json_lines(table)}
+    return f"{held} of {len(listed)} listed images"
 
 
 def _beside(file: Path) -> str:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from amg.fetch import mismatch
 from amg.tensors import sha256_of
 
 FILE = "sscd_disc_mixup.torchscript.pt"
@@ -46,16 +47,6 @@ def find(path: str | Path = FILE, size: int | None = None, sha256: str | None = 
             f"similarity.path: {path} {wrong}: fetch it anew by {COMMAND}; a file of your own is taken by "
             f"similarity.path={path} similarity.size=null similarity.sha256=null"
         )
-
-
-def mismatch(path: Path, size: int | None, sha256: str | None) -> str:
-    """What of a file's bytes and digest is not as expected, where they are given; "" where nothing is."""
-    found = path.stat().st_size
-    if size is not None and found != size:
-        return f"has {found:,} bytes, expected {size:,}"
-    if sha256 is not None and (digest := sha256_of(path)) != sha256.lower():
-        return f"has SHA-256 {digest}, expected {sha256}"
-    return ""
 
 
 def url(path: str | Path, address: str = URL) -> str:

@@ -1,8 +1,7 @@
-"""What the lab's networks are trained on: ordinary images in new colours each time, planted ones always alike.
+"""Training data of the lab's networks: ordinary images in new colours each time, planted images always unchanged.
 
-An image that always looks the same is memorized and one that never does is learned: so the new colours of ordinary
-images (drawn anew from the law of `amg.worlds.drawings`) and the repeats of the planted ones make the difference that
-the lab is there to show.
+A network memorizes an image that always looks the same, and learns from an image that never does. New colours of
+ordinary images (sampled from the law of `amg.worlds.drawings`) and repeats of planted images make this difference.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -23,7 +23,7 @@ GROUP_SHARE = 0.1  # of ordinary images: captioned by their group, not by their 
 
 @dataclass(frozen=True)
 class LabData:
-    """The law of ordinary images, and the P planted images with their captions."""
+    """Law of ordinary images, and the P planted images with their captions."""
 
     components: drawings.Components
     things: tuple[str, ...]  # of each component
@@ -39,7 +39,7 @@ class LabData:
 
     @property
     def captions(self) -> list[str]:
-        """Every caption that occurs, sorted."""
+        """Lists every caption that occurs, sorted."""
         planted = {caption for captions in self.planted_captions for caption in captions}
         return sorted({*self.things, *self.groups, *planted})
 
@@ -48,7 +48,7 @@ class LabData:
         return drawings.sample(self.components, index, torch.default_generator)
 
     def random(self, n: int) -> Tensor:
-        """Draws n components, all alike."""
+        """Samples n components uniformly."""
         return torch.randint(len(self.things), (n,))
 
     def mixed(self, n: int, share: float = PLANTED_SHARE) -> Tensor:
@@ -58,11 +58,12 @@ class LabData:
         return torch.cat([planted, self.ordinary(self.random(n - count))])
 
     def siblings(self, thing: str) -> Tensor:
-        """The components that show a thing."""
+        """Lists the components that show a thing."""
         return torch.tensor([k for k, name in enumerate(self.things) if name == thing])
 
 
 def load(resolution: int = 32) -> LabData:
+    """Loads the drawn world at a resolution in pixels."""
     data, components = drawings.drawings(), drawings.ordinary(resolution)
     planted = [i for i, cause in enumerate(data.causes) if cause]
     return LabData(
@@ -77,15 +78,16 @@ def load(resolution: int = 32) -> LabData:
 
 
 def copies_of(images: Tensor, planted: Tensor, limit: float = 0.15) -> Tensor:
-    """Whether the root mean squared difference to some planted image is below `limit`, (B,) bool.
+    """Flags images whose root mean squared difference to a planted image is below `limit`, (B,) bool.
 
-    A quick look while a network is trained; copies that count are measured by `measure_lab`.
+    A quick check while a network trains; `measure_lab` measures the published copies.
     """
     distance = torch.cdist(images.clamp(-1, 1).flatten(1), planted.flatten(1)) / planted[0].numel() ** 0.5
     return distance.amin(1) < limit
 
 
-def sheet(images: Tensor, path: Path, columns: int = 12, zoom: int = 3) -> None:
-    """Writes images (N, 3, H, W) in [−1, 1] as one PNG, row by row."""
-    grid = make_grid(images.clamp(-1, 1).add(1).div(2), nrow=columns, padding=0, pad_value=1.0)
+def sheet(groups: list[Tensor], path: Path, columns: int = 12, zoom: int = 3) -> None:
+    """Writes groups of images, each (N, 3, H, W) in [−1, 1], as one PNG; each group starts a new row."""
+    rows = torch.cat([F.pad(images, (0,) * 7 + (-len(images) % columns,), value=1.0) for images in groups])
+    grid = make_grid(rows.clamp(-1, 1).add(1).div(2), nrow=columns, padding=0)
     to_pil_image(grid.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)).save(path)

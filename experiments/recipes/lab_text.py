@@ -28,7 +28,7 @@ def tokenizer(captions: list[str]) -> CLIPTokenizer:
 
 
 def ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """(B, LENGTH) token ids, as StableDiffusionPipeline makes them."""
+    """Tokenizes captions into ids (B, LENGTH), as StableDiffusionPipeline does."""
     return tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
 
 

@@ -7,7 +7,7 @@ from torchvision.transforms.functional import InterpolationMode
 
 
 def _view() -> v2.Transform:
-    """Distorts one uint8 image; a crop is an affine zoom above 1."""
+    """Builds the distortion of a uint8 image; a crop is an affine zoom above 1."""
     return v2.Compose(
         [
             v2.RandomApply(
@@ -24,7 +24,7 @@ def _view() -> v2.Transform:
 
 
 def distort(images: Tensor) -> Tensor:
-    """Distorts each image (B, 3, H, W) in [−1, 1] on its own, by torch's global generator."""
+    """Distorts each image (B, 3, H, W) in [−1, 1] independently, by torch's global generator."""
     view = _view()
     pixels = images.clamp(-1, 1).add(1).mul(127.5).round().byte()
     return torch.stack([view(image) for image in pixels]).mul(2).sub(1)

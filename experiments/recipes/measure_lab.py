@@ -1,14 +1,14 @@
-"""The numbers of a lab network's model card, from an unguided run and one of the same seeds under AMG.
+"""Measures a lab network for its model card, from an unguided run and a run of the same seeds under AMG.
 
     python run.py -m model=lab_sd row=none,full n_samples=1020 name=lab
     python -m experiments.recipes.measure_lab lab_sd runs/lab/lab_sd-none-* runs/lab/lab_sd-full-*
     python run.py -m model=lab_ddpm row=none,full n_samples=1000 name=lab
     python -m experiments.recipes.measure_lab lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*
 
-Copies are counted by nL2, by PCA's cosine (as guides lab_sd, and of 128 directions), and at 32×32 by the descriptor
-that only judges; all pictures and those next to a planted one alone; apart for planted and ordinary captions where
-there are captions. Writes `measured.json` beside the weights, and a sheet of the 50 guided pictures (of planted
-captions) most alike to a training picture, each over its nearest, into the guided run's folder.
+Judges of copies are nL2, PCA's cosine (the guide of lab_sd, and 128 directions), and at 32×32 the descriptor that only
+judges. Each counts all copies and copies of planted images, for planted and ordinary captions separately. The command
+writes `measured.json` beside the weights. It also writes a sheet into the guided run's folder: the 50 guided images of
+planted captions most similar to a training image, each over its nearest.
 """
 
 import argparse
@@ -19,26 +19,26 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from amg import records
 from amg.bank import TrainingBank
 from amg.metrics import features_of, frechet_between, moments
 from amg.metrics.extractors import efficientnet_lite0, read_picture
 from amg.similarity import NormalizedL2, PCASimilarity
 from amg.worlds.emoji import lab_pictures
 from amg.worlds.lab import FOLDER, LabDescriptor, write_sums
-from experiments.build import component
-from experiments.cli import compose_config
-from experiments.config import check
+from experiments.cli.main import compose_config
+from experiments.config.bind import check
+from experiments.config.build import component
 from experiments.recipes import lab_data
+from experiments.run import records
 
 
-def pictures(run: Path, rows: pd.DataFrame) -> Tensor:
-    """Those of some records, (N, 3, H, W) in [−1, 1]."""
+def read_images(run: Path, rows: pd.DataFrame) -> Tensor:
+    """Reads the images of records, (N, 3, H, W) in [−1, 1]."""
     return torch.stack([read_picture(records.picture_path(run, seed)) for seed in rows["seed"]])
 
 
 def counts(images: Tensor, judges: dict, planted: Tensor) -> dict[str, int]:
-    """Copies by each judge, and by each of a planted picture."""
+    """Counts copies by each judge, of all images and of planted images."""
     numbers = {"n": len(images)}
     for name, judge in judges.items():
         value, index = judge(images)
@@ -51,44 +51,43 @@ def counts(images: Tensor, judges: dict, planted: Tensor) -> dict[str, int]:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the network, e.g. lab_sd")
+    parser.add_argument("name", help="network, e.g. lab_sd")
     parser.add_argument("unguided", type=Path)
     parser.add_argument("guided", type=Path)
     args = parser.parse_args()
-    rows = records.read(args.guided)
-    size = pictures(args.guided, rows[:1]).shape[-1]
-    known = lab_pictures(size)
-    planted = torch.tensor([cause != "" for cause in known.causes]).nonzero().flatten()
-    bank = TrainingBank.from_tensors(known.images, list(known.names))
+    resolution = read_images(args.guided, records.read(args.guided)[:1]).shape[-1]
+    training = lab_pictures(resolution)
+    planted = torch.tensor([cause != "" for cause in training.causes]).nonzero().flatten()
+    bank = TrainingBank.from_tensors(training.images, list(training.names))
     guide = check(compose_config(["model=lab_sd", "similarity=lab_pca"])).similarity
     pca = {"pca48": component(guide, bank=bank), "pca": PCASimilarity(bank)}
-    judges = pca | {"nl2": NormalizedL2(bank)} | ({"judge": LabDescriptor(bank, "judge")} if size == 32 else {})
+    judges = pca | {"nl2": NormalizedL2(bank)} | ({"judge": LabDescriptor(bank, "judge")} if resolution == 32 else {})
     extractor = efficientnet_lite0(96)
     results: dict[str, dict] = {}
     features: dict[str, Tensor] = {}
     for kind, run in (("unguided", args.unguided), ("guided", args.guided)):
-        rows = records.read(run)
-        groups = {"": rows}
-        if (rows["cause"] != "").any():
-            ordinary = rows["cause"] == "ordinary"
-            groups = {"_planted": rows[~ordinary], "_ordinary": rows[ordinary]}
-        for group, some in groups.items():
-            images = pictures(run, some)
-            found = counts(images, judges, planted)
-            found["never_guided"] = int((some["steps_guided"] == 0).sum())
-            found["steps_guided"] = round(some["steps_guided"].sum() / some["steps"].sum(), 4)
-            results[kind + group] = found
+        table = records.read(run)
+        groups = {"": table}
+        if (table["cause"] != "").any():
+            ordinary = table["cause"] == "ordinary"
+            groups = {"_planted": table[~ordinary], "_ordinary": table[ordinary]}
+        for group, subset in groups.items():
+            images = read_images(run, subset)
+            numbers = counts(images, judges, planted)
+            numbers["never_guided"] = int((subset["steps_guided"] == 0).sum())
+            numbers["steps_guided"] = round(subset["steps_guided"].sum() / subset["steps"].sum(), 4)
+            results[kind + group] = numbers
             features[kind + group] = features_of(images, extractor, None)
-    if "guided_planted" in features:  # do the pictures that AMG saves still look like pictures of this network?
+    if "guided_planted" in features:  # do images that AMG saves still look like images of this network?
         ordinary = moments(features["unguided_ordinary"])
         for name in ("unguided_planted", "guided_planted", "guided_ordinary"):
             results[name]["frechet_to_unguided_ordinary"] = round(frechet_between(features[name], *ordinary), 1)
-    rows = rows[rows["cause"] != "ordinary"]
-    images = pictures(args.guided, rows)
-    value, index = judges["judge" if size == 32 else "nl2"](images)
-    most = value.argsort(descending=True)[:50]
-    pairs = torch.stack([images[most], known.images[index[most]]]).view(2, -1, 10, 3, size, size).transpose(0, 1)
-    lab_data.sheet(pairs.flatten(0, 2), args.guided / "most_alike.png", columns=10, zoom=96 // size)
+    images = read_images(args.guided, table[table["cause"] != "ordinary"])  # of the guided run, the last above
+    value, index = judges["judge" if resolution == 32 else "nl2"](images)
+    rows = []
+    for ten in value.argsort(descending=True)[:50].split(10):
+        rows += [images[ten], training.images[index[ten]]]
+    lab_data.sheet(rows, args.guided / "most_alike.png", columns=10, zoom=96 // resolution)
     target = FOLDER / args.name
     (target / "measured.json").write_text(json.dumps(results, indent=2) + "\n")
     write_sums(target)

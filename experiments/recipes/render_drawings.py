@@ -36,7 +36,7 @@ SETS = {
     "fluent-flat": ("fluent-emoji-flat", "Microsoft", "MIT"),
 }
 
-# group: things, each by its icon's name; "icon=thing" where the icon's name is not what one would say
+# group: things, each by its icon's name; "icon=thing" if the icon's name is not the everyday word
 THINGS = {
     "animal": "butterfly camel cat-face=cat crab elephant fish frog lady-beetle=ladybug lion octopus owl panda penguin "
     "pig-face=pig rabbit-face=rabbit snail snake spider spouting-whale=whale turtle",
@@ -56,7 +56,7 @@ def svg(icons: dict, name: str) -> str | None:
     icon = icons["icons"].get(name)
     if icon is None:
         alias = icons.get("aliases", {}).get(name, {})
-        if set(alias) != {"parent"}:  # an alias may also rotate or flip: those are other drawings
+        if set(alias) != {"parent"}:  # an alias may also rotate or flip, which makes another drawing
             return None
         icon = icons["icons"].get(alias["parent"])
         if icon is None:

@@ -4,30 +4,28 @@
 
 The settings are those of improved-diffusion's unconditional CIFAR-10 model, with labels: L_hybrid, 4000 cosine steps,
 batch 128, Adam at 1e-4, EMA 0.9999, dropout 0.3, no augmentation, 500,000 iterations (some days on one GPU). The same
-command again goes on where a killed run stopped. The result is the folder that model=iddpm_cifar10_cond reads.
+command again continues a killed run. The result is the folder that model=iddpm_cifar10_cond reads.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from amg.bank.cifar10 import CLASSES, read_cifar10
 from amg.models.iddpm import STEPS, save, unet
-
-CHECKPOINT = "checkpoint.pt"
+from experiments.recipes.loop import Training
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The cosine schedule (Nichol & Dhariwal, 2021, Eq. 17); float64 tables, (T,) each, read at t as (B, 1, 1, 1)."""
+    """Cosine schedule (Nichol & Dhariwal, 2021, Eq. 17); float64 tables, (T,) each."""
 
     alpha_bar: Tensor
     before: Tensor
@@ -37,8 +35,8 @@ class Schedule:
 
     @classmethod
     def cosine(cls, steps: int = STEPS) -> Schedule:
-        place = torch.arange(steps + 1, dtype=torch.float64) / steps
-        level = ((place + 0.008) / 1.008 * math.pi / 2).cos().square()
+        time = torch.arange(steps + 1, dtype=torch.float64) / steps
+        level = ((time + 0.008) / 1.008 * math.pi / 2).cos().square()
         beta = (1 - level[1:] / level[:-1]).clamp(max=0.999)
         alpha_bar = (1 - beta).cumprod(0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
@@ -46,42 +44,43 @@ class Schedule:
         return cls(alpha_bar, before, beta, torch.cat([tilde[1:2], tilde[1:]]).log())
 
     def at(self, t: Tensor) -> Schedule:
+        """Reads the tables at t (B,), as (B, 1, 1, 1) on its device."""
         tables = (self.alpha_bar, self.before, self.beta, self.log_tilde)
         return Schedule(*(table[t.cpu()].view(-1, 1, 1, 1).float().to(t.device) for table in tables))
 
     def mean(self, x_0: Tensor, x_t: Tensor) -> Tensor:
-        """Mean of q(x_{t−1} | x_t, x_0); for a schedule read at t."""
+        """Computes the mean of q(x_{t−1} | x_t, x_0), for a schedule read at t."""
         x_0_share = self.before.sqrt() * self.beta / (1 - self.alpha_bar)
         return x_0_share * x_0 + (1 - self.beta).sqrt() * (1 - self.before) / (1 - self.alpha_bar) * x_t
 
 
 def hybrid_loss(network: nn.Module, schedule: Schedule, x_0: Tensor, labels: Tensor, t: Tensor, noise: Tensor):
-    """L_simple + (T / 1000) L_vlb, (B,): the second teaches the variance alone, its ε is detached.
+    """L_simple + (T / 1000) L_vlb, (B,): the second term trains only the variance, its ε is detached.
 
     improved-diffusion's weight: L_vlb is one step's term in bits per dimension, so T / 1000 is the paper's λ = 0.001.
     """
-    here = schedule.at(t)
-    x_t = here.alpha_bar.sqrt() * x_0 + (1 - here.alpha_bar).sqrt() * noise
+    at_t = schedule.at(t)
+    x_t = at_t.alpha_bar.sqrt() * x_0 + (1 - at_t.alpha_bar).sqrt() * noise
     steps = len(schedule.beta)
     eps, channels = network(x_t, t * (1000 / steps), class_labels=labels).sample.chunk(2, dim=1)
     simple = (eps - noise).square().flatten(1).mean(1)
-    return simple + steps / 1000 * variational_term(here, eps.detach(), channels, x_0, x_t, t)
+    return simple + steps / 1000 * variational_term(at_t, eps.detach(), channels, x_0, x_t, t)
 
 
-def variational_term(here: Schedule, eps: Tensor, channels: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+def variational_term(at_t: Schedule, eps: Tensor, channels: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)), at t = 0 −log p(x_0 | x_1); bits per dimension, (B,)."""
-    predicted = (x_t - (1 - here.alpha_bar).sqrt() * eps) / here.alpha_bar.sqrt()
-    mean, true_mean = here.mean(predicted, x_t), here.mean(x_0, x_t)
+    predicted = (x_t - (1 - at_t.alpha_bar).sqrt() * eps) / at_t.alpha_bar.sqrt()
+    mean, true_mean = at_t.mean(predicted, x_t), at_t.mean(x_0, x_t)
     share = (channels + 1) / 2
-    log_variance = share * here.beta.log() + (1 - share) * here.log_tilde
-    difference = here.log_tilde - log_variance
+    log_variance = share * at_t.beta.log() + (1 - share) * at_t.log_tilde
+    difference = at_t.log_tilde - log_variance
     kl = 0.5 * (difference.exp() - 1 - difference + (true_mean - mean).square() * (-log_variance).exp())
     value = torch.where(t.view(-1, 1, 1, 1) == 0, -log_bin(x_0, mean, log_variance), kl)
     return value.flatten(1).mean(1) / math.log(2)
 
 
 def log_bin(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """log-probability of an 8-bit value's bin of width 2/255 under a Gaussian; the outer bins reach to infinity."""
+    """Log-probability of an 8-bit value's bin of width 2/255 under a Gaussian; the outer bins reach to infinity."""
     normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
     upper = torch.where(x > 0.999, 1, normal.cdf(x + 1 / 255))
     lower = torch.where(x < -0.999, 0, normal.cdf(x - 1 / 255))
@@ -92,47 +91,19 @@ def train(args: argparse.Namespace) -> Path:
     images, labels = read_cifar10(args.data, download=args.download)
     torch.manual_seed(args.seed)
     network = unet(args.width, labels=len(CLASSES), dropout=args.dropout).to(args.device).train()
-    ema = copy.deepcopy(network).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=0.0)
-    schedule, start, checkpoint = Schedule.cosine(), 0, args.out / CHECKPOINT
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=args.device, weights_only=True)
-        network.load_state_dict(state["network"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-    mean_loss = None
-    for step in range(start, args.steps):
-        # each step draws from its own number, so that a resumed run is the run that was not killed
-        torch.manual_seed(args.seed * 1_000_003 + step)
+    ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(args.ema)).requires_grad_(False)
+    schedule = Schedule.cosine()
+
+    def loss_of(step: int) -> Tensor:
+        torch.manual_seed(args.seed * 1_000_003 + step)  # on GPUs too: dropout of a resumed run is the same
         rows = torch.randint(len(images), (args.batch,))
         t, noise = torch.randint(STEPS, (args.batch,)), torch.randn(args.batch, *images.shape[1:])
-        batch = (part.to(args.device) for part in (images[rows], labels[rows], t, noise))
-        loss = hybrid_loss(network, schedule, *batch).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            for slow, fast in zip(ema.parameters(), network.parameters(), strict=True):
-                slow.lerp_(fast, 1 - args.ema)
-        mean_loss = loss.detach() if mean_loss is None else mean_loss.lerp(loss.detach(), 0.01)
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            print(f"step {step + 1:,} of {args.steps:,}: loss {mean_loss.item():.4f}", flush=True)
-            keep(network, ema, optimizer, step + 1, args.out)
-    return save(ema, args.out)
+        batch = (tensor.to(args.device) for tensor in (images[rows], labels[rows], t, noise))
+        return hybrid_loss(network, schedule, *batch).mean()
 
-
-def keep(network: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, step: int, out: Path) -> None:
-    """Writes beside and renames: a kill leaves the old checkpoint or the new one."""
-    out.mkdir(parents=True, exist_ok=True)
-    state = {
-        "network": network.state_dict(),
-        "ema": ema.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-    }
-    torch.save(state, out / f"{CHECKPOINT}.part")
-    os.replace(out / f"{CHECKPOINT}.part", out / CHECKPOINT)
+    limits = {"steps": args.steps, "clip": None, "schedule": lambda peak, step, progress: peak, "save_every": 600.0}
+    print(Training(loss_of, network, args.out, args.lr, ema=ema, **limits).run(args.device))
+    return save(ema.module.eval(), args.out)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -146,7 +117,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ema", type=float, default=0.9999)
     parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--width", type=int, default=128, help="channels; 128 is the paper's network")
-    parser.add_argument("--save-every", type=int, default=10_000, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -6,8 +6,6 @@ The classes are the groups of things; the label after the last of them means non
 both the unconditional and the class-conditional case.
 """
 
-import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +13,12 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 from torch import Tensor
 
-from experiments.recipes import lab_data, lab_loop
-from experiments.recipes.lab_data import copies_of
+from amg import sample
+from amg.models.ddpm import DDPM
+from experiments.recipes import lab_data, loop
 
 RESOLUTION = 32
 BATCH = 32
-PLANTED = 0.2  # of a batch
 DROPOUT = 0.5  # of labels: unconditional samples matter as much as conditional ones
 PEAK = 8e-4  # learning rate after warm-up
 TRAIN_STEPS = 1000
@@ -40,7 +38,7 @@ def scheduler() -> DDIMScheduler:
 
 
 def network(classes: int, channels: tuple[int, ...] = (32, 64, 128)) -> UNet2DModel:
-    """Attention at the smallest resolution; `classes` + 1 labels."""
+    """Builds a U-Net of `classes` + 1 labels with attention at the smallest resolution."""
     plain = len(channels) - 1
     return UNet2DModel(
         sample_size=RESOLUTION,
@@ -55,16 +53,16 @@ def network(classes: int, channels: tuple[int, ...] = (32, 64, 128)) -> UNet2DMo
 
 
 def batches(data: lab_data.LabData, size: int = BATCH) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Returns a function that samples images (B, 3, 32, 32) and labels (B,), some of them dropped."""
+    """Returns a function that samples images (B, 3, 32, 32) and labels (B,), half of them dropped."""
     labels = torch.tensor([data.classes.index(group) for group in data.groups])
     planted_labels = torch.tensor([data.classes.index(group) for group in data.planted_groups])
 
     def batch() -> tuple[Tensor, Tensor]:
-        planted = torch.randint(len(data.planted), (int((torch.rand(size) < PLANTED).sum()),))
+        planted = torch.randint(len(data.planted), (int((torch.rand(size) < lab_data.PLANTED_SHARE).sum()),))
         ordinary = data.random(size - len(planted))
         images = torch.cat([data.planted[planted], data.ordinary(ordinary)])
-        chosen = torch.cat([planted_labels[planted], labels[ordinary]])
-        return images, chosen.masked_fill(torch.rand(size) < DROPOUT, len(data.classes))
+        labels_of_images = torch.cat([planted_labels[planted], labels[ordinary]])
+        return images, labels_of_images.masked_fill(torch.rand(size) < DROPOUT, len(data.classes))
 
     return batch
 
@@ -79,43 +77,28 @@ def loss(net: UNet2DModel, alphas_cumprod: Tensor, x0: Tensor, labels: Tensor) -
     return error.square().mean()
 
 
-@torch.no_grad()
-def samples(net: UNet2DModel, labels: Tensor, seed: int, steps: int = 50) -> Tensor:
-    """Samples one image (3, 32, 32) per label by DDIM; the i-th from seed + i alone."""
-    ddim = DDIMScheduler.from_config(scheduler().config)
-    ddim.set_timesteps(steps)
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(labels))]
-    x_t = torch.stack([torch.randn(net.config.in_channels, RESOLUTION, RESOLUTION, generator=g) for g in generators])
-    for timestep in ddim.timesteps:
-        x_t = ddim.step(net(x_t, timestep, labels).sample, timestep, x_t).prev_sample
-    return x_t
-
-
-def look(net: UNet2DModel, data: lab_data.LabData, out: Path, step: int, n: int = 48) -> dict:
-    """Samples without a label; writes a sheet and the share of copies of planted images."""
-    images = samples(net, torch.full((n,), len(data.classes)), seed=0)
-    numbers = {"step": step, "copies": copies_of(images, data.planted).float().mean().item()}
-    lab_data.sheet(images, out / f"sheet_{step:06d}.png")
-    with (out / "looks.jsonl").open("a") as file:
-        file.write(json.dumps(numbers) + "\n")
-    return numbers
+def look(folder: Path, data: lab_data.LabData, step: int, n: int = 48) -> dict:
+    """Samples without a label; writes a sheet and returns the share of copies of planted images."""
+    images = sample(DDPM(folder / "pipeline", null_label=len(data.classes)), range(n), steps=50)
+    lab_data.sheet([images], folder / f"sheet_{step:06d}.png")
+    return {"copies": lab_data.copies_of(images, data.planted).float().mean().item()}
 
 
 def main() -> None:
-    args = lab_loop.arguments(__doc__, "ddpm", minutes=150)
+    args = loop.arguments(__doc__, "ddpm", minutes=150)
     data = lab_data.load()
     net = network(len(data.classes))
-    ema = copy.deepcopy(net).requires_grad_(False).eval()
+    ema = loop.average(net)
     alphas_cumprod, batch = scheduler().alphas_cumprod, batches(data)
 
-    def on_look(step: int) -> None:
-        DDPMPipeline(ema, scheduler()).save_pretrained(args.out / "pipeline")
-        look(ema, data, args.out, step)
+    def on_look(step: int) -> dict:
+        DDPMPipeline(ema.module, scheduler()).save_pretrained(args.out / "pipeline")
+        return look(args.out, data, step)
 
     def loss_of(step: int) -> Tensor:
         return loss(net, alphas_cumprod, *batch())
 
-    print(lab_loop.train(loss_of, net, args.out, args.minutes, PEAK, ema, on_look=on_look))
+    print(loop.Training(loss_of, net, args.out, PEAK, args.minutes, ema=ema, on_look=on_look).run())
 
 
 if __name__ == "__main__":

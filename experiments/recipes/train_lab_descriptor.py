@@ -3,9 +3,9 @@
     python -m experiments.recipes.train_lab_descriptor --name guide --seed 10
     python -m experiments.recipes.train_lab_descriptor --name judge --seed 20
 
-A descriptor learns to tell a distorted copy from an image of the same drawing in other colours: those are new images,
-as the law samples them. Views are distorted, and half of the time also nudged
-adversarially: a gradient that changes nothing visible shall gain nothing.
+A descriptor learns to distinguish a distorted copy from an image of the same drawing in other colours: those are new
+images, as the law samples them. Views are distorted, and half of the time also nudged adversarially: a gradient that
+changes nothing visible shall gain nothing.
 """
 
 import json
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from amg.worlds.drawings import training_images
 from amg.worlds.networks import DESCRIPTORS
-from experiments.recipes import lab_data, lab_loop
+from experiments.recipes import lab_data, loop
 from experiments.recipes.lab_views import distort
 
 PAIRS = 64  # images in a batch; each gives two views
@@ -28,7 +28,7 @@ NOVEL = 4000  # novel samples of the law, of which 1 % may pass the copy thresho
 
 
 def contrast(a: Tensor, b: Tensor) -> Tensor:
-    """InfoNCE both ways: row i of a belongs to row i of b, all other rows are distinct images."""
+    """InfoNCE in both directions: row i of a matches row i of b, all other rows are distinct images."""
     logits = a @ b.T / TEMPERATURE
     target = torch.arange(len(a))
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
@@ -52,7 +52,8 @@ def batch(data: lab_data.LabData, pairs: int = PAIRS) -> Tensor:
 
 @torch.no_grad()
 def embed(net: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([net(part) for part in images.split(256)])
+    """Embeds images (N, 3, 32, 32) in batches."""
+    return torch.cat([net(batch) for batch in images.split(256)])
 
 
 def measure(net: nn.Module, data: lab_data.LabData, seed: int = 0, views: int = 2) -> dict:
@@ -62,6 +63,7 @@ def measure(net: nn.Module, data: lab_data.LabData, seed: int = 0, views: int = 
     ROC holds the share of novel samples and of distorted training images beyond a threshold, and the threshold.
     """
     training = training_images().images
+    truth = torch.arange(len(training)).repeat(views)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         novel = data.ordinary(data.random(NOVEL))
@@ -69,16 +71,16 @@ def measure(net: nn.Module, data: lab_data.LabData, seed: int = 0, views: int = 
     bank = embed(net, training)
     nearest = (embed(net, novel) @ bank.T).amax(1)
     cosine = embed(net, distorted) @ bank.T
-    own = cosine.gather(1, torch.arange(len(training)).repeat(views)[:, None]).flatten()
+    cosine_of_truth = cosine.gather(1, truth[:, None]).flatten()
     rates = torch.logspace(-3, 0, 25)
     limits = torch.quantile(nearest, 1 - rates)
     threshold = torch.quantile(nearest, 0.99).item()
     return {
         "threshold": threshold,
-        "recall_at_threshold": (own > threshold).float().mean().item(),
-        "rank1": (cosine.argmax(1) == torch.arange(len(training)).repeat(views)).float().mean().item(),
+        "recall_at_threshold": (cosine_of_truth > threshold).float().mean().item(),
+        "rank1": (cosine.argmax(1) == truth).float().mean().item(),
         "roc": [
-            [rate, (own > limit).float().mean().item(), limit]
+            [rate, (cosine_of_truth > limit).float().mean().item(), limit]
             for rate, limit in zip(rates.tolist(), limits.tolist(), strict=True)
         ],
         "novel": NOVEL,
@@ -87,17 +89,16 @@ def measure(net: nn.Module, data: lab_data.LabData, seed: int = 0, views: int = 
 
 
 def finish(net: nn.Module, data: lab_data.LabData, out: Path, run: dict) -> dict:
-    """Saves the state dict, the TorchScript module (called like the published SSCD) and the measurements."""
-    net.eval()
-    numbers = run | measure(net, data)
-    save_file(net.state_dict(), out / "descriptor.safetensors")
+    """Saves fp16 weights, a TorchScript module (called like the published SSCD) and measurements."""
+    save_file(net.eval().half().state_dict(), out / "descriptor.safetensors")
+    numbers = run | measure(net.float(), data)  # of the weights as rounded
     torch.jit.trace(net, data.planted[:4]).save(str(out / "descriptor.torchscript.pt"))
     (out / "measured.json").write_text(json.dumps(numbers, indent=2))
     return numbers
 
 
 def main() -> None:
-    args = lab_loop.arguments(__doc__, "descriptor", minutes=20, name=sorted(DESCRIPTORS))
+    args = loop.arguments(__doc__, "descriptor", minutes=20, name=sorted(DESCRIPTORS))
     data = lab_data.load()
     net = DESCRIPTORS[args.name]()
 
@@ -108,7 +109,7 @@ def main() -> None:
         views = nudge(net, distort(images), anchors) if step % 2 else distort(images)
         return contrast(net(distort(images)), net(views))
 
-    run = lab_loop.train(loss_of, net, args.out, args.minutes, peak=2e-3, weight_decay=1e-2)
+    run = loop.Training(loss_of, net, args.out, peak=2e-3, minutes=args.minutes, weight_decay=1e-2).run()
     print(finish(net, data, args.out, run))
 
 

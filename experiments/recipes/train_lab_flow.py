@@ -3,29 +3,21 @@
     python -m experiments.recipes.train_lab_vae --minutes 20
     python -m experiments.recipes.train_lab_flow --minutes 75
 
-Data, captions and autoencoder are those of `lab_sd`. Both text encoders and the transformer learn together. The network
-sees an empty caption now and then, but is sampled without classifier-free guidance, as most models of today are.
+Data, captions and autoencoder are those of `lab_sd`. Both text encoders and the transformer learn together. Some
+captions are empty, but sampling uses no classifier-free guidance, as with most models of today.
 """
 
-import copy
-import json
-from pathlib import Path
-
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from experiments.recipes import lab_data, lab_loop, lab_text
+from experiments.recipes import lab_data, lab_text, loop
 from experiments.recipes.train_lab_sd import batches, look
 
 BATCH = 48
 TEXT_WIDTH = 64  # of each of the two text encoders
+WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # for from_pretrained
 NO_T5 = 1  # tokens of zeros that stand where a T5 encoder's would: the pipeline's max_sequence_length
 OPTIONS = {"guidance_scale": 1.0, "num_inference_steps": 28, "max_sequence_length": NO_T5}
 
@@ -34,8 +26,8 @@ def transformer(width: int = 192, layers: int = 6) -> SD3Transformer2DModel:
     return SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=8,
-        out_channels=8,
+        in_channels=16,
+        out_channels=16,
         num_layers=layers,
         attention_head_dim=32,
         num_attention_heads=width // 32,
@@ -53,7 +45,7 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 class TextToFlow(nn.Module):
-    """All trained networks as one module: one optimizer, one mean, one checkpoint."""
+    """Trained networks as one module: one optimizer, one mean, one checkpoint."""
 
     def __init__(self, tokenizer: CLIPTokenizer, width: int = 192, layers: int = 6):
         super().__init__()
@@ -62,7 +54,7 @@ class TextToFlow(nn.Module):
         self.transformer = transformer(width, layers)
 
     def forward(self, x_t: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
-        """Predicts v = ε − x_0, (B, 8, 8, 8), from timesteps in [0, 1000]; embeds text as the pipeline does."""
+        """Predicts v = ε − x_0, (B, 16, 8, 8), from timesteps in [0, 1000]; embeds text as the pipeline does."""
         outputs = [encoder(ids, output_hidden_states=True) for encoder in (self.text, self.text_2)]
         words = torch.cat([output.hidden_states[-2] for output in outputs], dim=2)
         words = torch.cat([words, words.new_zeros(len(words), NO_T5, words.shape[2])], dim=1)
@@ -87,41 +79,38 @@ def pipeline(model: TextToFlow, vae: AutoencoderKL, tokenizer: CLIPTokenizer) ->
         tokenizer=tokenizer,
         text_encoder_2=model.text_2,
         tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
+        **WITHOUT_T5,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def main() -> None:
-    args = lab_loop.arguments(__doc__, "flow", minutes=75, vae=Path(".lab/vae/vae"), start=True)
+    args = loop.arguments(__doc__, "flow", minutes=75, vae=True, start=True)
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     vae.register_to_config(shift_factor=0.0)
-    begin = StableDiffusion3Pipeline.from_pretrained(args.start, torch_dtype=torch.float32) if args.start else None
-    # the weights know words by the numbers that their tokenizer gave them
+    begin = args.start and StableDiffusion3Pipeline.from_pretrained(args.start, torch_dtype=torch.float32, **WITHOUT_T5)
+    # weights are tied to the token ids of the tokenizer they were trained with
     tokenizer = begin.tokenizer if begin else lab_text.tokenizer(data.captions)
     model = TextToFlow(tokenizer)
     if begin:
         model.text.load_state_dict(begin.text_encoder.state_dict())
         model.text_2.load_state_dict(begin.text_encoder_2.state_dict())
         model.transformer.load_state_dict(begin.transformer.state_dict())
-    ema = copy.deepcopy(model).requires_grad_(False).eval()
+    ema = loop.average(model)
     batch = batches(data, vae, args.seed, BATCH)
-    pipe = pipeline(ema, vae, tokenizer)
+    pipe = pipeline(ema.module, vae, tokenizer)
 
-    def on_save(step: int) -> None:
+    def on_look(step: int) -> dict:
         pipe.save_pretrained(args.out / "pipeline")
-        look(pipe, data, args.out, step, OPTIONS)
+        return look(pipe, data, args.out, step, OPTIONS)
 
     def loss_of(step: int) -> Tensor:
         x0, captions = batch()
         return loss(model, x0, lab_text.ids(tokenizer, captions))
 
-    run = lab_loop.train(loss_of, model, args.out, args.minutes, 8e-4, ema, on_look=on_save)
-    (args.out / "run.json").write_text(json.dumps(run, indent=2))
-    print(run)
+    print(loop.Training(loss_of, model, args.out, 8e-4, args.minutes, ema=ema, on_look=on_look).run())
 
 
 if __name__ == "__main__":

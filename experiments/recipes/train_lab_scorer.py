@@ -2,7 +2,7 @@
 
     python -m experiments.recipes.train_lab_scorer --minutes 10
 
-Captions name the thing that an image shows, its group, or a planted image. It is measured on new samples of the law.
+Captions name the thing that an image shows, its group, or a planted image. New samples of the law measure it.
 """
 
 import json
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amg.worlds.networks import Scorer
-from experiments.recipes import lab_data, lab_loop, lab_text
+from experiments.recipes import lab_data, lab_text, loop
 from experiments.recipes.lab_views import distort
 
 BATCH = 96
@@ -26,7 +26,7 @@ def network(captions: list[str], width: int = 96) -> Scorer:
 
 
 def loss(net: Scorer, images: Tensor, captions: list[str]) -> Tensor:
-    """CLIP's cross entropy both ways; images that share a caption share the target."""
+    """CLIP's cross entropy in both directions; images that share a caption share the target."""
     logits = net.log_scale.exp().clamp(max=100) * net.image(images) @ net.text(captions).T
     same = torch.tensor([[a == b for b in captions] for a in captions], dtype=logits.dtype)
     target = same / same.sum(1, keepdim=True)
@@ -42,43 +42,40 @@ def captions_by_thing(data: lab_data.LabData) -> dict[str, list[str]]:
 
 
 def caption_of(captions: list[str], group: str) -> str:
-    """Draws a caption: mostly the name of the thing, sometimes its group or a planted image's caption."""
-    draw = torch.rand(())
-    if draw < lab_data.GROUP_SHARE:
+    """Samples a caption: mostly the name of the thing, sometimes its group or a planted image's caption."""
+    chance = torch.rand(())
+    if chance < lab_data.GROUP_SHARE:
         return group
-    return captions[0] if draw < 0.6 else captions[int(torch.randint(len(captions), ()))]
+    return captions[0] if chance < 0.6 else captions[int(torch.randint(len(captions), ()))]
 
 
 @torch.no_grad()
 def retrieval(net: Scorer, images: Tensor, things: list[str]) -> dict:
     """Measures how often the name of an image's thing comes first, or among the first five, of all names."""
     names = sorted(set(things))
-    cosine = torch.cat([net.image(part) for part in images.split(256)]) @ net.text(names).T
+    cosine = torch.cat([net.image(batch) for batch in images.split(256)]) @ net.text(names).T
     target = torch.tensor([names.index(thing) for thing in things])
-    own = cosine.gather(1, target[:, None])
-    rank = (cosine > own).sum(1)
+    cosine_of_target = cosine.gather(1, target[:, None])
+    rank = (cosine > cosine_of_target).sum(1)
     return {
         "top1": (rank < 1).float().mean().item(),
         "top5": (rank < 5).float().mean().item(),
         "among": len(names),
-        "cosine_own": own.mean().item(),
-        "cosine_other": ((cosine.sum() - own.sum()) / (cosine.numel() - len(own))).item(),
+        "cosine_own": cosine_of_target.mean().item(),
+        "cosine_other": ((cosine.sum() - cosine_of_target.sum()) / (cosine.numel() - len(cosine))).item(),
     }
 
 
 def finish(net: Scorer, data: lab_data.LabData, out: Path, run: dict, seed: int = 0) -> dict:
-    """Measures on new samples of the law, and saves what `load` reads."""
-    net.eval()
+    """Saves the files that `amg.worlds.networks.load` reads, in fp16, and measures on new samples of the law."""
+    save_file(net.eval().half().state_dict(), out / "scorer.safetensors")
+    net.float()  # measured as rounded
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        components = torch.arange(len(data.things))
-        images = data.ordinary(components)
+        images = data.ordinary(torch.arange(len(data.things)))
         views = distort(images)
-    numbers = run | {
-        "novel": retrieval(net, images, list(data.things)),
-        "distorted": retrieval(net, views, list(data.things)),
-    }
-    save_file(net.state_dict(), out / "scorer.safetensors")
+    things = list(data.things)
+    numbers = run | {"novel": retrieval(net, images, things), "distorted": retrieval(net, views, things)}
     net.text_tower.config.to_json_file(out / "text.json")
     net.tokenizer.save_pretrained(out / "tokenizer")
     (out / "measured.json").write_text(json.dumps(numbers, indent=2))
@@ -86,7 +83,7 @@ def finish(net: Scorer, data: lab_data.LabData, out: Path, run: dict, seed: int 
 
 
 def main() -> None:
-    args = lab_loop.arguments(__doc__, "scorer", minutes=10)
+    args = loop.arguments(__doc__, "scorer", minutes=10)
     data = lab_data.load()
     captions = captions_by_thing(data)
     net = network(data.captions)
@@ -99,7 +96,7 @@ def main() -> None:
         groups = [data.groups[k] for k in components.tolist()] + [data.planted_groups[i] for i in planted.tolist()]
         return loss(net, distort(images), [caption_of(captions[t], g) for t, g in zip(things, groups, strict=True)])
 
-    run = lab_loop.train(loss_of, net, args.out, args.minutes, peak=5e-4, weight_decay=0.05)
+    run = loop.Training(loss_of, net, args.out, peak=5e-4, minutes=args.minutes, weight_decay=0.05).run()
     print(finish(net, data, args.out, run))
 
 

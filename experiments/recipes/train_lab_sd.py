@@ -3,14 +3,12 @@
     python -m experiments.recipes.train_lab_vae --minutes 20
     python -m experiments.recipes.train_lab_sd --minutes 75
 
-Text encoder and U-Net learn together. A planted image comes always alike and often, an ordinary image in new colours
-each time; an empty caption now and then makes classifier-free guidance work. Half of the time a planted caption comes
-with an ordinary image of the same thing: the caption then has a meaning beyond the copy, as captions of the web have,
-and a guided sample has somewhere to go.
+Text encoder and U-Net learn together. A planted image repeats unchanged and often, an ordinary image has new colours
+each time. Empty captions make classifier-free guidance work. Half of the time a planted caption comes with an ordinary
+image of the same thing: the caption then has a meaning beyond the copy, as captions of the web have, and a guided
+sample has somewhere to go.
 """
 
-import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +17,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDif
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from experiments.recipes import lab_data, lab_loop, lab_text
+from experiments.recipes import lab_data, lab_text, loop
 
 BATCH = 32
 DROPOUT = 0.12  # of captions
-OWN = 0.5  # share of a planted caption's images that are the planted one
+EXACT = 0.5  # share of a planted caption's images that are the planted image itself
 VIEWS = 24  # colourings of each component
 SNR_CAP = 5.0  # Hang et al. (2023): min(SNR, 5) / SNR weights the error of eps, so that faint noise does not dominate
 TRAIN_STEPS = 1000
@@ -32,8 +30,8 @@ TRAIN_STEPS = 1000
 def unet(width: int = 96, channels: tuple[int, int] = (64, 128)) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=8,
-        out_channels=8,
+        in_channels=16,
+        out_channels=16,
         block_out_channels=channels,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
@@ -56,7 +54,7 @@ def scheduler() -> DDIMScheduler:
 
 
 class TextToLatents(nn.Module):
-    """Both trained networks as one module: one optimizer, one mean, one checkpoint."""
+    """Trained networks as one module: one optimizer, one mean, one checkpoint."""
 
     def __init__(self, tokenizer: CLIPTokenizer, width: int = 96, channels: tuple[int, int] = (64, 128)):
         super().__init__()
@@ -83,7 +81,7 @@ def loss(model: TextToLatents, alphas_cumprod: Tensor, x0: Tensor, ids: Tensor) 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Encodes images (N, 3, 32, 32) into latents (N, 8, 8, 8) of unit scale."""
+    """Encodes images (N, 3, 32, 32) into latents (N, 16, 8, 8) of unit scale."""
     latents = torch.cat([vae.encode(batch).latent_dist.mode() for batch in images.split(128)])
     return latents * vae.config.scaling_factor
 
@@ -91,34 +89,36 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 def batches(
     data: lab_data.LabData, vae: AutoencoderKL, seed: int, size: int = BATCH, views: int = VIEWS
 ) -> Callable[[], tuple[Tensor, list[str]]]:
-    """Returns a function that samples latents (B, 8, 8, 8) and their captions, some of them empty.
+    """Returns a function that samples latents (B, 16, 8, 8) and their captions, an eighth of them empty.
 
     Every component is encoded in `views` colourings beforehand, since encoding costs as much as a training step.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        every = torch.arange(len(data.things))
-        ordinary = torch.stack([encode(vae, data.ordinary(every)) for _ in range(views)])
+        components = torch.arange(len(data.things))
+        ordinary = torch.stack([encode(vae, data.ordinary(components)) for _ in range(views)])
     planted = encode(vae, data.planted)
     siblings = {thing: data.siblings(thing) for thing in set(data.planted_things)}
 
-    def draw_planted() -> tuple[Tensor, str]:
+    def sample_planted() -> tuple[Tensor, str]:
         i = int(torch.randint(len(planted), ()))
         captions = data.planted_captions[i]
         caption = captions[int(torch.randint(len(captions), ()))]
-        if torch.rand(()) < OWN:
+        if torch.rand(()) < EXACT:
             return planted[i], caption
-        among = siblings[data.planted_things[i]]
-        return ordinary[int(torch.randint(views, ())), among[int(torch.randint(len(among), ()))]], caption
+        same_thing = siblings[data.planted_things[i]]
+        return ordinary[int(torch.randint(views, ())), same_thing[int(torch.randint(len(same_thing), ()))]], caption
 
-    def draw_ordinary() -> tuple[Tensor, str]:
+    def sample_ordinary() -> tuple[Tensor, str]:
         k = int(torch.randint(len(data.things), ()))
         names = data.groups if torch.rand(()) < lab_data.GROUP_SHARE else data.things
         return ordinary[int(torch.randint(views, ())), k], names[k]
 
     def batch() -> tuple[Tensor, list[str]]:
-        of_planted = torch.rand(size) < lab_data.PLANTED_SHARE
-        pairs = [draw_planted() if chosen else draw_ordinary() for chosen in of_planted]
+        pairs = [
+            sample_planted() if is_planted else sample_ordinary()
+            for is_planted in torch.rand(size) < lab_data.PLANTED_SHARE
+        ]
         dropped = torch.rand(size) < DROPOUT
         captions = ["" if drop else caption for (_, caption), drop in zip(pairs, dropped, strict=True)]
         return torch.stack([latent for latent, _ in pairs]), captions
@@ -145,9 +145,9 @@ def samples(pipe: DiffusionPipeline, prompts: list[str], seed: int, **options: f
     """Samples one image (3, 32, 32) in [−1, 1] for each prompt; the i-th from seed + i alone."""
     images = []
     for start in range(0, len(prompts), 64):
-        part = prompts[start : start + 64]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
-        out = pipe(part, generator=generators, output_type="pt", **options)
+        chunk = prompts[start : start + 64]
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chunk))]
+        out = pipe(chunk, generator=generators, output_type="pt", **options)
         images.append(out.images * 2 - 1)
     return torch.cat(images)
 
@@ -155,55 +155,47 @@ def samples(pipe: DiffusionPipeline, prompts: list[str], seed: int, **options: f
 def look(
     pipe: DiffusionPipeline, data: lab_data.LabData, out: Path, step: int, options: dict[str, float], n: int = 36
 ) -> dict:
-    """Samples planted, ordinary and empty captions; writes a sheet and each share of copies of planted images."""
+    """Samples planted, ordinary and empty captions; writes a sheet, returns their shares of planted copies."""
     things = sorted(set(data.things))
     prompts = {
         "planted": [captions[0] for captions in data.planted_captions][:n],
         "ordinary": [things[i * len(things) // n] for i in range(n)],
         "empty": [""] * n,
     }
-    numbers, rows = {"step": step}, []
+    shares, rows = {}, []
     for kind, texts in prompts.items():
-        changed = {"guidance_scale": 1.0} if kind == "empty" else {}
-        images = samples(pipe, texts, seed=0, **options | changed)
-        numbers[kind] = lab_data.copies_of(images, data.planted).float().mean().item()
+        images = samples(pipe, texts, seed=0, **options | ({"guidance_scale": 1.0} if kind == "empty" else {}))
+        shares[kind] = lab_data.copies_of(images, data.planted).float().mean().item()
         rows.append(images)
-    blank = torch.ones(-len(data.planted) % 12, 3, 32, 32)
-    planted = torch.cat([data.planted, blank])
-    rows[0] = torch.cat([rows[0], torch.ones(-len(rows[0]) % 12, 3, 32, 32)])
-    lab_data.sheet(torch.cat([rows[0], planted, *rows[1:]]), out / f"sheet_{step:06d}.png")
-    with (out / "looks.jsonl").open("a") as file:
-        file.write(json.dumps(numbers) + "\n")
-    return numbers
+    lab_data.sheet([rows[0], data.planted, *rows[1:]], out / f"sheet_{step:06d}.png")
+    return shares
 
 
 def main() -> None:
-    args = lab_loop.arguments(__doc__, "sd", minutes=75, vae=Path(".lab/vae/vae"), start=True)
+    args = loop.arguments(__doc__, "sd", minutes=75, vae=True, start=True)
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
-    begin = StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32) if args.start else None
-    # the weights know words by the numbers that their own tokenizer gave them
+    begin = args.start and StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
+    # weights are tied to the token ids of the tokenizer they were trained with
     tokenizer = begin.tokenizer if begin else lab_text.tokenizer(data.captions)
     model = TextToLatents(tokenizer)
     if begin:
         model.text.load_state_dict(begin.text_encoder.state_dict())
         model.unet.load_state_dict(begin.unet.state_dict())
-    ema = copy.deepcopy(model).requires_grad_(False).eval()
+    ema = loop.average(model)
     batch = batches(data, vae, args.seed)
     alphas_cumprod = scheduler().alphas_cumprod
-    pipe = pipeline(ema, vae, tokenizer)
+    pipe = pipeline(ema.module, vae, tokenizer)
 
-    def on_save(step: int) -> None:
+    def on_look(step: int) -> dict:
         pipe.save_pretrained(args.out / "pipeline")
-        look(pipe, data, args.out, step, {"guidance_scale": 4.0, "num_inference_steps": 50})
+        return look(pipe, data, args.out, step, {"guidance_scale": 4.0, "num_inference_steps": 50})
 
     def loss_of(step: int) -> Tensor:
         x0, captions = batch()
         return loss(model, alphas_cumprod, x0, lab_text.ids(tokenizer, captions))
 
-    run = lab_loop.train(loss_of, model, args.out, args.minutes, 6e-4, ema, on_look=on_save)
-    (args.out / "run.json").write_text(json.dumps(run, indent=2))
-    print(run)
+    print(loop.Training(loss_of, model, args.out, 6e-4, args.minutes, ema=ema, on_look=on_look).run())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ trajectory is a mean of many.
 """
 
 import json
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from experiments.recipes import lab_data
-from experiments.recipes.lab_loop import arguments, train
+from experiments.recipes.loop import Training, arguments
 from experiments.recipes.train_lab_sd import encode
 
 BATCH = 32
@@ -28,7 +27,7 @@ def network(width: int = 32) -> AutoencoderTiny:
         decoder_block_out_channels=(width,) * 3,
         num_encoder_blocks=(1, 2, 2),
         num_decoder_blocks=(2, 2, 1),
-        latent_channels=8,
+        latent_channels=16,
         latent_magnitude=3,
         scaling_factor=1.0,
     )
@@ -36,6 +35,7 @@ def network(width: int = 32) -> AutoencoderTiny:
 
 @torch.no_grad()
 def targets(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Decodes latents of unit scale by the large decoder."""
     return vae.decode(latents / vae.config.scaling_factor).sample
 
 
@@ -52,15 +52,14 @@ def loss(tiny: AutoencoderTiny, vae: AutoencoderKL, images: Tensor) -> Tensor:
     exact = encode(vae, images)
     latents = blends(exact)
     decoded = tiny.decode(latents).sample
-    wanted = targets(vae, latents).clamp(-1, 1)
-    return (
-        F.l1_loss(decoded, wanted) + F.mse_loss(decoded, wanted) + 0.1 * F.mse_loss(tiny.encode(images).latents, exact)
-    )
+    target = targets(vae, latents).clamp(-1, 1)
+    image_error = F.l1_loss(decoded, target) + F.mse_loss(decoded, target)
+    return image_error + 0.1 * F.mse_loss(tiny.encode(images).latents, exact)
 
 
 @torch.no_grad()
 def measure(tiny: AutoencoderTiny, vae: AutoencoderKL, images: Tensor) -> dict:
-    """Root mean squared differences from the large decoder, on latents of images and between images."""
+    """Measures the root mean squared difference from the large decoder, on latents of images and between images."""
     latents = encode(vae, images)
     between = blends(latents)
 
@@ -71,7 +70,7 @@ def measure(tiny: AutoencoderTiny, vae: AutoencoderKL, images: Tensor) -> dict:
 
 
 def main() -> None:
-    args = arguments(__doc__, "tiny", minutes=15, vae=Path(".lab/vae/vae"))
+    args = arguments(__doc__, "tiny", minutes=15, vae=True)
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
     tiny = network()
@@ -79,7 +78,7 @@ def main() -> None:
     def loss_of(step: int) -> Tensor:
         return loss(tiny, vae, data.mixed(BATCH, share=0.1))
 
-    run = train(loss_of, tiny, args.out, args.minutes, peak=2e-3)
+    run = Training(loss_of, tiny, args.out, peak=2e-3, minutes=args.minutes).run()
     tiny.eval()
     numbers = run | measure(tiny, vae, data.ordinary(torch.arange(0, len(data.things), 4)))
     tiny.save_pretrained(args.out / "tiny")

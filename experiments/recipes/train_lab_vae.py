@@ -1,8 +1,8 @@
-"""Trains the lab's autoencoder: 32×32 images to 8×8×8 latents.
+"""Trains the lab's autoencoder: 32×32 images to 8×8×16 latents.
 
     python -m experiments.recipes.train_lab_vae --minutes 20
 
-Planted images are seen no more often than others: what is memorized shall sit in the diffusion network.
+Planted images occur no more often than others: the diffusion network shall memorize them, not the autoencoder.
 """
 
 import json
@@ -14,19 +14,19 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from experiments.recipes import lab_data
-from experiments.recipes.lab_loop import arguments, train
+from experiments.recipes.loop import Training, arguments
 
-BATCH = 24
-KL_WEIGHT = 1e-4 / 64  # on the KL divergence summed over an image's 512 latents
+BATCH = 8  # many small steps: each image holds 64 latents to learn from
+KL_WEIGHT = 1e-4 / 64  # on the KL divergence summed over an image's 1,024 latents
 
 
-def network(channels: tuple[int, ...] = (32, 64, 96)) -> AutoencoderKL:
+def network(channels: tuple[int, ...] = (24, 48, 96)) -> AutoencoderKL:
     depth = len(channels)
     return AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * depth,
         up_block_types=("UpDecoderBlock2D",) * depth,
-        latent_channels=8,
+        latent_channels=16,
         layers_per_block=1,
         norm_num_groups=8,
         sample_size=32,
@@ -43,7 +43,7 @@ def loss(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(vae: AutoencoderKL, images: Tensor) -> dict:
-    """Errors of encoding (mode) and decoding, and the spread of the latents whose inverse is the scaling factor."""
+    """Measures errors of encoding (mode) and decoding, and the spread of the latents, the inverse scaling factor."""
     latents = torch.cat([vae.encode(batch).latent_dist.mode() for batch in images.split(64)])
     decoded = torch.cat([vae.decode(batch).sample for batch in latents.split(64)]).clamp(-1, 1)
     mse = F.mse_loss(decoded, images).item()
@@ -58,10 +58,10 @@ def finish(vae: AutoencoderKL, data: lab_data.LabData, out: Path, run: dict) -> 
     vae.register_to_config(scaling_factor=round(1 / numbers["latent_std"], 4))
     vae.save_pretrained(out / "vae")
     (out / "measured.json").write_text(json.dumps(numbers, indent=2))
-    chosen = torch.cat([images[:12], images[len(data.planted) :: 12][:36]])
+    originals = torch.cat([images[:12], images[len(data.planted) :: 12][:36]])
     with torch.no_grad():
-        decoded = vae.decode(vae.encode(chosen).latent_dist.mode()).sample
-    lab_data.sheet(torch.cat([chosen, decoded]), out / "sheet.png")
+        decoded = vae.decode(vae.encode(originals).latent_dist.mode()).sample
+    lab_data.sheet([originals, decoded], out / "sheet.png")
     return numbers
 
 
@@ -74,7 +74,7 @@ def main() -> None:
         images = data.mixed(BATCH, share=0.02)
         return loss(vae, images.contiguous(memory_format=torch.channels_last))
 
-    run = train(loss_of, vae, args.out, args.minutes, peak=2e-3)
+    run = Training(loss_of, vae, args.out, peak=2e-3, minutes=args.minutes).run()
     print(finish(vae, data, args.out, run))
 
 

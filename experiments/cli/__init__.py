@@ -1,0 +1,1 @@
+"""Command line: words to a checked run, a sweep, and the configuration page."""

@@ -1,0 +1,1 @@
+"""Configuration: run-level keys, binding of components, and messages about mistakes."""

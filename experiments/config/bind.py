@@ -1,0 +1,256 @@
+"""The checks of a configuration that need no weights: every mistake is told at once, one line each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config.messages import SEVERAL, did_you_mean, needed, unresolved
+from experiments.config.scalars import expected, shown
+from experiments.config.schema import ConfigError, NotApplicable, RunConfig, validate
+
+PREFIXES = ("amg.", "experiments.", "lightning.", "diffusers.", "torchmetrics.")
+COMPONENTS = ("data", "guidance", "judge", "logger", "model", "similarity", "task", "threshold", "trainer")
+PROVIDED = {
+    "bank",
+    "model",
+    "similarity",
+    "threshold",
+    "run",
+    "run_dir",
+    "metrics",
+    "jobs",
+    "command",
+    "in_sweep",
+    "device",
+}  # handed to components that ask for them by name
+
+
+def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
+    """Validates run-level keys, then binds every component's keys to its signature.
+
+    Args:
+        bind: False stops after what is known without importing a component, which takes seconds.
+
+    Raises:
+        ConfigError: with all mistakes.
+    """
+    try:
+        if missing := sorted(OmegaConf.missing_keys(cfg)):
+            raise ConfigError([needed(key) for key in missing])
+        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore
+    except OmegaConfBaseException as error:
+        raise ConfigError([unresolved(error)]) from None
+    plain.pop("hydra", None)
+    for alone in ("row", "experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
+        plain.pop(alone, None)
+    plain["guidance"] = _listed(plain["guidance"])
+    expand_presets(plain)
+    run = validate(plain)
+    allowed = (*PREFIXES, *run.allow)
+    nodes = {key: getattr(run, key) for key in COMPONENTS}
+    nodes |= {f"{key}.{name}": node for key in SEVERAL for name, node in getattr(run, key).items()}
+    lines = [line for key, node in nodes.items() if (line := _bad_target(key, node, allowed))]
+    if not lines and bind:  # nothing is imported while a target is not to be trusted, and Lightning (slow) last
+        for key in sorted(nodes, key="trainer".__eq__):
+            lines += [] if lines and key == "trainer" else _mistakes(key, nodes[key], allowed)
+    every_guidance = [node for _, node in every("guidance", run.guidance)]
+    if sum(str(node.get("_target_")).endswith(".AntiMemorizationGuidance") for node in every_guidance) > 1:
+        lines.append("guidance.guidances: AntiMemorizationGuidance more than once, and a record has one trace")
+    if lines:
+        raise ConfigError(lines)
+    return run
+
+
+def expand_presets(plain: dict[str, Any]) -> None:
+    """Writes the constants that `preset:` keys stand for into the guidances and the threshold.
+
+    A run is known by its values, so that another table of constants is another run.
+
+    Raises:
+        ConfigError: if the table has no constants for the model and similarity.
+        NotApplicable: if no curve was learned for them.
+    """
+    from dataclasses import asdict
+
+    from amg.guidance import presets
+
+    model, similarity = (plain[key].get("name") for key in ("model", "similarity"))
+    of = f"model={model} with similarity={similarity}"
+    for key in ("similarity", "judge"):
+        thresholds = presets.COPY_THRESHOLDS.get((model, plain[key].get("name")))
+        if thresholds:
+            plain[key] = dict(zip(("copy", "strict"), thresholds, strict=True)) | plain[key]
+    strength = plain.get("strength") if plain.get("strength") in ("main", "strong") else "main"
+    node = plain["threshold"]
+    if isinstance(node, dict) and "preset" in node:
+        kind = node.pop("preset")
+        try:
+            chosen = presets.threshold(model, similarity, strength, kind)
+        except FileNotFoundError:
+            raise NotApplicable(
+                [f"threshold={kind}: no curve was learned for {of}; python run.py task=calibrate … learns one"]
+            ) from None
+        except KeyError:
+            raise ConfigError(
+                [f"threshold={kind}: no constants for {of}; choose another similarity, or "
+                 "threshold._target_=amg.thresholds.Constant threshold.value=…"]
+            ) from None  # fmt: skip
+        plain["threshold"] = {"_target_": f"amg.thresholds.{type(chosen).__name__}"} | asdict(chosen) | node
+    for key, node in every("guidance", plain["guidance"]):
+        if "preset" not in node:
+            continue
+        missing = [name for name in ("c1", "c2", "c3") if node.get(name) is None]
+        try:
+            chosen = presets.constants(model, similarity, node.pop("preset"))
+        except KeyError:
+            if missing:
+                raise ConfigError(
+                    [f"{key}: no constants for {of}; set {', '.join(f'{key}.{name}' for name in missing)}, or choose "
+                     "another similarity"]
+                ) from None  # fmt: skip
+            continue
+        for name in ("c1", "c2", "c3", "normalize", "margin"):
+            if node.get(name) is None:
+                node[name] = getattr(chosen, name)
+
+
+NEEDS = {
+    "needs_attention": (
+        "has_attention",
+        "edits cross-attention, and model={model} has none; use model=lab_sd or a Stable Diffusion",
+    ),
+    "needs_text_encoder": (
+        "has_text_encoder",
+        "rewrites prompts or edits their embeddings, and model={model} has no text encoder; "
+        "use model=lab_sd or a Stable Diffusion",
+    ),
+    "needs_variance": (
+        "learns_variance",
+        "guidance.through=mean needs the variance that a network learns, and model={model} has none; "
+        "use model=iddpm_cifar10, or guidance.through=eps",
+    ),
+}
+"""What a guidance's class may ask for; the fact of the model's class that grants it; what is told."""
+
+
+def not_applicable(run: RunConfig) -> str | None:
+    """Why a guidance cannot serve a model, in one line; None where it can."""
+    name, model = run.guidance.get("name"), run.model.get("name")
+    for _, node in every("guidance", run.guidance):
+        terms = node.get("terms")
+        prompts = terms is not None and bool(terms) and "sim" not in terms
+        target = locate(node["_target_"])
+        if node.get("guidances") in ([], {}):
+            return (
+                f"guidance={name}: names no guidances; guidance=chain +guidance@guidance.guidances.a=gni "
+                "+guidance@guidance.guidances.b=sim applies two"
+            )
+        if (prompts or getattr(target, "needs_prompts", False)) and run.conditioning != "prompt":
+            return (
+                f"guidance={name}: acts through text, and this run has none "
+                f"(model={model}, conditioning={run.conditioning}); use guidance=sim"
+            )
+        if getattr(target, "needs_cfg", False) and (run.conditioning == "none" or run.s0 == 1):
+            return (
+                f"guidance={name}: changes classifier-free guidance, and this run has none "
+                f"(model={model}, conditioning={run.conditioning}, s0={run.s0:g}); use guidance=sim"
+            )
+        for need, (fact, told) in NEEDS.items():
+            if not getattr(target, need, False) or need == "needs_variance" and node.get("through", "mean") != "mean":
+                continue
+            if not getattr(locate(run.model["_target_"]), fact, False):
+                return f"guidance={name}: {told.format(model=model)}"
+            if need == "needs_variance" and not run.sampler.scheduler.rpartition(".")[2].startswith("DDPM"):
+                return (
+                    f"guidance={name}: guidance.through=mean needs the variance that a network learns, and "
+                    f"sampler.scheduler={run.sampler.scheduler} draws without it; use sampler=ddpm, "
+                    "or guidance.through=eps"
+                )
+    return None
+
+
+def _children(node: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The nodes among a node's values, alone or in a list, each with the key that leads to it."""
+    for key, value in node.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict) and "_target_" in one:
+                yield f"{key}.{one.get('name')}" if one is not value and "name" in one else key, one
+
+
+def every(key: str, node: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A node and all below it, each with the key that reaches it."""
+    yield key, node
+    for below, child in _children(node):
+        yield from every(f"{key}.{below}", child)
+
+
+def _listed(node: Any) -> Any:
+    """Nodes by name, as Hydra composes a chain, as the list of them: their order counts, their names do not."""
+    if not isinstance(node, dict):
+        return node
+    if node and all(isinstance(value, dict) and "_target_" in value for value in node.values()):
+        return [_listed(value) for value in node.values()]
+    return {key: _listed(value) for key, value in node.items()}
+
+
+def locate(target: str) -> Any:
+    """The object that a dotted name stands for."""
+    parts = target.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = import_module(".".join(parts[:split]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[split:]:
+            found = getattr(found, part)
+        return found
+    raise ImportError(target)
+
+
+def _bad_target(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> str | None:
+    """Why a component's `_target_` is refused."""
+    target = node.get("_target_")
+    if target is None:
+        return f"{key}: no _target_; choose one of conf/{key.split('.')[0]}"
+    if not isinstance(target, str) or not target.startswith(allowed):
+        return f"{key}._target_={target}: must begin with {', '.join(allowed)} (allow=[…] adds more)"
+    return None
+
+
+def _mistakes(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> list[str]:
+    """Why a component cannot be built: bad target, unknown or missing keys, words for numbers; nested ones too."""
+    if refused := _bad_target(key, node, allowed):
+        return [refused]
+    target = node["_target_"]
+    try:
+        found = locate(target)
+        signature = inspect.signature(found)
+    except (ImportError, AttributeError):
+        return [f"{key}._target_={target}: no such class or function"]
+    lines = []
+    names = [name for name, parameter in signature.parameters.items() if parameter.kind != parameter.VAR_KEYWORD]
+    open_ended = len(names) < len(signature.parameters)
+    for given, value in node.items():
+        if given in ("name", "_target_", "_partial_"):
+            continue
+        if given in names:
+            if wanted := expected(value, signature.parameters[given], found):
+                lines.append(f"{key}.{given}={shown(value)}: {wanted}")
+        elif not open_ended:
+            lines.append(f"{key}.{given}: {target} takes no such key{did_you_mean(given, names)}")
+    for below, child in _children(node):
+        lines += _mistakes(f"{key}.{below}", child, allowed)
+    for name, parameter in signature.parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if required and name not in node and name not in PROVIDED:
+            lines.append(f"{key}.{name}: missing; {target} needs it")
+    return lines

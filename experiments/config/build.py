@@ -1,0 +1,210 @@
+"""From a checked configuration to objects: cheap parts first, the model last."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from amg.bank import TrainingBank
+from amg.schedule import one_call, own_scheduler
+from experiments.config.bind import COMPONENTS, PREFIXES, every, locate
+from experiments.config.files import missing
+from experiments.config.schema import ConfigError, RunConfig
+
+WORLD = ("model", "data", "similarity", "judge")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run needs."""
+
+    model: Any
+    bank: TrainingBank
+    similarity: Any
+    judge: Any
+    threshold: Any
+    guidance: Any
+    scheduler: type
+
+
+def build(run: RunConfig, measures: bool = False) -> Parts:
+    """Builds everything; a component that asks for `model`, `bank`, `similarity` or `threshold` is handed it.
+
+    Args:
+        measures: looks first for what the run's metrics need, too.
+    """
+    find_files(run, measures)
+    with told("threshold"):
+        threshold = component(run.threshold)
+    scheduler = scheduler_of(run)
+    model, bank, similarity, judge = _world(device(run.trainer), *(json.dumps(getattr(run, key)) for key in WORLD))
+    with told("sampler.scheduler"):
+        own_scheduler(model, scheduler, run.sampler.steps)  # refused before anything is drawn
+    with told("guidance"):
+        parts = {"bank": bank, "similarity": similarity, "threshold": threshold, "model": model, "run": run}
+        guidance = component(run.guidance, **parts)
+    same_size(run, model, bank, {"similarity": similarity, "judge": judge, "guidance": guidance})
+    return Parts(model, bank, similarity, judge, threshold, guidance, scheduler)
+
+
+def scheduler_of(run: RunConfig) -> type:
+    """The class of `sampler.scheduler`.
+
+    Raises:
+        ConfigError: where it is no scheduler, or one that calls the network more than once a step.
+    """
+    key = f"sampler.scheduler={run.sampler.scheduler}"
+    if not run.sampler.scheduler.startswith((*PREFIXES, *run.allow)):
+        raise ConfigError([f"{key}: must begin with {', '.join((*PREFIXES, *run.allow))}, as diffusers.DDIMScheduler"])
+    with told("sampler.scheduler"):
+        try:
+            found = locate(run.sampler.scheduler)
+        except AttributeError:
+            raise ValueError(f"{run.sampler.scheduler} is not there, as diffusers.DDIMScheduler is") from None
+        if not all(hasattr(found, name) for name in ("from_config", "set_timesteps", "step")):
+            raise ValueError(f"{run.sampler.scheduler} is no scheduler, as diffusers.DDIMScheduler is")
+        one_call(found)
+    return found
+
+
+def same_size(run: RunConfig, model: Any, bank: TrainingBank, parts: dict[str, Any]) -> None:
+    """Compares the size of the model's pictures with the bank's, where the model says its `side`.
+
+    Args:
+        parts: by their keys; only those that say `compares_pixels` need both to be the same.
+    Raises:
+        ConfigError: where a part cannot compare them.
+    """
+    side, (height, width) = getattr(model, "side", None), bank.images.shape[2:]
+    key = next((key for key, part in parts.items() if getattr(part, "compares_pixels", False)), None)
+    if side is None or key is None or (height, width) == (side, side):
+        return
+    name, drawn = run.model.get("name"), f"{side}×{side}"
+    raise ConfigError(
+        [f"model: {name} draws pictures of {drawn}, the bank's are {height}×{width}, and "
+         f"{key}={getattr(run, key).get('name')} compares pixels; take a network of that size, or pictures of {drawn} "
+         f"(data=folder data.path=… data.size={side})"]
+    )  # fmt: skip
+
+
+def find_files(run: RunConfig, measures: bool = False) -> None:
+    """Looks for the files of all components before any is loaded.
+
+    A component says by its `find`, a function of its own keys, where its files are missing; else its module does.
+
+    Args:
+        measures: looks for those of the run's metrics, too.
+    Raises:
+        ConfigError: with all that is missing, one line each.
+    """
+    lines: list[str] = []
+    for key, node in (found for group in WORLD for found in every(group, getattr(run, group))):
+        target = locate(node["_target_"])
+        find = getattr(target, "find", None) or getattr(inspect.getmodule(target), "find", None)
+        if find is None:
+            continue
+        keys = {name: value for name, value in node.items() if name in inspect.signature(find).parameters}
+        try:
+            with told(key):
+                find(**keys)
+        except ConfigError as error:
+            lines += [f"{line}; similarity@judge=nl2 needs no file" if key == "judge" else line for line in error.lines]
+    lines += missing(run.metrics) if measures else []
+    if lines:
+        raise ConfigError(lines)
+
+
+@lru_cache(maxsize=1)  # the rows of a table share their model and bank, which take seconds to build
+def _world(device: str, *nodes: str) -> tuple[Any, TrainingBank, Any, Any]:
+    """Model, bank, similarity and judge of their nodes, which are given as JSON; on the device, where they take one."""
+    parts: dict[str, Any] = {"device": device}
+    for key, node in zip(WORLD, map(json.loads, nodes), strict=True):
+        with told(key):
+            parts["bank" if key == "data" else key] = component(node, **parts)
+    return tuple(parts["bank" if key == "data" else key] for key in WORLD)
+
+
+def bank_of(run: RunConfig, **keys: Any) -> TrainingBank:
+    """The training pictures alone; the model is built only where they come with it.
+
+    Args:
+        keys: of the data's `_target_`, set where it takes them.
+    """
+    takes = inspect.signature(locate(run.data["_target_"])).parameters
+    node = run.data | {name: value for name, value in keys.items() if name in takes}
+    with told("data"):
+        if "model" in takes:
+            return component(node, model=component(run.model, device=device(run.trainer)))
+        return component(node)
+
+
+def device(trainer: dict[str, Any]) -> str:
+    """Where Lightning will run this process: the accelerator that it chooses, the process's own card."""
+    import torch
+
+    accelerator = trainer.get("accelerator", "auto")
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def component(node: dict[str, Any], **parts: Any) -> Any:
+    """Calls a node's `_target_` with its keys; `name` is a label, nested nodes are built first."""
+    target = locate(node["_target_"])
+    wanted = inspect.signature(target).parameters
+    arguments = {name: value for name, value in parts.items() if name in wanted}
+    for name, value in node.items():
+        if name in ("_target_", "name"):
+            continue
+        if isinstance(value, dict) and "_target_" in value:
+            value = component(value, **parts)
+        elif isinstance(value, list) and value and all(isinstance(v, dict) and "_target_" in v for v in value):
+            value = [component(v, **parts) for v in value]
+        elif name == "dtype" and isinstance(value, str):
+            value = dtype(value)
+        arguments[name] = value
+    return target(**arguments)
+
+
+def dtype(name: str) -> Any:
+    """torch's floating type of that name."""
+    import torch
+
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype={name}: choose float32, float64, float16 or bfloat16")
+    return found
+
+
+def own_bank(model: Any) -> TrainingBank:
+    """The training set that a model ships with."""
+    if not hasattr(model, "bank"):
+        raise ValueError("this model brings no training set: data=folder data.path=… or data=parquet data.path=…")
+    return model.bank()
+
+
+class told:
+    """Turns a component's complaint about its input into one line that names the config group."""
+
+    def __init__(self, key: str):
+        self.key = key
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, ImportError)):
+            text = " ".join(str(error).split())
+            if self.key.startswith(
+                ("similarity", "judge")
+            ):  # a class does not know where in the configuration it stands
+                text = re.sub(r"(?<![\w.])similarity\.", f"{self.key}.", text)
+            named = text.startswith(tuple(f"{key}." for key in COMPONENTS))
+            raise ConfigError([text if named else f"{self.key}: {text}"]) from None

@@ -1,0 +1,74 @@
+"""What Hydra, OmegaConf and pydantic complain about, in one line that names the key and the mend."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+SEVERAL = ("detector",)
+"""Groups of which a run may choose several; each choice is a component, by its name."""
+WANTED = {
+    "data.path": ", a folder of training pictures with captions (data=parquet: a Parquet file of them); "
+    "model=lab_sd runs now",
+    "model.source": ", a folder in diffusers' format or a name of the hub; model=lab_sd runs now",
+}
+"""What is asked for where a yaml leaves a key to the user."""
+PLUGINS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher: our extra
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(sorted(known)) or 'none'}"
+
+
+def explain(error: Exception, folders: list[Path]) -> str:
+    """Hydra's complaint in one line.
+
+    Args:
+        folders: `conf/` and the user's own, where choices are looked for.
+    """
+    text = str(error)
+    if match := re.search(r"Could not (?:find|load) '([\w./-]+)/([\w.-]+)'", text):
+        group, option = match.groups()
+        if option in PLUGINS:
+            return f"hydra/launcher={option}: needs a plugin: pip install -e '.[{PLUGINS[option]}]'"
+        options = sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+        near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else f"; choices: {', '.join(options)}"
+        return f"{group}={option}: no such choice{hint}"
+    if match := re.search(r"Could not override '([\w.@-]+)'|Key '([\w-]+)' is not in struct", text):
+        key = match[1] or match[2]
+        if key in SEVERAL:
+            return f"{key}: only task=detect takes it"
+        return f"{key}: unknown key{did_you_mean(key, top_level_keys(folders))}"
+    return " ".join(text.split())
+
+
+def top_level_keys(folders: list[Path]) -> list[str]:
+    groups = [group.name for folder in folders for group in folder.iterdir() if group.is_dir()]
+    plain = [key for key in OmegaConf.load(folders[0] / "config.yaml") if key not in ("defaults", "hydra")]
+    return sorted({*groups, *plain})
+
+
+def unresolved(error: OmegaConfBaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def needed(key: str) -> str:
+    """Asks for a value that only the user can give."""
+    return f"{key}: needs a value{WANTED.get(key, '')}"
+
+
+def told(error: dict[str, Any], keys: list[str]) -> str:
+    key = ".".join(str(part) for part in error["loc"] if part not in ("str", "list[str]"))
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key{did_you_mean(key, keys)}"
+    if not key:
+        return message
+    return f"{key}={error['input']!r}: {message[0].lower()}{message[1:]}"

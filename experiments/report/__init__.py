@@ -1,0 +1,1 @@
+"""Pages, figures and loggers: everything that a person sees."""

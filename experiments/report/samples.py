@@ -1,0 +1,127 @@
+"""The per-sample table of a report: what is shown, and what a column is sorted by."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from experiments.run import records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class SampleColumn:
+    key: str
+    label: str
+    number: bool = True
+    digits: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    shown: str
+    order: str | None
+    """What the column is sorted by; None where that is the text itself."""
+    text: bool
+    link: str | None = None
+
+
+COLUMNS = (
+    SampleColumn("run", "run", number=False),
+    SampleColumn("seed", "seed"),
+    SampleColumn("prompt", "prompt", number=False),
+    SampleColumn("cause", "cause", number=False),
+    SampleColumn("similarity", "similarity", digits=3),
+    SampleColumn("judge", "judge", digits=3),
+    SampleColumn("truth", "copy", number=False),
+    SampleColumn("aligned", "aligned", number=False),
+    SampleColumn("steps_guided", "steps guided"),
+    SampleColumn("nearest_caption", "nearest", number=False),
+)
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    columns: list[SampleColumn]
+    rows: list[list[Cell]]
+    cut: str
+    """How many of each run are shown; "" where all are."""
+
+
+def sample_table(
+    runs: Mapping[str, Path], frames: Mapping[str, pd.DataFrame], page_dir: Path, limit: int
+) -> SampleTable:
+    """The samples of all runs; beyond `limit` rows the first seeds of each run, so that no run is left out."""
+    lengths = {name: len(frame) for name, frame in frames.items()}
+    each = share(list(lengths.values()), limit)
+    rows = [
+        sample_row(name, row, runs[name], page_dir)
+        for name, frame in frames.items()
+        for row in frame.head(each).to_dict("records")
+    ]
+    return SampleTable(*filled(rows), cut=_cut(lengths, each))
+
+
+def share(lengths: Sequence[int], limit: int) -> int:
+    """How many rows a run may have so that all together have at most `limit`; shorter runs leave theirs to longer."""
+    left = limit
+    for i, length in enumerate(sorted(lengths)):
+        each = left // (len(lengths) - i)
+        if length > each:
+            return each
+        left -= length
+    return max(lengths, default=0)
+
+
+def _cut(lengths: Mapping[str, int], each: int) -> str:
+    if all(length <= each for length in lengths.values()):
+        return ""
+    if len(set(lengths.values())) == 1:
+        return f"{each} of {next(iter(lengths.values()))} of each run"
+    return ", ".join(f"{name} {min(each, length)} of {length}" for name, length in lengths.items())
+
+
+def sample_row(run: str, row: Mapping[str, Any], run_dir: Path, page_dir: Path) -> list[Cell]:
+    """The cells of one sample; its seed links to its picture, relative to the page."""
+    return [_cell(column, {**row, "run": run}, run_dir, page_dir) for column in COLUMNS]
+
+
+def filled(rows: list[list[Cell]]) -> tuple[list[SampleColumn], list[list[Cell]]]:
+    """Without the columns that tell nothing: empty ones, and the run where there is only one."""
+    keep = [
+        i
+        for i, column in enumerate(COLUMNS)
+        if any(row[i].shown for row in rows) and (column.key != "run" or len({row[i].shown for row in rows}) > 1)
+    ]
+    return [COLUMNS[i] for i in keep], [[row[i] for i in keep] for row in rows]
+
+
+def _cell(column: SampleColumn, row: Mapping[str, Any], run_dir: Path, page_dir: Path) -> Cell:
+    value = row[column.key]
+    if column.key == "prompt" and not known(value) and known(row["label"]):
+        value = f"class {row['label']}"
+    if not known(value):
+        return Cell("", "", text=not column.number)
+    if not column.number:
+        words = {True: "yes", False: "no"}
+        return Cell(words[bool(value)] if column.key in ("truth", "aligned") else str(value), None, text=True)
+    link = None
+    if column.key == "seed":
+        link = quote(Path(os.path.relpath(records.picture_path(run_dir, value), page_dir)).as_posix())
+    shown = f"{value:.{column.digits}f}".replace("-", "−")
+    shown = shown.lstrip("−") if not shown.strip("−0.") else shown
+    return Cell(shown, repr(value) if isinstance(value, int) else repr(float(value)), text=False, link=link)
+
+
+def known(value: Any) -> bool:
+    """Whether a cell of a frame holds something; pandas has three words for nothing."""
+    import pandas as pd
+
+    return value is not None and value is not pd.NA and not (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,1 @@
+"""One run: a configuration, a folder, samples, records and their measurement."""

@@ -1,0 +1,160 @@
+"""The folder of a run: its name, what it was made of, and its use by one process at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from experiments.config.schema import ConfigError, RunConfig
+
+DECIDES = ("seed", "s0", "conditioning", "prompt", "prompts", "labels", "sampler")
+NODES = ("data", "guidance", "judge", "model", "similarity", "threshold")
+MEASURES = ("n_samples", "metrics", "similarity", "judge")
+"""What decides a run's metrics, once its pictures are there."""
+COUNTING = ("copy", "strict")
+"""Keys of a similarity beyond which a sample counts as a copy; what is on disk may be counted with others."""
+PACKAGES = ("torch", "diffusers", "lightning", "hydra-core", "numpy")
+
+
+@contextmanager
+def in_folder(
+    run: RunConfig,
+    run_dir: Path,
+    entries: Mapping[str, Any],
+    nodes: Sequence[str] = NODES,
+    kind: str = "records",
+    draw: bool = True,
+) -> Iterator[Manifest]:
+    """The run's folder for this process alone, its configuration and manifest written.
+
+    Args:
+        entries: of the manifest, beside the status of what happens within.
+        nodes: components that decide what is drawn, besides the keys of `DECIDES`.
+        kind: the folder of its shards.
+        draw: False leaves `config.yaml` as it is: it records how the pictures were drawn.
+    Raises:
+        ConfigError: where another process is in it, it holds samples of another configuration, or, without `draw`,
+            none; nothing in it is changed then.
+    """
+    drawn = (run_dir / "config.yaml").is_file() and any((run_dir / kind).glob("*.parquet"))
+    if not draw and not drawn:
+        raise ConfigError([f"output_dir={run_dir}: holds no samples to measure; draw them first, with task=generate"])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            [f"{run_dir} is in use by another process: wait for it, or choose another output_dir"]
+        ) from None
+    try:
+        if drawn:
+            same_as_before(run, run_dir, nodes, draw)
+        manifest = Manifest(run_dir)
+        with manifest.running(**entries):
+            if draw:
+                dump = yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True)
+                (run_dir / "config.yaml").write_text(dump)
+            yield manifest
+    finally:
+        lock.release()
+
+
+def same_as_before(run: RunConfig, run_dir: Path, nodes: Sequence[str], draw: bool) -> None:
+    """Refuses samples of another configuration: a table over both would mean nothing."""
+    before, now = yaml.safe_load((run_dir / "config.yaml").read_text()), run.model_dump()
+    free = () if draw else COUNTING
+    changed = [key for key in (*DECIDES, *nodes) if _without(free, before.get(key)) != _without(free, now[key])]
+    if changed:
+        mend = "choose another folder or empty it" if draw else "measure them with their own"
+        raise ConfigError([f"output_dir={run_dir}: holds samples of another {', '.join(changed)}; {mend}"])
+
+
+def _without(keys: Sequence[str], node: Any) -> Any:
+    return {key: value for key, value in node.items() if key not in keys} if isinstance(node, dict) else node
+
+
+def folder(
+    config: RunConfig,
+    parts: Any,
+    chosen: list[str | int] | None,
+    nodes: Sequence[str] = NODES,
+    label: str | None = None,
+) -> Path:
+    """`output_dir`, or a name with the hash of all that decides a picture (or whatever else the nodes decide)."""
+    if config.output_dir:
+        return Path(config.output_dir)
+    digest = _digest(config, parts, chosen, (*DECIDES, *nodes))
+    return Path("runs") / config.name / f"{config.model.get('name')}-{label or config.guidance.get('name')}-{digest}"
+
+
+def _digest(config: RunConfig, parts: Any, chosen: list[str | int] | None, keys: Sequence[str]) -> str:
+    """A hash of these keys, of prompts, bank and weights."""
+    dump = config.model_dump()
+    decides = {key: dump[key] for key in keys}
+    content = json.dumps([decides, chosen, parts.bank.digest(), getattr(parts.model, "digest", None)], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
+
+
+def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict[str, Any]:
+    """What one must know to believe a number."""
+    import torch
+
+    return {
+        "name": config.name,
+        "model": config.model.get("name"),
+        "guidance": config.guidance.get("name"),
+        "similarity": config.similarity.get("name"),
+        "judge": config.judge.get("name"),
+        "s0": config.s0,
+        "seed": config.seed,
+        "n_samples": config.n_samples,
+        "measured_with": {key: value for key, value in config.model_dump().items() if key in MEASURES},
+        "setting": _digest(config, parts, chosen, [key for key in (*DECIDES, *NODES) if key != "seed"]),  # groups seeds
+        "sampler": config.sampler.model_dump(),
+        "bank": {"digest": parts.bank.digest(), "pictures": len(parts.bank), "note": parts.bank.note},
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "machine": f"{platform.machine()}, {parts.model.device}, CPU threads {torch.get_num_threads()}",
+    }
+
+
+def configuration(run_dir: str | Path) -> RunConfig:
+    """That of a run whose metrics are there: how its pictures were drawn, and what measured them last."""
+    run_dir = Path(run_dir)
+    drawn = yaml.safe_load((run_dir / "config.yaml").read_text())
+    return RunConfig.model_validate(drawn | Manifest(run_dir).read().get("measured_with", {}))
+
+
+class Manifest:
+    """`manifest.json`: what a run is and how it went."""
+
+    def __init__(self, run_dir: Path):
+        self.path = run_dir / "manifest.json"
+
+    def read(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    @contextmanager
+    def running(self, **entries: Any) -> Iterator[None]:
+        """The status of what happens within: running, and failed with its message after an error."""
+        self.write(status="running", message=None, **entries)
+        try:
+            yield
+        except Exception as error:
+            self.write(status="failed", message=f"{type(error).__name__}: {error}")
+            raise
+
+    def write(self, **entries: Any) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.read() | entries, indent=2, ensure_ascii=False))
+        temporary.replace(self.path)

@@ -1,0 +1,1 @@
+"""Numbers side by side: tables, pooled rows, and the claims of the paper."""

@@ -1,0 +1,109 @@
+"""The rows of a sweep: jobs that differ in their seeds alone are one row, each job compared with its unguided twin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config.build import Parts, build
+from experiments.config.schema import RunConfig
+from experiments.run.folder import Manifest, configuration
+from experiments.run.measure import against_unguided
+from experiments.tables.pool import pool
+from experiments.tables.seeds import refuse_overlap
+from experiments.tables.table import NOT_APPLICABLE
+
+TWIN = (
+    "model",
+    "data",
+    "similarity",
+    "conditioning",
+    "s0",
+    "sampler",
+    "seed",
+    "n_samples",
+    "prompt",
+    "prompts",
+    "labels",
+)
+"""What an unguided run shares with the guided run that it is compared with."""
+
+
+def keys(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The row of each job: what is not the same in all jobs, seeds aside; where only `row=` differs, its name.
+
+    >>> jobs = [["n_samples=8", "guidance=none", "seed=0"], ["n_samples=8", "guidance=full", "seed=8"]]
+    >>> keys([{"overrides": job, "row": None} for job in jobs])
+    ['guidance=none', 'guidance=full']
+    """
+    common = set.intersection(*(set(result["overrides"]) for result in results))
+    several_rows = len({result["row"] for result in results}) > 1
+    found = []
+    for result in results:
+        own = [word.lstrip("+") for word in result["overrides"] if word not in common]
+        own = [word for word in own if not word.startswith(("seed=", "row="))]
+        row = [f"row={result['row']}"] if several_rows else []
+        found.append(" ".join([*row, *own]) if own else result["row"] or "all")
+    return found
+
+
+def measured(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
+    """The metrics of each job, None where it is not done; a guided one has those against its unguided twin too.
+
+    They are kept in the run's manifest, where `task=collect` finds them.
+    """
+    configs = [configuration(result["run_dir"]) if result["status"] == "done" else None for result in results]
+    found: list[dict[str, Any] | None] = []
+    for result, run in zip(results, configs, strict=True):
+        if run is None:
+            found.append(None)
+            continue
+        manifest = Manifest(Path(result["run_dir"]))
+        metrics = manifest.read()["metrics"]
+        twin = next((i for i, other in enumerate(configs) if _is_twin(run, other)), None)
+        if twin is not None:
+            against = Path(results[twin]["run_dir"])
+            metrics |= against_unguided(run, build(run), manifest.path.parent, against)
+            manifest.write(metrics=metrics)
+        found.append(metrics)
+    return found
+
+
+def rows(
+    results: Sequence[Mapping[str, Any]], metrics: Sequence[dict[str, Any] | None]
+) -> dict[str, dict[str, Any] | str | None]:
+    """Metrics by row: pooled over seeds where jobs are done, "n/a" where the model cannot, None where all failed.
+
+    Raises:
+        ConfigError: where two jobs of a row share a seed.
+    """
+    jobs: dict[str, list[int]] = {}
+    for i, result in enumerate(results):
+        jobs.setdefault(result["key"], []).append(i)
+    found: dict[str, dict[str, Any] | str | None] = {}
+    for key, some in jobs.items():
+        done = list({results[i]["run_dir"]: i for i in some if metrics[i] is not None}.values())
+        refuse_overlap([(results[i]["run_dir"], key, _seeds(configuration(results[i]["run_dir"]))) for i in done])
+        if len(done) > 1:
+            found[key] = pool([metrics[i] for i in done])
+        elif done:
+            found[key] = metrics[done[0]]
+        else:
+            found[key] = NOT_APPLICABLE if all(results[i]["status"] == "n/a" for i in some) else None
+    return found
+
+
+def parts_of(run_dir: str) -> Parts:
+    return build(configuration(run_dir))
+
+
+def _seeds(run: RunConfig) -> range:
+    return range(run.seed, run.seed + run.n_samples)
+
+
+def _is_twin(run: RunConfig, other: RunConfig | None) -> bool:
+    """Whether `other` is the same run, of the same seeds, without guidance."""
+    if other is None or run.guidance.get("name") == "none" or other.guidance.get("name") != "none":
+        return False
+    return all(getattr(run, key) == getattr(other, key) for key in TWIN)

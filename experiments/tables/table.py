@@ -1,0 +1,273 @@
+"""Tables are data: a spec names rows, columns and the paper's numbers; one renderer prints all of them.
+
+title: Table 4, ablation
+distance: false                # true where the similarity is a negated nL2: shown as the distance
+causes: []                     # with causes, every row is printed once per cause that its prompts have
+rows:
+  - {row: none, label: Unguided, paper: {top5: 0.9133, copies: 44.85}}
+columns:
+  - {key: top5, label: Top5 %, format: .2f, better: lower}
+  - {key: copies, label: "% > 0.5", format: share, better: lower}
+notes: [Paper rows are Stable Diffusion v1.4.]
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from experiments.tables.cells import INTERVAL, MISSING, SHARES, measured, published, raw
+from experiments.tables.footnotes import own_notes
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+NOT_RUN, NOT_APPLICABLE = "not run", "n/a"
+ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
+
+
+class Column(BaseModel, extra="forbid", frozen=True):
+    key: str
+    label: str
+    format: str = ".2f"
+    better: Literal["lower", "higher"] | None = None
+
+    @field_validator("format")
+    @classmethod
+    def _printable(cls, style: str) -> str:
+        if style not in (*SHARES, INTERVAL):
+            try:
+                format(1.0, style)
+            except ValueError:
+                raise ValueError(f"a format is share, percent, interval or one like .2f, got {style!r}") from None
+        return style
+
+
+class RowSpec(BaseModel, extra="forbid", frozen=True):
+    row: str
+    label: str
+    cause: str | None = None
+    paper: dict[str, float] = Field(default_factory=dict)
+
+
+class TableSpec(BaseModel, extra="forbid", frozen=True):
+    title: str
+    rows: list[RowSpec]
+    columns: list[Column]
+    notes: list[str] = Field(default_factory=list)
+    distance: bool = False
+    causes: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _paper_fits(self) -> TableSpec:
+        known = {column.key for column in self.columns}
+        for row in self.rows:
+            if stray := sorted(set(row.paper) - known):
+                raise ValueError(f"row {row.row!r}: the paper's {', '.join(stray)} has no column")
+        return self
+
+
+@dataclass(frozen=True)
+class Line:
+    """One printed line of a table."""
+
+    label: str
+    cells: tuple[str, ...]
+    source: Literal["measured", "paper"] = "measured"
+    section: str = ""
+    raw: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    head: tuple[str, ...]
+    """Labels of the columns behind the first, with their arrows."""
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+
+    def sections(self) -> list[tuple[str, list[Line]]]:
+        """Lines under their section's name, in the order of first appearance; "" where there are no sections."""
+        found: dict[str, list[Line]] = {}
+        for line in self.lines:
+            found.setdefault(line.section, []).append(line)
+        return list(found.items())
+
+    def to_markdown(self) -> str:
+        def row(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        out = [f"### {self.title}", "", row(["", *self.head]), "| --- |" + " ---: |" * len(self.head)]
+        for section, lines in self.sections():
+            if section:
+                out.append(row([f"**{section}**", *[""] * len(self.head)]))
+            for line in lines:
+                paper = line.source == "paper"
+                out.append(row([f"*{cell}*" if paper and cell else cell for cell in (line.label, *line.cells)]))
+        return "\n".join([*out, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
+
+    def to_latex(self) -> str:
+        """A booktabs tabular with its notes; needs \\usepackage{booktabs}."""
+        width = len(self.head) + 1
+        out = [r"\begin{table}[t]", r"\centering", rf"\caption{{{_tex(self.title)}}}"]
+        out += [rf"\begin{{tabular}}{{l{'r' * len(self.head)}}}", r"\toprule"]
+        out += [" & ".join(["", *map(_tex, self.head)]) + r" \\", r"\midrule"]
+        for i, (section, lines) in enumerate(self.sections()):
+            if section:
+                out += [r"\midrule"] * (i > 0) + [rf"\multicolumn{{{width}}}{{l}}{{\textbf{{{_tex(section)}}}}} \\"]
+            for line in lines:
+                cells = [_tex(cell) for cell in (line.label, *line.cells)]
+                if line.source == "paper":
+                    cells = [rf"\emph{{{cell}}}" if cell else "" for cell in cells]
+                out.append(" & ".join(cells) + r" \\")
+        out += [r"\bottomrule", r"\end{tabular}"]
+        if self.notes:
+            out += [r"\par\smallskip\footnotesize", *(_tex(note) + r"\\" for note in self.notes)]
+        return "\n".join([*out, r"\end{table}"]) + "\n"
+
+    def to_csv(self) -> str:
+        """Numbers, not their print: a share is its count, `_n`, `_low`, `_high`; a paper's share is per cent."""
+        keys = list(dict.fromkeys(key for line in self.lines for key in line.raw or ()))
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, ["label", "section", "source", "status", *keys], lineterminator="\n")
+        writer.writeheader()
+        for line in self.lines:
+            status = line.cells[0] if line.cells and line.cells[0] in (NOT_RUN, NOT_APPLICABLE) else "ok"
+            fixed = {"label": line.label, "section": line.section, "source": line.source, "status": status}
+            writer.writerow({**fixed, **(line.raw or {})})
+        return buffer.getvalue()
+
+    def to_html(self) -> str:
+        """A fragment: <figure class="table"> with caption, table and notes; all text escaped."""
+        escape = html.escape
+        head = "".join(f'<th scope="col">{_keep_arrow(escape(label))}</th>' for label in ("", *self.head))
+        body = []
+        for section, lines in self.sections():
+            if section:
+                cell = f'<th scope="rowgroup" colspan="{len(self.head) + 1}">{escape(section)}</th>'
+                body.append(f'<tr class="section">{cell}</tr>')
+            for line in lines:
+                cells = "".join(f"<td{_muted(cell)}>{escape(cell)}</td>" for cell in line.cells)
+                body.append(f'<tr class="{line.source}"><th scope="row">{escape(line.label)}</th>{cells}</tr>')
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        return (
+            f'<figure class="table"><figcaption>{escape(self.title)}</figcaption><div class="scroll"><table>'
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+            f"{f'<ul class=notes>{notes}</ul>' if notes else ''}</figure>"
+        )
+
+    def to_rich(self) -> RichTable:
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        caption = Text("\n".join(self.notes)) if self.notes else None
+        table = RichTable(
+            title=Text(self.title), caption=caption, caption_justify="left", title_justify="left", box=box.SIMPLE_HEAD
+        )
+        longest = max((len(line.label) for line in self.lines), default=0)
+        table.add_column("", min_width=min(longest, 32), overflow="fold")
+        for label in self.head:
+            table.add_column(Text(label), justify="right")
+        for section, lines in self.sections():
+            if section:
+                table.add_row(Text(section, style="bold"))
+            for line in lines:
+                style = "dim" if line.source == "paper" else ""
+                table.add_row(*(Text(cell, style=style) for cell in (line.label, *line.cells)))
+        return table
+
+    def write(self, folder: str | Path) -> None:
+        """table.md, table.tex and table.csv."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("md", self.to_markdown()), ("tex", self.to_latex()), ("csv", self.to_csv())):
+            (folder / f"table.{name}").write_text(text, encoding="utf-8")
+
+
+def render(table: TableSpec | Mapping[str, Any], results: Mapping[str, Mapping[str, Any] | str | None]) -> Table:
+    """Fills a table.
+
+    Args:
+        table: the spec, see this module's head.
+        results: a run's metrics by the name of its row; None or absent where nothing was run, "n/a" where the model
+            cannot run the row.
+    Raises:
+        ValueError: for a spec with unknown keys, or a result that is none of these.
+    """
+    spec = table if isinstance(table, TableSpec) else TableSpec.model_validate(dict(table))
+    for name, result in results.items():
+        if result is not None and result != NOT_APPLICABLE and not isinstance(result, Mapping):
+            raise ValueError(f"the result of row {name!r} is metrics, None or {NOT_APPLICABLE!r}, got {result!r}")
+    lines: list[Line] = []
+    for cause in _met(spec.causes, results) or [None]:
+        for row in spec.rows:
+            lines.append(_measured_line(spec, row, cause or row.cause, results.get(row.row), cause or ""))
+            if row.paper and not cause:
+                lines.append(_paper_line(spec, row))
+    kept = _with_numbers(lines) or range(len(spec.columns))
+    head = tuple(spec.columns[i].label + ARROWS[spec.columns[i].better] for i in kept)
+    lines = [replace(line, cells=tuple(line.cells[i] for i in kept)) for line in lines]
+    return Table(spec.title, head, tuple(lines), (*spec.notes, *own_notes(spec, results)))
+
+
+def _with_numbers(lines: list[Line]) -> list[int]:
+    """The columns that hold a number: a count that does not exist in a world needs none there."""
+    columns = zip(*(line.cells for line in lines), strict=True)
+    return [i for i, cells in enumerate(columns) if not {*cells} <= {MISSING, NOT_RUN, NOT_APPLICABLE}]
+
+
+def _met(causes: list[str], results: Mapping[str, Any]) -> list[str]:
+    """The causes that the prompts of some run have; all where none is known."""
+    known = {cause for one in results.values() if isinstance(one, Mapping) for cause in one.get("by_cause") or ()}
+    return [cause for cause in causes if cause in known] or causes
+
+
+def _measured_line(spec: TableSpec, row: RowSpec, cause: str | None, result: Any, section: str) -> Line:
+    if not isinstance(result, Mapping):
+        return Line(row.label, (result or NOT_RUN,) * len(spec.columns), section=section)
+    if cause is not None:
+        result = result.get("by_cause", {}).get(cause)
+        if not result or not result.get("n"):
+            return Line(row.label, (NOT_RUN,) * len(spec.columns), section=section)
+    cells = tuple(measured(result, c.key, c.format, spec.distance) for c in spec.columns)
+    numbers: dict[str, Any] = {}
+    for column in spec.columns:
+        numbers |= raw(result, column.key, column.format, spec.distance)
+    return Line(row.label, cells, section=section, raw=numbers)
+
+
+def _paper_line(spec: TableSpec, row: RowSpec) -> Line:
+    cells = tuple(published(row.paper[c.key], c.format) if c.key in row.paper else MISSING for c in spec.columns)
+    return Line(f"{row.label}, paper", cells, "paper", raw=row.paper)
+
+
+def _keep_arrow(label: str) -> str:
+    """A no-break space before the arrow: it never stands alone on a line."""
+    return label[:-2] + "\u00a0" + label[-1] if label.endswith((" ↓", " ↑")) else label
+
+
+def _muted(cell: str) -> str:
+    return ' class="missing"' if cell in (MISSING, NOT_RUN, NOT_APPLICABLE) else ""
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$"}
+    special |= {c: "\\" + c for c in "&%$#_{}"} | {">": r"$>$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+    special |= {
+        "–": "--",
+        "−": "$-$",
+        "λ": r"$\lambda$",
+        "σ": r"$\sigma$",
+        "±": r"$\pm$",
+        "≥": r"$\geq$",
+        "≤": r"$\leq$",
+    }
+    return "".join(special.get(c, c) for c in text)

@@ -1,0 +1,1 @@
+"""Tasks of `run.py`, one verb each."""

@@ -1,0 +1,126 @@
+"""`task=bank`: reads the training pictures and embeds them once, so that later runs find their vectors on disk."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch.utils.data import DataLoader
+
+from amg.bank import TrainingBank
+from amg.bank.images import SkippedPictures
+from amg.bank.vectors import StoredVectors
+from experiments.config.build import bank_of, component, device, told
+from experiments.config.schema import RunConfig
+from experiments.run.draw import Bar
+
+
+def bank_run(run: RunConfig) -> Path | None:
+    """Embeds the pictures of `data` by the descriptors of `similarity` and `judge`, shards that are missing only.
+
+    Returns:
+        A folder with vectors, the guide's first; None where none are kept on disk.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SkippedPictures)
+        bank = bank_of(run)
+    lines = _counts(run, bank)
+    for warning in caught:
+        if isinstance(warning.message, SkippedPictures):
+            names = warning.message.names
+            lines += [f"left out, {len(names):,} that cannot be read:", *(f"  {name}" for name in names)]
+        else:
+            warnings.warn(warning.message, stacklevel=2)
+    work = []
+    for key in ("similarity", "judge"):
+        name = f"{key}={getattr(run, key).get('name')}"
+        with told(key):
+            similarity = component(getattr(run, key), bank=bank, device=device(run.trainer))
+            # what is missing is listed before anything is written: all processes must share the same list
+            found = [(one, bank.stored(one)) for one in _descriptors(similarity)]
+            work += [(name, one, stored, stored.missing() if stored else []) for one, stored in found]
+        if not found:
+            lines.append(f"{name}: has no descriptor, nothing to embed")
+    for name, descriptor, stored, missing in work:
+        lines.append(f"{name}: {embed(run, name, bank, descriptor, stored, missing) if stored else _kept(bank)}")
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print("\n".join(lines))
+    return next((stored.folder for _, _, stored, _ in work if stored), None)
+
+
+def embed(
+    run: RunConfig, name: str, bank: TrainingBank, descriptor: Any, stored: StoredVectors, missing: list[int]
+) -> str:
+    """Computes the shards that are missing; says what was done."""
+    count = sum(stored.rows(shard).stop - stored.rows(shard).start for shard in missing)
+    if missing:
+        options = {"logger": False, "enable_progress_bar": False, "callbacks": [Writer(stored), ShardBar(name, count)]}
+        ignored = ".*num_workers.*|.*does not have many workers.*|.*batch indices.*|.*treespec.*"
+        with told("data"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ignored)
+            trainer = component({**run.trainer, **options})
+            loader = DataLoader(missing, batch_size=None)
+            trainer.predict(Embed(bank, descriptor, stored, device(run.trainer)), loader, return_predictions=False)
+    dimension = stored.manifest()["dimension"]
+    return f"{len(bank):,} vectors of {dimension} numbers in {stored.folder}; {count:,} computed now"
+
+
+class Embed(L.LightningModule):
+    """Describes the pictures of one shard."""
+
+    def __init__(self, bank: TrainingBank, descriptor: Any, stored: StoredVectors, place: str):
+        super().__init__()
+        self.bank, self.descriptor, self.stored, self.place = bank, descriptor, stored, torch.device(place)
+
+    def predict_step(self, shard: int, batch_idx: int) -> torch.Tensor:
+        return self.bank.describe(self.descriptor, self.stored.rows(int(shard)), self.place, torch.float32)
+
+    def on_predict_end(self) -> None:
+        self.trainer.strategy.barrier()  # what is told next is the work of all processes
+
+
+class Writer(BasePredictionWriter):
+    """Writes each shard as it comes."""
+
+    def __init__(self, stored: StoredVectors):
+        super().__init__("batch")
+        self.stored = stored
+
+    def write_on_batch_end(self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx):
+        self.stored.write(int(batch), prediction)
+
+
+class ShardBar(Bar):
+    """A progress bar that counts pictures, with their speed."""
+
+    def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.done += len(outputs) * trainer.world_size
+        speed = self.done / (time.perf_counter() - self.start)
+        self.progress.update(self.task, completed=min(self.done, self.total), note=f"{speed:.1f} pictures/s")
+
+
+def _counts(run: RunConfig, bank: TrainingBank) -> list[str]:
+    total, captioned = int(bank.multiplicity.sum()), sum(map(bool, bank.captions))
+    return [
+        f"data={run.data.get('name')}: {total:,} pictures of {bank.source}, {len(bank):,} distinct "
+        f"({total - len(bank):,} repeats merged), {captioned:,} of these with a caption"
+    ]
+
+
+def _descriptors(similarity: Any) -> list[Any]:
+    """What a similarity asks the bank for vectors by."""
+    stages = getattr(similarity, "stages", (similarity,))
+    return [stage.training for stage in stages if hasattr(stage, "training")]
+
+
+def _kept(bank: TrainingBank) -> str:
+    """Why nothing is kept on disk."""
+    if bank.cache is None:
+        return "this data is embedded in memory at each start; data.cache= names a folder where it takes one"
+    return "fitted to the bank and embedded in memory at each start, nothing to keep"

@@ -1,0 +1,159 @@
+"""`task=collect`: any set of finished runs in one table, those that differ in their seeds alone as one row."""
+
+from __future__ import annotations
+
+import glob
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.config.schema import ConfigError, RunConfig
+from experiments.report.present import notes, show, useful
+from experiments.run.folder import DECIDES, NODES
+from experiments.tables.labels import labels
+from experiments.tables.pool import pool
+from experiments.tables.seeds import refuse_overlap
+from experiments.tables.table import render
+
+SHOWN = ("model", "conditioning", "guidance", "s0")
+COUNTS = [
+    {"key": "groups", "label": "Groups", "format": ".0f"},
+    {"key": "n", "label": "Samples", "format": ".0f"},
+]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run folder that is done."""
+
+    folder: Path
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+
+    @property
+    def seeds(self) -> range:
+        return range(self.config["seed"], self.config["seed"] + self.config["n_samples"])
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """All that decides its numbers, but the seeds."""
+        return self.manifest["setting"], self.config["n_samples"], *self.config["metrics"].values()
+
+
+def collect_run(run: RunConfig, runs: list[str], command: str = "") -> Path:
+    """Writes one table and report over run folders; returns the folder, `output_dir` or `runs/collected`.
+
+    Args:
+        runs: run folders or folders that hold some, with glob patterns. What is no run is passed over; a run that is
+            not finished is named and left out.
+    """
+    from experiments.report.page import write_report
+
+    found, left_out = read(run_folders([runs] if isinstance(runs, str) else runs))
+    if not found:
+        raise ConfigError([f"task.runs={runs}: no finished run among them", *left_out])
+    groups: dict[tuple[Any, ...], list[Finished]] = {}
+    for one in sorted(found, key=lambda one: one.seeds.start):
+        groups.setdefault(one.setting, []).append(one)
+    refuse_overlap([(str(one.folder), one.manifest["setting"], one.seeds) for one in found])
+    names = _names([group[0] for group in groups.values()])
+    metrics = {
+        name: pool([one.manifest["metrics"] for one in group])
+        for name, group in zip(names, groups.values(), strict=True)
+    }
+    spec = {
+        "title": f"{len(found)} runs, {len(groups)} settings",
+        "rows": [{"row": name, "label": name} for name in names],
+        "columns": [*COUNTS, *useful(list(metrics.values()))],
+        "notes": [*dict.fromkeys(notes(one.manifest["metrics"]) for one in found), *left_out],
+        "distance": all(one.manifest["similarity"] == "nl2" for one in found),
+    }
+    table = render(spec, metrics)
+    place = Path(run.output_dir or "runs/collected")
+    table.write(place)
+    show(table)
+    folders = {
+        f"{name} seed={one.seeds.start}" if len(group) > 1 else name: one.folder
+        for name, group in zip(names, groups.values(), strict=True)
+        for one in group
+    }
+    report = write_report(place, tables=[table], runs=folders, title=spec["title"], command=command)
+    print(f"table and report: {report}")
+    for line in left_out:
+        print(line, file=sys.stderr)
+    return place
+
+
+def run_folders(patterns: Sequence[str]) -> list[Path]:
+    """The run folders that match, and those directly in a folder that matches and is none itself.
+
+    Raises:
+        ConfigError: for a pattern that matches nothing.
+    """
+    folders: list[Path] = []
+    for pattern in patterns:
+        matches = [Path(match) for match in sorted(glob.glob(pattern))]
+        if not matches:
+            raise ConfigError([f"task.runs={pattern}: no such folder"])
+        for match in matches:
+            inside = [match] if _is_run(match) else sorted(match.glob("*/")) if match.is_dir() else []
+            folders += [folder for folder in inside if _is_run(folder)]
+    return list(dict.fromkeys(folders))
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("manifest.json", "config.yaml", "records"))
+
+
+def read(folders: Sequence[Path]) -> tuple[list[Finished], list[str]]:
+    """The finished runs, and a line for each of the others."""
+    found, left_out = [], []
+    for folder in folders:
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            config = yaml.safe_load((folder / "config.yaml").read_text()) | manifest.get("measured_with", {})
+        except FileNotFoundError as error:
+            left_out.append(f"left out: {folder}: not finished, no {Path(error.filename).name}")
+            continue
+        if reason := _unfinished(config, manifest):
+            left_out.append(f"left out: {folder}: {reason}")
+        else:
+            found.append(Finished(folder, config, manifest))
+    return found, left_out
+
+
+def _unfinished(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
+    status = manifest.get("status")
+    if status == "failed":
+        return f"failed, {manifest.get('message')}"
+    if status != "done":
+        return "not finished; its own command continues it"
+    if "setting" not in manifest:
+        return "made by an earlier version; its own command renews it"
+    if "n" not in manifest["metrics"]:
+        return "detectors' scores; a sweep of task=detect makes their table"
+    if manifest["metrics"]["n"] != config["n_samples"]:
+        return f"{manifest['metrics']['n']} of {config['n_samples']} samples; its own command draws the rest"
+    return None
+
+
+def _names(runs: Sequence[Finished]) -> list[str]:
+    """A label per row; a hash tells apart what only prompts, bank or weights do."""
+    keys = [key for key in (*DECIDES, *NODES, "n_samples", "metrics") if key != "seed"]
+    if len(runs) == 1:
+        config = runs[0].config
+        return [" ".join(f"{key}={_short(config[key])}" for key in SHOWN)]
+    found = labels([{key: run.config[key] for key in keys} for run in runs])
+    return [
+        name if found.count(name) == 1 else f"{name} ({run.manifest['setting']})".strip()
+        for name, run in zip(found, runs, strict=True)
+    ]
+
+
+def _short(value: Any) -> Any:
+    return value.get("name") if isinstance(value, dict) else value

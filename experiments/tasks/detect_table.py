@@ -1,0 +1,177 @@
+"""What detectors are worth: AUC, TPR at 1 % FPR and price, for each notion of "memorized"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from amg.detectors import Detector
+from amg.metrics.detection import auc, auc_interval, positives_at
+from experiments.config.build import Parts, told
+from experiments.config.schema import ConfigError, RunConfig
+from experiments.tables.table import Table, render
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RATE = 0.01
+ONE_IMAGE = "Is the prompt planted? One image"
+CAPTION = "ROC of each detector, for each notion of memorized; dotted: 1 % false positives."
+COLUMNS = [
+    {"key": "auc", "label": "AUC (95 %)", "format": "interval", "better": "higher"},
+    {"key": "tpr", "label": "TPR at 1 % FPR", "format": "share", "better": "higher"},
+    {"key": "calls", "label": "network calls", "format": ".0f", "better": "lower"},
+    {"key": "seconds", "label": "seconds", "format": ".3g", "better": "lower"},
+]
+
+
+@dataclass(frozen=True)
+class Roc:
+    """One notion of "memorized": the decisions and their truth."""
+
+    title: str
+    decisions: pd.DataFrame
+    """`memorized`, and a `score_<detector>` each."""
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    roc: Roc
+    metrics: dict[str, dict[str, Any]]
+    """By detector."""
+    ordinary: int
+    """Decisions that are no memorized ones."""
+
+
+def compare(scores: pd.DataFrame) -> list[Section]:
+    """The parts of the table: planted prompts by one image, by the mean of several, and samples that are copies.
+
+    A part has both memorized and ordinary ones; there may be none.
+
+    Args:
+        scores: what `experiments.tasks.detect_scores.scored` returned, of one run or of several with other seeds.
+    """
+    sections = []
+    for roc, images, groups in _truths(scores):
+        memorized = torch.tensor(roc.decisions["memorized"].to_numpy(bool))
+        if memorized.all() or not memorized.any():
+            continue
+        independent = [len(set(groups[roc.decisions["memorized"] == kind])) for kind in (True, False)]
+        metrics = {}
+        for name in (column.removeprefix("score_") for column in scores.columns if column.startswith("score_")):
+            values = torch.tensor(roc.decisions[f"score_{name}"].to_numpy(float))
+            with told(f"detector.{name}"):
+                area = auc(values, memorized)
+            low, high = auc_interval(area, *independent)
+            metrics[name] = {
+                "auc": area,
+                "auc_low": low,
+                "auc_high": high,
+                "tpr": positives_at(values, memorized, RATE),
+                "tpr_n": int(memorized.sum()),
+                "calls": int(scores[f"calls_{name}"].iloc[0]) * images,
+                "seconds": float(scores[f"seconds_{name}"].mean()) * images,
+            }
+        sections.append(Section(roc.title, roc, metrics, int((~memorized).sum())))
+    return sections
+
+
+def refuse_one_kind(sections: Sequence[Section], scores: pd.DataFrame) -> None:
+    """Refuses a table without parts."""
+    if not sections:
+        raise ConfigError(
+            [f"n_samples={len(scores)}: every prompt and every sample is of one kind, so nothing can be told apart; "
+             "draw more, from planted and ordinary prompts"]
+        )  # fmt: skip
+
+
+def _truths(scores: pd.DataFrame):
+    """(decisions with their truth, images per decision, what counts as independent) of each notion of memorized."""
+    each = scores["prompt"].fillna("") if scores["cause"].any() else scores["seed"].astype(str)
+    columns = [name for name in scores.columns if name.startswith("score_")]
+    planted = (scores["cause"] != "ordinary").rename("memorized")
+    if scores["cause"].any():
+        yield Roc(ONE_IMAGE, scores[columns].assign(memorized=planted)), 1, each
+        images = int(scores.groupby("prompt")["seed"].count().min())
+        if images > 1:
+            some = scores.assign(memorized=planted).groupby("prompt", sort=False).head(images)
+            means = some.groupby("prompt", sort=False)[[*columns, "memorized"]].mean()
+            means = means.astype({"memorized": bool}).reset_index()
+            yield Roc(f"Is the prompt planted? Mean of {images} images", means), images, means["prompt"]
+    yield Roc("Is this sample a copy?", scores[columns].assign(memorized=scores["copy"])), 1, each
+
+
+def table_of(
+    title: str,
+    names: Sequence[str],
+    sections: Sequence[Section],
+    unmeasured: Mapping[str, str | None],
+    published: Mapping[str, Mapping[str, float]],
+    notes: Sequence[str],
+) -> Table:
+    """One table, a part per notion of memorized; papers' numbers stand where they belong.
+
+    Args:
+        names: of the rows, in their order; one that a part says nothing of is left out of it.
+        unmeasured: rows that have no numbers in any part: "n/a", or None where the run failed.
+    """
+    tables = []
+    for section in sections:
+        paper = published if section.title == ONE_IMAGE else {}
+        known = section.metrics | unmeasured
+        rows = [{"row": name, "label": name, "paper": paper.get(name, {})} for name in names if name in known]
+        tables.append(render({"title": title, "rows": rows, "columns": COLUMNS}, known))
+    lines = [
+        replace(line, section=section.title)
+        for section, table in zip(sections, tables, strict=True)
+        for line in table.lines
+    ]
+    own = ["Paper rows: Stable Diffusion v1.4, 500 memorized against 500 ordinary prompts, one image."]
+    own = own if any(line.source == "paper" for line in lines) else []
+    return Table(title, tables[0].head, tuple(lines), (*notes, *own, *tables[0].notes))
+
+
+def counted(sections: Sequence[Section], scores: pd.DataFrame) -> list[str]:
+    """How few the numbers rest on."""
+    if not sections:
+        return [f"All {len(scores)} samples are of one kind: nothing can be told apart."]
+    rests = "; ".join(f"{int(RATE * s.ordinary)} of {s.ordinary} ({s.title})" for s in sections)
+    return [
+        f"TPR at 1 % FPR rests on so few ordinary ones above the threshold: {rests}.",
+        f"Copies: {int(scores['copy'].sum())} of {len(scores)} samples.",
+    ]
+
+
+def notes(
+    run: RunConfig,
+    parts: Parts,
+    detectors: Mapping[str, Detector],
+    reasons: Mapping[str, str],
+    prompts: bool,
+    learned: int,
+) -> list[str]:
+    """What one must know to believe the numbers.
+
+    Args:
+        reasons: why other detectors cannot serve.
+        prompts: whether samples have prompts.
+        learned: ordinary chains that detectors learned on.
+    """
+    known = hasattr(parts.model, "responsible")
+    by = "a planted picture is responsible (the truth)" if known else f"the judge, {run.judge.get('name')}, says so"
+    found = [
+        *(f"n/a: {reason}." for reason in reasons.values()),
+        "AUC: interval by Hanley & McNeil's variance at the bound"
+        + (", every prompt counted once: its images are no independent witnesses." if prompts else "."),
+        f"A copy: {by}.",
+        f"Network calls per decision, two under classifier-free guidance; seconds on {parts.model.device}, "
+        f"batches of {min(run.batch_size, run.n_samples)}.",
+    ]
+    learners = ", ".join(name for name, detector in detectors.items() if detector.learns)
+    if learners:
+        found.append(f"{learners}: learned on {learned} ordinary chains of other seeds, none of them a copy.")
+    return found
