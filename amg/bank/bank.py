@@ -175,7 +175,7 @@ class TrainingBank:
         if queries.shape[1:] != self.images.shape[1:]:
             raise ValueError(
                 f"queries are {tuple(queries.shape[1:])} but the bank's pictures {tuple(self.images.shape[1:])}: "
-                "load the bank with size= of the model's pictures"
+                "load the bank with size=(height, width) of the model's pictures"
             )
         if not 1 <= k <= len(self):
             raise ValueError(f"k must lie in 1 … {len(self)} (the bank's distinct pictures), got {k}")

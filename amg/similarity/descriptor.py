@@ -51,6 +51,11 @@ class DescriptorSimilarity:
         self._indexes: dict[tuple[torch.device, torch.dtype], Any] = {}
         bank.stored(self)  # others' vectors in the bank's cache are told now, not in the middle of a run
 
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        """Holders of the weights that ∇σ passes, for `amg.guidance.base.require_gradients`."""
+        return self, self.embed, getattr(self.embed, "__self__", None)
+
     def descriptors(self, images: Tensor) -> Tensor:
         """E(x), (B, D), of unit length."""
         embedding = self.embed(images if self.preprocess is None else self.preprocess(images))

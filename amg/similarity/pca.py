@@ -21,18 +21,18 @@ class PCAWhitening:
     """
 
     def __init__(self, bank: TrainingBank, directions: int = 128):
-        pixels = bank.pixels()
+        pixels, self.shape = bank.pixels(), bank.images.shape[1:]
         self.mean = torch.stack([part.double().sum(0) for part in pixels.split(CHUNK)]).sum(0) / len(pixels)
         fit = by_covariance if len(pixels) > pixels.shape[1] else by_gram
         self.whiten = fit(pixels, self.mean, min(directions, len(pixels) - 1, pixels.shape[1]))
 
     def __call__(self, images: Tensor) -> Tensor:
-        pixels = images.flatten(1)
-        if pixels.shape[1] != len(self.mean):
+        if images.shape[1:] != self.shape:  # as many values in another shape would be compared askew
             raise ValueError(
-                f"pictures of {pixels.shape[1]} values cannot be compared with the bank's of {len(self.mean)}: give "
-                "both the same size"
+                f"images are {tuple(images.shape[1:])} but the bank's {tuple(self.shape)}: load the bank with "
+                "size=(height, width) of the model's images"
             )
+        pixels = images.flatten(1)
         return (pixels - self.mean.to(pixels)) @ self.whiten.to(pixels)
 
 

@@ -134,9 +134,10 @@ def test_the_gradient_survives_at_an_exact_copy_and_through_the_norm_it_does_not
 
 
 def test_pictures_of_another_size_than_the_banks_are_refused_by_pca():
-    bank = TrainingBank.from_tensors(torch.rand(5, 3, 8, 8))
-    with pytest.raises(ValueError, match="768 values cannot be compared with the bank's of 192"):
-        PCASimilarity(bank, directions=3)(torch.rand(2, 3, 16, 16))
+    bank = TrainingBank.from_tensors(torch.rand(5, 3, 8, 12))
+    for shape in ((16, 16), (12, 8)):  # the second has as many values
+        with pytest.raises(ValueError, match=r"but the bank's \(3, 8, 12\): load the bank with size=\(height, width\)"):
+            PCASimilarity(bank, directions=3)(torch.rand(2, 3, *shape))
 
 
 def test_a_run_tells_pictures_of_another_size_than_the_networks_in_a_line(command, tmp_path):
