@@ -50,15 +50,13 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     for alone in ("row", "experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
         plain.pop(alone, None)
     plain["guidance"] = _listed(plain["guidance"])
-    if bind:
-        expand_presets(plain)
     run = validate(plain)
     allowed = (*PREFIXES, *run.allow)
-    nodes = {key: getattr(run, key) for key in COMPONENTS}
-    nodes |= {f"{key}.{name}": node for key in SEVERAL for name, node in getattr(run, key).items()}
-    lines = [line for key, node in nodes.items() if (line := _bad_target(key, node, allowed))]
-    if not lines and bind:  # nothing is imported while a target is not to be trusted, and Lightning (slow) last
-        for key in sorted(nodes, key="trainer".__eq__):
+    lines = [line for key, node in _nodes(run).items() if (line := _bad_target(key, node, allowed))]
+    if not lines and bind:  # nothing is imported while a target is not to be trusted
+        run = expand_presets(run)
+        nodes = _nodes(run)
+        for key in sorted(nodes, key="trainer".__eq__):  # Lightning, which is slow, last
             lines += [] if lines and key == "trainer" else _mistakes(key, nodes[key], allowed)
     every_guidance = [node for _, node in every("guidance", run.guidance)]
     if sum(str(node.get("_target_")).endswith(".AntiMemorizationGuidance") for node in every_guidance) > 1:
@@ -68,7 +66,12 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     return run
 
 
-def expand_presets(plain: dict[str, Any]) -> None:
+def _nodes(run: RunConfig) -> dict[str, dict[str, Any]]:
+    nodes = {key: getattr(run, key) for key in COMPONENTS}
+    return nodes | {f"{key}.{name}": node for key in SEVERAL for name, node in getattr(run, key).items()}
+
+
+def expand_presets(run: RunConfig) -> RunConfig:
     """Writes the constants that `preset:` keys stand for into the guidances and the threshold.
 
     A run is known by its values, so that another table of constants is another run.
@@ -81,18 +84,18 @@ def expand_presets(plain: dict[str, Any]) -> None:
 
     from amg.guidance import presets
 
+    plain = run.model_dump()
     model, similarity = (plain[key].get("name") for key in ("model", "similarity"))
     of = f"model={model} with similarity={similarity}"
     for key in ("similarity", "judge"):
         thresholds = presets.COPY_THRESHOLDS.get((model, plain[key].get("name")))
         if thresholds:
             plain[key] = dict(zip(("copy", "strict"), thresholds, strict=True)) | plain[key]
-    strength = plain.get("strength") if plain.get("strength") in ("main", "strong") else "main"
     node = plain["threshold"]
     if isinstance(node, dict) and "preset" in node:
         kind = node.pop("preset")
         try:
-            chosen = presets.threshold(model, similarity, strength, kind)
+            chosen = presets.threshold(model, similarity, run.strength, kind)
         except FileNotFoundError:
             raise NotApplicable(
                 [f"threshold={kind}: no curve was learned for {of}; python run.py task=calibrate … learns one"]
@@ -119,6 +122,7 @@ def expand_presets(plain: dict[str, Any]) -> None:
         for name in ("c1", "c2", "c3", "normalize", "margin"):
             if name not in node:
                 node[name] = getattr(chosen, name)
+    return RunConfig.model_validate(plain)
 
 
 NEEDS = {
