@@ -128,9 +128,18 @@ def test_all_values_that_only_the_user_can_give_are_asked_for_at_once():
         (["guidance=full", "++guidance.c3=null"], "guidance.c3=null: a number is expected"),
         (["guidance=full", "++guidance.normalize=3"], "guidance.normalize=3: true or false is expected"),
         (["++similarity.copy=abc"], "similarity.copy=abc: a number is expected"),
-        (["data=folder", "data.path=x", "++data.size=abc"], "data.size=abc: a whole number or null is expected"),
-        (["data=folder", "data.path=x", "++data.size=1.5"], "data.size=1.5: a whole number or null is expected"),
-        (["data=folder", "data.path=x", "++data.size=true"], "data.size=true: a whole number or null is expected"),
+        (
+            ["data=folder", "data.path=x", "++data.size=abc"],
+            "data.size=abc: a whole number or [a whole number, a whole number] or null is expected",
+        ),
+        (
+            ["data=folder", "data.path=x", "++data.size=1.5"],
+            "data.size=1.5: a whole number or [a whole number, a whole number] or null is expected",
+        ),
+        (
+            ["data=folder", "data.path=x", "++data.size=true"],
+            "data.size=true: a whole number or [a whole number, a whole number] or null is expected",
+        ),
         (["task=download", "++task.seconds=abc"], "task.seconds=abc: a number is expected"),
         (["++trainer.max_epochs=abc"], "trainer.max_epochs=abc: a whole number or null is expected"),
         (["similarity@judge=nl2", "++judge.k=a"], "judge.k=a: a whole number is expected"),

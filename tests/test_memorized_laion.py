@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from amg.bank.images import SkippedPictures
+from amg.bank.images import BankNote
 from amg.bank.sources.manifest import Entry, Manifest
 from amg.bank.sources.memorized_laion import memorized_laion_bank
 from experiments.cli import main
@@ -78,8 +78,8 @@ def test_unreadable_pictures_are_left_out_and_counted(tmp_path):
     Image.new("1", (20_000, 20_000)).save(bomb, "png")
     (tmp_path / "2.png").write_bytes(bomb.getvalue())
     manifest.add(Entry("sea", "u", "done", file="2.png", bytes=len(bomb.getvalue())))
-    said = r"2 of 3 pictures cannot be read.*: 1.png \(UnidentifiedImageError\), 2.png \(DecompressionBombError\)"
-    with pytest.warns(SkippedPictures, match=said):
+    said = r"2 of 3 images cannot be read.*: 1.png \(UnidentifiedImageError\), 2.png \(DecompressionBombError\)"
+    with pytest.warns(BankNote, match=said):
         assert memorized_laion_bank(tmp_path, size=2).captions == ["cat"]
 
 

@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from amg import records
 from amg.bank import TrainingBank
 from amg.similarity import DescriptorSimilarity, PCASimilarity, TwoStage
-from amg.similarity.clip import CLIP, crop
+from amg.similarity.clip import CLIP, preprocess
 from amg.worlds.emoji import emoji
 from amg.worlds.lab import LabDescriptor, LabScorer
 from experiments.cli import main
@@ -109,7 +109,7 @@ def test_clip_finds_training_pictures_and_is_kept_on_disk(clip_folder, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["clip-tiny-crop24"]
     direct = CLIPVisionModelWithProjection.from_pretrained(clip_folder).eval()
     with torch.no_grad():
-        expected = F.normalize(direct(pixel_values=crop(bank.images, 24)).image_embeds, dim=1)
+        expected = F.normalize(direct(pixel_values=preprocess(bank.images, 24)).image_embeds, dim=1)
     torch.testing.assert_close(clip.vectors(bank.images), expected)
     fine = DescriptorSimilarity(bank, lambda images: images.flatten(1))
     assert TwoStage(clip, fine, 3)(bank.images).index.tolist() == list(range(20))

@@ -12,7 +12,7 @@ from amg.bank import TrainingBank
 from amg.guidance.base import Guidance
 from amg.guidance.captions import CommonCaption
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
-from amg.similarity.base import Similarity
+from amg.similarity.base import Similarity, check_finite
 from amg.step import Step
 from amg.tensors import broadcast, norm
 from amg.thresholds import Threshold
@@ -121,6 +121,7 @@ class AntiMemorizationGuidance(Guidance):
     def __call__(self, step: Step, state: State | None) -> tuple[Tensor, State]:
         images = step.decode(step.x0)
         similarity, index = self.similarity(images)
+        check_finite(similarity, images)
         threshold = torch.as_tensor(self.threshold(step.t)).to(similarity).expand_as(similarity)
         if state is not None:
             threshold = torch.where(state.ever, threshold - self.margin, threshold)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amg.bank.bank import TrainingBank
-from amg.bank.images import UNREADABLE, decode, stack, tell_skipped
-from amg.bank.room import check_room
+from amg.bank.images import Item, load
 from amg.bank.sources.manifest import Manifest
 
 FOLDER = "data/memorized_laion"
@@ -50,19 +49,8 @@ def memorized_laion_bank(
     total, entries = manifest.read()
     # by name, which begins with the place in the list, and not in the order in which servers answered
     there = sorted((file, entry.prompt) for entry in entries.values() if (file := manifest.there(entry)) is not None)
-    if size is not None:
-        check_room(len(there), size, size)
-    images, captions, broken = [], [], []
-    for file, prompt in there:
-        try:
-            images.append(decode(file.read_bytes(), size))
-        except UNREADABLE as error:
-            broken.append(f"{file.name} ({type(error).__name__})")
-            continue
-        captions.append(prompt)
-    if not images:
-        raise ValueError(f"{path}: none of {len(there)} pictures can be read: delete it and run task=download again")
-    tell_skipped(Path(path), broken, len(there))
-    bank = TrainingBank.from_tensors(stack(images, Path(path)), captions, source=str(path), cache=cache)
-    bank.note = f"training pictures of {len(captions)} of {total} memorized prompts"
+    items = (Item(file.name, file, [prompt]) for file, prompt in there)
+    images, captions = load(Path(path), items, len(there), size, "prompts")
+    bank = TrainingBank.from_tensors(images, captions, source=str(path), cache=cache)
+    bank.note = f"training pictures of {int(bank.multiplicity.sum())} of {total} memorized prompts"
     return bank

@@ -11,7 +11,7 @@ from amg.guidance.anti_memorization import MIN_ALPHA_BAR
 from amg.guidance.base import Guidance
 from amg.guidance.captions import CommonCaption
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
-from amg.similarity.base import Similarity
+from amg.similarity.base import Similarity, check_finite
 from amg.step import Step
 from amg.tensors import broadcast, norm
 from amg.thresholds import Exponential, Threshold
@@ -106,6 +106,7 @@ class ReleasedSD(Guidance):
     def __call__(self, step: Step, state: ReleasedState | None) -> tuple[Tensor, ReleasedState]:
         images = step.decode(step.x0)
         similarity, index = self.similarity(images)
+        check_finite(similarity, images)
         threshold = torch.as_tensor(self.threshold(step.t)).to(similarity).expand_as(similarity)
         flagged = similarity > threshold
         zeros = torch.zeros_like(similarity)

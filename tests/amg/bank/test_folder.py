@@ -10,7 +10,7 @@ from PIL import Image
 
 from amg.bank import TrainingBank
 from amg.bank.folder import read_folder
-from amg.bank.images import SkippedPictures
+from amg.bank.images import BankNote
 
 
 def save(path, value, size=(4, 4)):
@@ -27,12 +27,12 @@ def test_pictures_come_in_the_order_of_names_with_the_text_beside_them(tmp_path)
     images, captions = read_folder(tmp_path)
     assert images[:, 0, 0, 0].tolist() == pytest.approx([-1.0, 1.0, 51 / 127.5 - 1])
     assert images.shape == (3, 3, 4, 4)
-    assert captions == ["black", "", "grün"]
+    assert captions == [["black"], [""], ["grün"]]
 
 
 def test_without_any_caption_there_are_none(tmp_path):
     save(tmp_path / "a.png", 0)
-    assert read_folder(tmp_path)[1] is None
+    assert TrainingBank.from_folder(tmp_path, cache=None).all_captions == ((),)
 
 
 def test_size_makes_squares_by_averaging(tmp_path):
@@ -56,8 +56,7 @@ def test_metadata_wins_over_text_and_repeats_a_picture_named_twice(tmp_path, kin
         text = 'file_name,text\na.png,"one, ""two"""\na.png,again\nb.png,bee\n'
     (tmp_path / f"metadata.{kind}").write_text(text)
     images, captions = read_folder(tmp_path)
-    assert captions == ['one, "two"', "again", "bee"]
-    assert torch.equal(images[0], images[1])
+    assert len(images) == 2 and captions == [['one, "two"', "again"], ["bee"]]
     bank = TrainingBank.from_folder(tmp_path)
     assert bank.multiplicity.tolist() == [2, 1] and bank.all_captions[0] == ('one, "two"', "again")
 
@@ -68,7 +67,7 @@ def test_corrupt_pictures_are_left_out_counted_and_listed(tmp_path):
     for i in range(6):
         (tmp_path / f"broken{i}.png").write_bytes(whole[: 20 + i])
     (tmp_path / "empty.jpg").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"7 of 8 pictures cannot be read.*broken0.png \(.*and 2 more"):
+    with pytest.warns(UserWarning, match=r"7 of 8 images cannot be read.*broken0.png \(.*and 2 more"):
         images, _ = read_folder(tmp_path)
     assert len(images) == 1
 
@@ -82,7 +81,7 @@ def test_a_picture_whose_header_asks_for_too_many_pixels_is_left_out_as_a_corrup
         place = data.index(b"\x00\x01\x04\x00\x01\x00\x00\x00") + 9
     data[place] = 0xFF  # the second byte of the width: 4 becomes 65,284
     (tmp_path / f"b.{kind}").write_bytes(data)
-    with pytest.warns(SkippedPictures, match=rf"1 of 2 pictures cannot be read.*b.{kind} \(DecompressionBombError\)"):
+    with pytest.warns(BankNote, match=rf"1 of 2 images cannot be read.*b.{kind} \(DecompressionBombError\)"):
         images, _ = read_folder(tmp_path, 4)
     assert len(images) == 1
 
@@ -96,11 +95,18 @@ def test_a_picture_that_pillow_only_warns_of_is_read(tmp_path, monkeypatch):
 
 def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):
     save(tmp_path / "a.png", 0, (40, 50))
-    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "a.png,again\n" * 3)
-    monkeypatch.setattr("amg.bank.room.psutil.virtual_memory", lambda: SimpleNamespace(available=100_000))
-    with pytest.raises(ValueError, match="a bank of 3 pictures of 50×40 pixels needs 0.0 GB"):  # 144,000 bytes
-        read_folder(tmp_path)
-    assert len(read_folder(tmp_path, size=10)[0]) == 3
+    for name in "bcde":
+        save(tmp_path / f"{name}.png", ord(name), (40, 50))
+    monkeypatch.setattr("amg.bank.room.psutil.virtual_memory", lambda: SimpleNamespace(available=120_000))
+    with monkeypatch.context() as patch:
+        patch.setattr("amg.bank.images.decode_pixels", lambda *_: pytest.fail("decoded"))
+        with pytest.raises(ValueError, match="a bank of 5 images of 50×40 pixels needs 0.0 GB"):  # 5 · 24,000 bytes
+            read_folder(tmp_path)
+    assert len(read_folder(tmp_path, size=10)[0]) == 5
+    with pytest.raises(ValueError, match="a bank of 5 images of 35×35 pixels"):  # twice 73,500 bytes
+        TrainingBank.from_folder(tmp_path, size=35, deduplicate=1.0)
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "a.png,again\n" * 30)  # repeats take no memory
+    assert len(read_folder(tmp_path, size=(20, 45))[0]) == 5
 
 
 @pytest.mark.parametrize(
@@ -111,7 +117,7 @@ def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):
         (
             "metadata.csv",
             "file_name,text\na.png,x\nnone.png,y\n",
-            "line 3: there is no picture .*none.png",
+            "line 3: there is no image .*none.png",
         ),
     ],
 )
@@ -126,7 +132,7 @@ def test_bad_metadata_is_named_by_its_line(tmp_path, name, text, message):
 def test_a_table_as_excel_writes_it_is_read(tmp_path, between):
     save(tmp_path / "a.png", 0)
     (tmp_path / "metadata.csv").write_bytes(f"file_name{between}text\r\na.png{between}grün\r\n".encode("utf-8-sig"))
-    assert read_folder(tmp_path)[1] == ["grün"]
+    assert read_folder(tmp_path)[1] == [["grün"]]
 
 
 @pytest.mark.parametrize("name, head", [("metadata.csv", "file_name,text\na.png,"), ("a.txt", "two\n")])
@@ -138,13 +144,13 @@ def test_captions_in_another_encoding_are_told_by_file_and_line(tmp_path, name, 
 
 
 def test_each_folders_table_names_the_pictures_beside_it(tmp_path):
-    for name in ("test/a.png", "test/deep/b.png", "train/a.png", "train/c.png", "z.png"):
-        save(tmp_path / name, len(name))
+    for value, name in enumerate(("test/a.png", "test/deep/b.png", "train/a.png", "train/c.png", "z.png")):
+        save(tmp_path / name, value)
     (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "train a"}')
     (tmp_path / "test" / "metadata.csv").write_text("file_name,text\ndeep/b.png,test b\na.png,test a\n")
     (tmp_path / "train" / "c.txt").write_text("train c")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "train/../z.png", "text": "z"}')
-    assert read_folder(tmp_path)[1] == ["test a", "test b", "train a", "train c", "z"]
+    assert read_folder(tmp_path)[1] == [["test a"], ["test b"], ["train a"], ["train c"], ["z"]]
 
 
 def test_links_to_one_file_as_in_a_cache_of_the_hub_keep_their_own_captions(tmp_path):
@@ -153,7 +159,7 @@ def test_links_to_one_file_as_in_a_cache_of_the_hub_keep_their_own_captions(tmp_
         (tmp_path / "data" / split).mkdir(parents=True)
         (tmp_path / "data" / split / "a.png").symlink_to(tmp_path / "blobs" / "x.png")
         (tmp_path / "data" / split / "metadata.csv").write_text(f"file_name,text\na.png,{split}\n")
-    assert read_folder(tmp_path / "data")[1] == ["test", "train"]
+    assert read_folder(tmp_path / "data")[1] == [["test", "train"]]
 
 
 def test_a_picture_in_two_tables_is_refused(tmp_path):
@@ -169,9 +175,9 @@ def test_a_picture_in_two_tables_is_refused(tmp_path):
 def test_folders_that_cannot_serve_say_why(tmp_path):
     with pytest.raises(FileNotFoundError, match="data.path: there is no folder"):
         read_folder(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="no pictures in"):
+    with pytest.raises(FileNotFoundError, match="no images in"):
         read_folder(tmp_path)
     save(tmp_path / "a.png", 0)
     save(tmp_path / "b.png", 0, (5, 5))
-    with pytest.raises(ValueError, match="pictures of 2 sizes.*data.size"):
+    with pytest.raises(ValueError, match="images of several sizes .*b.png of 5×5 after 4×4: set data.size"):
         read_folder(tmp_path)

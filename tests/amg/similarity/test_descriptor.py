@@ -135,14 +135,16 @@ def test_the_gradient_survives_at_an_exact_copy_and_through_the_norm_it_does_not
 
 def test_pictures_of_another_size_than_the_banks_are_refused_by_pca():
     bank = TrainingBank.from_tensors(torch.rand(5, 3, 8, 8))
-    with pytest.raises(ValueError, match="768 values cannot be compared with the bank's of 192"):
+    with pytest.raises(
+        ValueError, match=r"images are \(3, 16, 16\) but the bank's \(3, 8, 8\): load the bank with size=\(16, 16\)"
+    ):
         PCASimilarity(bank, directions=3)(torch.rand(2, 3, 16, 16))
 
 
 def test_a_run_tells_pictures_of_another_size_than_the_networks_in_a_line(command, tmp_path):
     (tmp_path / "small").mkdir()
     for i in range(3):
-        Image.new("RGB", (16, 16), (80 * i, 0, 9)).save(tmp_path / "small" / f"{i}.png")
+        Image.new("RGB", (16, 16), (80 * i, 40 * i * i, 9)).save(tmp_path / "small" / f"{i}.png")
     quick = ["n_samples=1", "sampler.steps=1", "trainer=cpu", "metrics.extractor=none", "output_dir=out"]
     code, _, told = command("model=lab_sd", "prompt=x", "data=folder", "data.path=small", *quick)
     assert code == 2 and "error: model: lab_sd draws pictures of 32×32, the bank's are 16×16" in told

@@ -110,5 +110,5 @@ def test_settings_without_meaning_are_refused(options):
 
 
 def test_a_bank_of_one_picture_is_refused():
-    with pytest.raises(ValueError, match="at least 2 distinct pictures"):
+    with pytest.raises(ValueError, match="at least 2 distinct images"):
         NormalizedL2(TrainingBank.from_tensors(pictures(1).repeat(3, 1, 1, 1)))
