@@ -231,7 +231,7 @@ class TrainingBank:
 
 def _captions(captions: str | Sequence[str] | None, row: int) -> Sequence[str]:
     """The captions of an image's occurrences, "" for one without."""
-    listed = [captions or ""] if captions is None or isinstance(captions, str) else list(captions) or [""]
+    listed = list(captions) or [""] if isinstance(captions, (list, tuple)) else [captions or ""]
     for caption in listed:
         if not isinstance(caption, str):
             raise ValueError(f"captions of the bank must be text, row {row} has {caption!r} ({type(caption).__name__})")

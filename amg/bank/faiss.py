@@ -90,10 +90,11 @@ class FaissIndex:
         if file is None or not file.is_file():
             return None
         try:
-            index = self.faiss.downcast_index(self.faiss.read_index(str(file)))
+            index = self.faiss.read_index(str(file))
         except RuntimeError:  # cut short
             return None
-        fits = (index.ntotal, index.d, getattr(index, "M", 0)) == (len(self), self.dimension, self.codes)
+        codes = getattr(self.faiss.downcast_index(index), "M", 0)
+        fits = (index.ntotal, index.d, codes) == (len(self), self.dimension, self.codes)
         return index if fits else None
 
     def _padded(self, vectors: Tensor) -> np.ndarray:

@@ -121,14 +121,10 @@ def load(
             images[row] = _tensor(pixels)
             captions.append(list(item.captions))
     if images is None:
-        raise ValueError(
-            f"{path}: none of {seen} images can be read, e.g. {unread[0]}" if seen else f"{path}: no images"
-        )
-    if captions_in is None:
-        bare = 0
+        raise ValueError(f"{path}: none of {seen} images can be read, e.g. {', '.join(unread[:1])}")
+    bare = 0 if captions_in is None else bare
     if unread or bare:
-        note = BankNote(str(path), tuple(unread), seen, bare, captions_in or "")
-        warnings.warn(note, stacklevel=5)
+        warnings.warn(BankNote(str(path), tuple(unread), seen, bare, captions_in or ""), stacklevel=5)
     return images[: len(captions)], captions
 
 

@@ -60,7 +60,7 @@ def by_covariance(pixels: Tensor, mean: Tensor, rank: int) -> Tensor:
 
 
 def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues, descending, with their vectors in columns; those that are rounding alone are left out."""
+    """The largest eigenvalues, descending, and their vectors in columns, without those that are rounding alone."""
     values, vectors = torch.linalg.eigh(matrix)
     values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
     # float32 images: what lies below their rounding is no direction

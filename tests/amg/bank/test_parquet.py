@@ -107,3 +107,25 @@ def test_a_truncated_file_is_refused_by_name(tmp_path):
 def test_a_missing_file_is_refused_by_name(tmp_path, name):
     with pytest.raises(FileNotFoundError, match="no Parquet file at"):
         TrainingBank.from_parquet(tmp_path / name)
+
+
+@pytest.mark.parametrize("values, kind", [([3], "int64"), ([1.5], "double"), ([[3]], "list<"), ([b"x"], "binary")])
+def test_captions_that_are_no_text_are_refused_by_column_and_type_before_anything_is_decoded(tmp_path, values, kind):
+    path = write(tmp_path / "int.parquet", image=[b"no png"], text=values)
+    with pytest.raises(ValueError, match=rf"int.parquet: column text holds {kind}.*; captions are text or lists of it"):
+        TrainingBank.from_parquet(path)
+
+
+def test_text_in_every_form_that_parquet_has_is_read(tmp_path):
+    for column in (
+        pa.array(["x", None], pa.large_string()),
+        pa.array(["x", ""]).dictionary_encode(),
+        pa.array([["x"], []], pa.large_list(pa.string())),
+    ):
+        path = write(tmp_path / "a.parquet", image=[png(1), png(2)], TEXT=column)
+        with pytest.warns(
+            BankNote, match="1 of 2 images have no caption .captions are columns captions, text, caption"
+        ):
+            assert TrainingBank.from_parquet(path, cache=None).captions == ["x", ""]
+    path = write(tmp_path / "a.parquet", image=[png(1)], text=pa.nulls(1), caption=["y"])
+    assert TrainingBank.from_parquet(path, cache=None).captions == ["y"]
