@@ -113,6 +113,17 @@ def test_runs_of_one_setting_are_one_row(command, tmp_path):
     assert Path("runs/collected/table.tex").is_file() and Path("runs/collected/report.html").is_file()
 
 
+def test_a_run_whose_metrics_an_earlier_version_measured_is_left_out_by_name(command, tmp_path):
+    finished(tmp_path / "runs" / "t" / "new", "none", 0)
+    finished(tmp_path / "runs" / "t" / "old", "full", 0, copies=0)
+    manifest = tmp_path / "runs" / "t" / "old" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["metrics"] |= {"copies": 0, "copies_share": 0.0}
+    manifest.write_text(json.dumps(content))
+    code, _, told = command("task=collect", "task.runs=[runs/t/*]")
+    assert code == 0 and "runs/t/old: measured by an earlier version" in told and len(rows()) == 1
+
+
 def test_runs_of_another_size_or_other_metrics_are_rows_of_their_own(command, tmp_path):
     finished(tmp_path / "a", "none", 0)
     finished(tmp_path / "b", "none", 8, ["n_samples=16"], n=16)
