@@ -78,10 +78,9 @@ class TableSpec(BaseModel, extra="forbid", frozen=True):
     def _named(cls, entries: Any) -> Any:
         """Completes a column that is named alone, or by its key with what differs from columns.yaml."""
         completed = []
-        for entry in entries:
-            entry = {"key": entry} if isinstance(entry, str) else entry
-            known = columns().get(entry["key"]) if isinstance(entry, Mapping) and "key" in entry else None
-            if isinstance(entry, Mapping) and known is None and "label" not in entry:
+        for entry in ({"key": entry} if isinstance(entry, str) else entry for entry in entries):
+            known = columns().get(entry.get("key"))
+            if known is None and "label" not in entry:
                 raise ValueError(f"no column {entry.get('key')!r}; known: {', '.join(columns())}")
             completed.append({**known.model_dump(), **entry} if known else entry)
         return completed
