@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
-from amg.guidance import AntiMemorizationGuidance, Chain, State
-from amg.guidance.base import flat
+from amg.guidance import Guidance, Sight, Watch
 from amg.sampling import sample
+from amg.step import Step
 from experiments.config.build import Parts, component
 from experiments.config.schema import RunConfig
 from experiments.run import records
@@ -33,19 +33,11 @@ class Generate(L.LightningModule):
     def __init__(self, run: RunConfig, parts: Parts, conditions: list[str | int] | None):
         super().__init__()
         self.run, self.parts, self.conditions = run, parts, conditions
-        self.guidance = watched(parts)
 
     def predict_step(self, seeds: list[int], batch_idx: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
-        start, parts, trace = time.perf_counter(), self.parts, []
+        start, parts, trace = time.perf_counter(), self.parts, Trace(self.parts)
         chosen = chosen_for(self.run, self.conditions, seeds)
-        images = draw(
-            self.run,
-            parts,
-            seeds,
-            chosen,
-            self.guidance,
-            on_step=lambda step, state: trace.append((step.t, amg_state(state))),
-        )
+        images = draw(self.run, parts, seeds, chosen, parts.guidance, on_step=trace)
         seconds = (time.perf_counter() - start) / len(seeds)
         return rows(parts, seeds, chosen, images, trace, seconds), images.cpu()
 
@@ -70,78 +62,76 @@ def draw(run: RunConfig, parts: Parts, seeds: list[int], chosen: list | None, gu
     return parts.model.decode(x0).clamp(-1, 1)
 
 
-def watched(parts: Parts):
-    """The guidance with something under it that records the similarity trace, unless it does so itself."""
-    if any(isinstance(one, AntiMemorizationGuidance) for one in flat(parts.guidance)):
-        return parts.guidance
-    return Chain([AntiMemorizationGuidance(parts.similarity, parts.threshold, terms=()), parts.guidance])
+class Trace:
+    """What was detected at each step of a batch, and what the guidance keeps of it; called as `on_step`.
+
+    The detection of a guidance that acts by one is its own; every other sample is watched as it would be by AMG.
+    """
+
+    def __init__(self, parts: Parts):
+        self.guidance, self.watch = parts.guidance, Watch(parts.similarity, parts.threshold)
+        self.sight: Sight | None = None
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def __call__(self, step: Step, state: Any) -> None:
+        kept = self.guidance.record(state)
+        if "similarity" not in kept:
+            self.sight = self.watch(step, None if self.sight is None else self.sight.ever)
+            kept |= {name: getattr(self.sight, name) for name in ("similarity", "lam", "flagged")}
+        self.steps.append({"t": step.t, **kept})
+
+    def of(self, name: str) -> torch.Tensor:
+        """Returns one quantity of all samples and steps, (B, T); 0 if the guidance does not keep it."""
+        nothing = torch.zeros_like(self.steps[0]["similarity"])
+        return torch.stack([step.get(name, nothing) for step in self.steps], dim=1).cpu()
+
+    def steps_guided(self) -> list[int | None]:
+        """Returns on how many steps each sample was guided; None if the guidance does not say."""
+        if "guided" not in self.steps[0] and type(self.guidance) is not Guidance:
+            return [None] * len(self.steps[0]["t"])
+        return self.of("guided").sum(1).int().tolist()
 
 
-def amg_state(state: Any) -> State | None:
-    """AMG's part of a state: itself, or that within a chain's."""
-    if isinstance(state, tuple):
-        return next((found for one in state if (found := amg_state(one)) is not None), None)
-    return state if isinstance(state, State) else None
-
-
-def rows(parts: Parts, seeds: list[int], chosen: list | None, images: torch.Tensor, trace: list, seconds: float):
+def rows(parts: Parts, seeds: list[int], chosen: list | None, images: torch.Tensor, trace: Trace, seconds: float):
     """One record per sample; the final picture's similarity is measured anew."""
-    model, bank = parts.model, parts.bank
+    world, chosen = parts.world, chosen or [None] * len(seeds)
     with torch.no_grad():
         match, judged = parts.similarity(images), parts.judge(images)
-    component = model.responsible(images).tolist() if hasattr(model, "responsible") else None
-    stacked = {
-        name: torch.stack([getattr(state, name) for _, state in trace]).T.cpu() for name in State.__annotations__
-    }
-    times = torch.stack([t for t, _ in trace]).T.cpu()
-    guided = steps_guided(parts.guidance, stacked["flagged"])
-    result = []
-    for i, seed in enumerate(seeds):
-        condition = None if chosen is None else chosen[i]
-        text = condition if isinstance(condition, str) else None
-        known = component is not None
-        result.append(
-            {
-                "seed": seed,
-                "prompt": text,
-                "label": condition if isinstance(condition, int) else None,
-                "cause": model.cause(text) if text is not None and hasattr(model, "cause") else "",
-                "similarity": match.value[i].item(),
-                "nearest_index": match.index[i].item(),
-                "nearest_caption": bank.captions[match.index[i]],
-                "judge": judged.value[i].item(),
-                "judge_index": judged.index[i].item(),
-                "truth": bool(model.is_copy(torch.tensor(component[i]))) if known else None,
-                "component": model.component_name(component[i]) if known else None,
-                "aligned": bool(model.asked_for(condition)[component[i]]) if known else None,
-                "planted": model.is_planted(bank.captions[judged.index[i]]) if hasattr(model, "is_planted") else None,
-                "steps": len(trace),
-                "steps_guided": guided[i],
-                "trace_t": times[i].tolist(),
-                "trace_similarity": stacked["similarity"][i].tolist(),
-                "trace_threshold": stacked["threshold"][i].tolist(),
-                "trace_flagged": stacked["flagged"][i].tolist(),
-                **{f"norm_{term}": stacked[term][i].mean().item() for term in ("spe", "dup", "sim")},
-                "dropped": int(stacked["dropped"][i].sum()),
-                "seconds": seconds,
-            }
-        )
-    return result
-
-
-def steps_guided(guidance: Any, flagged: torch.Tensor) -> list[int | None]:
-    """On how many steps each sample was guided: AMG acts where it is flagged, and what only watches never does.
-
-    None for a rival: the flags are those of AMG watching it, and say nothing of what the rival did.
-
-    Args:
-        flagged: (B, T) bool.
-    """
-    parts = flat(guidance)
-    terms = [one.terms for one in parts if isinstance(one, AntiMemorizationGuidance)]
-    if any(terms):
-        return flagged.sum(1).tolist()
-    return [0 if len(terms) == len(parts) else None] * len(flagged)
+    truth = {"truth": None, "component": None, "aligned": None}
+    if world.truth is not None:
+        truth = {
+            "truth": world.truth.copies(images).tolist(),
+            "component": world.truth.component(images),
+            "aligned": world.truth.answers(chosen, images).tolist(),
+        }
+    nearest = [world.bank.captions[i] for i in judged.index]
+    names = ("t", "similarity", "lam", "flagged", "spe", "dup", "sim", "dropped")
+    traces, guided = {name: trace.of(name) for name in names}, trace.steps_guided()
+    return [
+        {
+            "seed": seed,
+            "prompt": condition if isinstance(condition, str) else None,
+            "label": condition if isinstance(condition, int) else None,
+            "cause": world.cause(condition) if isinstance(condition, str) else "",
+            "similarity": match.value[i].item(),
+            "nearest_index": match.index[i].item(),
+            "nearest_caption": world.bank.captions[match.index[i]],
+            "judge": judged.value[i].item(),
+            "judge_index": judged.index[i].item(),
+            **{name: values and values[i] for name, values in truth.items()},
+            "planted": None if world.planted is None else world.planted(nearest[i]),
+            "steps": len(trace.steps),
+            "steps_guided": guided[i],
+            "trace_t": traces["t"][i].tolist(),
+            "trace_similarity": traces["similarity"][i].tolist(),
+            "trace_threshold": traces["lam"][i].tolist(),
+            "trace_flagged": traces["flagged"][i].tolist(),
+            **{f"norm_{term}": traces[term][i].mean().item() for term in ("spe", "dup", "sim")},
+            "dropped": int(traces["dropped"][i].sum()),
+            "seconds": seconds,
+        }
+        for i, (seed, condition) in enumerate(zip(seeds, chosen, strict=True))
+    ]
 
 
 class Writer(BasePredictionWriter):

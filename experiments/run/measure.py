@@ -36,8 +36,8 @@ def measure(run: RunConfig, parts: Parts, run_dir: Path) -> dict[str, Any]:
     metrics["by_cause"] = by_cause(metrics)
     metrics |= aligned(run, run_dir, CACHE, device(run.trainer))
     metrics["notes"] = notes(run, parts, metrics)
-    if run.conditioning == "none" and hasattr(parts.model, "true_copy_rate"):
-        metrics["true_copy_rate"] = parts.model.true_copy_rate()
+    if run.conditioning == "none" and parts.world.truth is not None:
+        metrics["true_copy_rate"] = parts.world.truth.rate()
     return metrics
 
 
@@ -97,7 +97,7 @@ def reference(run: RunConfig, parts: Parts) -> Tensor:
     folder = run.metrics.reference
     if folder == "bank":
         return parts.bank.images
-    side = getattr(parts.model, "side", None) or parts.bank.images.shape[2]
+    side = parts.model.side or parts.bank.images.shape[2]
     try:
         return TrainingBank.from_folder(folder, size=side).images
     except (ValueError, FileNotFoundError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from amg.guidance import AntiMemorizationGuidance
+from amg.guidance import Guidance, Watch
 from amg.sampling.ordinary import calibrate
 from amg.thresholds import Constant
 from experiments.config.build import build
@@ -37,8 +37,8 @@ def calibrate_run(run: RunConfig, rate: float = 0.01) -> Path:
     if not 0 < rate < 1:
         raise ConfigError([f"task.rate must lie in (0, 1), got {rate}"])
     parts = build(run)
-    chosen = conditions(run, parts.model)
-    watch = AntiMemorizationGuidance(parts.similarity, Constant(float("inf")), terms=())
+    chosen = conditions(run, parts.world)
+    watch, truth = Watch(parts.similarity, Constant(float("inf"))), parts.world.truth
     traces, copies = [], []
     seeds = range(run.seed, run.seed + run.n_samples)
     for start in track(range(0, len(seeds), run.batch_size), "unguided chains"):
@@ -49,15 +49,13 @@ def calibrate_run(run: RunConfig, rate: float = 0.01) -> Path:
             parts,
             batch,
             chosen_for(run, chosen, batch),
-            watch,
-            on_step=lambda step, state, trace=trace: trace.append((step.t[0], state.similarity)),
+            Guidance(),
+            on_step=lambda step, state, trace=trace: trace.append((step.t[0], watch(step).similarity)),
         )
         times = torch.stack([t for t, _ in trace]).cpu()
         traces.append(torch.stack([similarity for _, similarity in trace]))
-        if hasattr(parts.model, "responsible"):
-            copies.append(parts.model.is_copy(parts.model.responsible(images)))
-        else:
-            copies.append(parts.similarity(images).value > parts.similarity.copy)
+        alike = parts.similarity(images).value > parts.similarity.copy
+        copies.append(alike if truth is None else truth.copies(images))
     ordinary = torch.cat(traces, dim=1)[:, ~torch.cat(copies)].cpu()
     half = ordinary.shape[1] // 2
     if half < 20:
@@ -67,7 +65,6 @@ def calibrate_run(run: RunConfig, rate: float = 0.01) -> Path:
     model, similarity = run.model["name"], run.similarity["name"]
     sampler = run.sampler.scheduler.rsplit(".", 1)[-1].removesuffix("Scheduler").lower()
     file = Path(run.output_dir or CALIBRATED) / f"{model}-{similarity}-{sampler}.yaml"
-    truth = "the responsible component is no planted picture" if hasattr(parts.model, "responsible") else "no copy"
     header = HEADER.format(
         model=model,
         similarity=similarity,
@@ -80,7 +77,7 @@ def calibrate_run(run: RunConfig, rate: float = 0.01) -> Path:
         chains=run.n_samples,
         first=run.seed,
         last=run.seed + run.n_samples - 1,
-        ordinary=truth,
+        ordinary="no copy" if truth is None else "the responsible component is no planted picture",
         learned=found.learned,
         held_out=found.held_out,
         held_out_capped=found.held_out_capped,

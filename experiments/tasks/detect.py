@@ -48,7 +48,7 @@ def detect_run(
     reasons = _not_applicable(run)
     parts = build(run)
     detectors = _detectors(run, parts, reasons)
-    chosen, causes = labelled(run, parts.model, ordinary)
+    chosen, causes = labelled(run, parts.world, ordinary)
     samples = samples_of(run, chosen, causes, learn if any(d.learns for d in detectors.values()) else 0)
     run_dir = folder(run, parts, chosen, NODES, "detect")
     entries = {"command": command, **facts(run, parts, chosen)}
@@ -80,7 +80,7 @@ def detect_run(
 def _check(run: RunConfig, learn: Any) -> None:
     """What can be told before anything is loaded."""
     lines = []
-    if run.guidance.get("terms") != []:
+    if run.guidance["_target_"] != "amg.guidance.Guidance":
         lines.append(f"guidance={run.guidance.get('name')}: task=detect scores unguided sampling; leave guidance out")
     if not run.detector:
         lines.append("detector: choose at least one of conf/detector, e.g. detector=[magnitude,norms]")

@@ -14,6 +14,7 @@ import torch
 from rich.progress import track
 
 from amg.detectors import Detector, network_calls, observe, places
+from amg.worlds.world import World
 from experiments.config.build import Parts, told
 from experiments.config.schema import ConfigError, RunConfig
 from experiments.run import records
@@ -36,13 +37,13 @@ class Sample:
     held_out: bool = False
 
 
-def labelled(run: RunConfig, model: Any, ordinary: str) -> tuple[list[str | int] | None, list[str]]:
+def labelled(run: RunConfig, world: World, ordinary: str) -> tuple[list[str | int] | None, list[str]]:
     """The prompts or labels of a run, and the cause of each; a model without planted prompts takes two sets in turn."""
-    chosen = conditions(run, model)
+    chosen = conditions(run, world)
     if run.conditioning != "prompt":
         return chosen, [""] * len(chosen or [None])
-    if hasattr(model, "prompts"):  # it brings planted ones and knows which they are
-        return chosen, [model.cause(prompt) for prompt in chosen]
+    if world.prompts:  # it brings planted ones and knows which they are
+        return chosen, [world.cause(prompt) for prompt in chosen]
     from amg.prompts import read_prompts
 
     with told("task.ordinary"):
@@ -103,9 +104,8 @@ def _rows(run, parts, detectors, used, batch: list[Sample]) -> list[dict[str, An
     with torch.no_grad():
         images = parts.model.decode(found.x0).clamp(-1, 1)
         guide, judge = parts.similarity(images).value, parts.judge(images).value
-    truth = None
-    if hasattr(parts.model, "responsible"):
-        truth = parts.model.is_copy(parts.model.responsible(images)).tolist()
+    truth = parts.world.truth
+    copies = judge > parts.judge.copy if truth is None else truth.copies(images)
     rows = []
     for i, sample in enumerate(batch):
         text = isinstance(sample.condition, str)
@@ -117,7 +117,7 @@ def _rows(run, parts, detectors, used, batch: list[Sample]) -> list[dict[str, An
             "label": None if text else sample.condition,
             "similarity": guide[i].item(),
             "judge": judge[i].item(),
-            "copy": judge[i].item() > parts.judge.copy if truth is None else truth[i],
+            "copy": copies[i].item(),
         }
         for name in detectors:
             row[f"seen_{name}"] = found.seen[name][i].flatten().tolist() if name in used else []

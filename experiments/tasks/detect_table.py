@@ -161,7 +161,7 @@ def notes(
         prompts: whether samples have prompts.
         learned: ordinary chains that detectors learned on.
     """
-    known = hasattr(parts.model, "responsible")
+    known = parts.world.truth is not None
     by = "a planted picture is responsible (the truth)" if known else f"the judge, {run.judge.get('name')}, says so"
     found = [
         *(f"n/a: {reason}." for reason in reasons.values()),

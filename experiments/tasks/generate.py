@@ -42,7 +42,7 @@ def generate_run(run: RunConfig, command: str = "", in_sweep: bool = False, draw
     from experiments.run.measure import measure
 
     parts = build(run, measures=True)
-    chosen = conditions(run, parts.model)
+    chosen = conditions(run, parts.world)
     run_dir = folder(run, parts, chosen)
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to draw its share, no more
         generate(run, parts, chosen, run_dir)

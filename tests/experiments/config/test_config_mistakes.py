@@ -6,8 +6,8 @@ import sys
 import pytest
 from composed import ROOT, composed, mistakes
 
-from experiments.cli.main import main as run_main
 from experiments.cli.main import CONF, compose_config
+from experiments.cli.main import main as run_main
 from experiments.config.bind import check, not_applicable
 
 
