@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amg.schedule import add_eps, clean_sample, clip, fraction, noise_level, option, posterior_variance, to_eps
-from amg.tensors import broadcast
+from amg.tensors import broadcast, finite_rows
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Step:
     """Σ of the posterior, (B, C, H, W), for models that learn it."""
     clip: float | None = None
     """The scheduler clips x̂0 to [−clip, clip]; None where it does not."""
+
+    @property
+    def finite(self) -> Tensor:
+        """Rows of finite x_t and ε, (B,) bool; no guidance edits the other rows."""
+        return finite_rows(self.x_t, self.eps)
 
     def predict_x0(self, eps: Tensor) -> Tensor:
         """x̂0 = (x_t − √(1−ᾱ_t) ε) / √ᾱ_t (Eq. 12), unclipped."""
@@ -160,13 +166,30 @@ def guide(
 ) -> tuple[Tensor, Tensor, Any]:
     """The output that the scheduler is to use, its ε as the guidance returned it, and the guidance's new state.
 
+    Rows that are not finite keep output and ε, whatever the guidance returned for them.
+
     Args:
         output: after CFG, what `step` is the view of, (B, C, H, W).
     """
     eps, state = guidance(step, state)
     if eps is not step.eps:  # untouched rows receive + 0 and keep their bits
-        output = add_eps(output, eps - step.eps, step.alpha_bar, scheduler.config.prediction_type)
+        edited = add_eps(output, eps - step.eps, step.alpha_bar, scheduler.config.prediction_type)
+        if step.finite.all():
+            return edited, eps, state
+        finite = broadcast(step.finite)
+        output, eps = torch.where(finite, edited, output), torch.where(finite, eps, step.eps)
     return output, eps, state
+
+
+def report_unguarded(finite: Tensor) -> None:
+    """Warns of the samples that left the finite numbers on their way, (B,) bool."""
+    if not finite.all():
+        rows = ", ".join(map(str, (~finite).nonzero().flatten().tolist()))
+        warnings.warn(
+            f"{int((~finite).sum())} of {len(finite)} samples became NaN or infinite and were passed on unguarded: "
+            f"rows {rows}",
+            stacklevel=3,
+        )
 
 
 def _precise(like: Tensor) -> dict[str, Any]:

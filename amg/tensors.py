@@ -28,6 +28,11 @@ def norm(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.promote_types(values.dtype, torch.float32))
 
 
+def finite_rows(*values: Tensor) -> Tensor:
+    """Rows that hold neither NaN nor infinity in any of the tensors (B, ...): (B,) bool."""
+    return torch.stack([value.flatten(1).isfinite().all(1) for value in values]).all(0)
+
+
 def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Hash of named tensors in the order given, such as the items of a state dict: 32 hexadecimal digits."""
     content = hashlib.blake2b(digest_size=16)

@@ -28,8 +28,8 @@ print({prompt: model.cause(prompt) for prompt in prompts})
 
 # %% [markdown]
 # Three prompts of planted pictures, one per cause, and an ordinary one, each sampled twice from the same noise. `watch`
-# is the detection that the guidance acts by; it can be asked of unguided steps too. c1 is small here, so that G_spe leaves G_dup something to take
-# back: s1 + s2 never exceeds s0 − 1.
+# is the detection that the guidance acts by; it can be asked of unguided steps too. c1 is small here, so that G_spe
+# leaves G_dup something to take back: s1 + s2 never exceeds s0 − 1.
 
 # %%
 seeds = [204, 113, 104, 0]

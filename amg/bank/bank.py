@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from amg.bank.exact import nearest, square_norms
+from amg.bank.images import Size
 from amg.bank.vectors import StoredVectors
 
 
@@ -70,7 +71,7 @@ class TrainingBank:
     def from_tensors(
         cls,
         images: Tensor,
-        captions: Sequence[str] | None = None,
+        captions: Sequence[str | Sequence[str] | None] | None = None,
         source: str = "memory",
         cache: str | Path | None = None,
     ) -> TrainingBank:
@@ -78,10 +79,11 @@ class TrainingBank:
 
         Args:
             images: (N, 3, H, W) floats in [−1, 1].
-            captions: N captions, one per row; "" where a picture has none.
+            captions: N captions, one per row; "" or None where an image has none. A list of captions stands for as
+                many occurrences of its image.
             source, cache: as the class's.
         Raises:
-            ValueError: for another shape, range or number of captions, or for an empty bank.
+            ValueError: for another shape, range, number or type of captions, or for an empty bank.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise ValueError(f"bank pictures must be (N, 3, H, W) with N > 0, got {tuple(images.shape)}")
@@ -98,32 +100,34 @@ class TrainingBank:
             )
         if captions is not None and len(captions) != len(images):
             raise ValueError(f"the bank got {len(images)} pictures and {len(captions)} captions: one caption each")
+        listed = [_captions(some, i) for i, some in enumerate([""] * len(images) if captions is None else captions)]
         images = images.detach().float().contiguous()
         groups: dict[bytes, list[int]] = collections.defaultdict(list)
         for i, picture in enumerate(images.cpu().numpy()):
             groups[hashlib.blake2b(picture.tobytes(), digest_size=16).digest()].append(i)
         rows = list(groups.values())
-        keep = torch.tensor([group[0] for group in rows], device=images.device)
-        names = [
-            [name for name, _ in collections.Counter(captions[i] for i in group if captions[i]).most_common()]
-            if captions is not None
-            else []
-            for group in rows
-        ]
-        return cls(images[keep], names, torch.tensor([len(group) for group in rows]), source, cache)
+        if len(rows) < len(images):  # without repeats a copy would double the memory
+            images = images[torch.tensor([group[0] for group in rows], device=images.device)]
+        counts = [collections.Counter(name for i in group for name in listed[i]) for group in rows]
+        names = [[name for name, _ in count.most_common() if name] for count in counts]
+        return cls(images, names, torch.tensor([count.total() for count in counts]), source, cache)
 
     @classmethod
     def from_folder(
         cls,
         path: str | Path,
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
         deduplicate: float | None = None,
         cache: str | Path | None = "auto",
     ) -> TrainingBank:
-        """Pictures of a folder with their captions; see `amg.bank.folder`.
+        """Images of a folder with their captions; see `amg.bank.folder`.
+
+        Transparent images are composed on white, deep grey ones scaled to 8 bits, and turned as their EXIF says. One
+        warning counts the images that cannot be read and those without caption.
 
         Args:
-            size: side of the squares that pictures are made; None keeps their own, which must then be equal.
+            size: side of the squares that images are made, or (height, width); None keeps their own, which must then
+                be equal.
             deduplicate: threshold of `amg.bank.dedupe`, 1.0 in the paper; None keeps all.
             cache: where descriptors are kept, so that they are computed once: a folder, or "auto" for one below
                 $AMG_CACHE, else ~/.cache/amg; None keeps them in memory only.
@@ -138,18 +142,22 @@ class TrainingBank:
     def from_parquet(
         cls,
         path: str | Path,
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
         deduplicate: float | None = None,
         cache: str | Path | None = "auto",
     ) -> TrainingBank:
-        """Pictures of Parquet files in the hub's layout, see `amg.bank.parquet`; keys as `from_folder`'s."""
+        """Images of Parquet files in the hub's layout, see `amg.bank.parquet`; keys as `from_folder`'s."""
         from amg.bank.parquet import read_parquet
 
         return cls._read(read_parquet, path, size, deduplicate, cache)
 
     @classmethod
-    def _read(cls, reader: Callable, path: str | Path, size: int | None, deduplicate: float | None, cache):
-        bank = cls.from_tensors(*reader(path, size), source=str(path), cache=cache)
+    def _read(cls, reader: Callable, path: str | Path, size: Size, deduplicate: float | None, cache):
+        path = Path(path).expanduser()
+        # deduplication holds a second copy: centred images, then the subset
+        images, captions = reader(path, size, copies=1 if deduplicate is None else 2)
+        bank = cls.from_tensors(images, captions, source=str(path), cache=cache)
+        del images
         if deduplicate is None:
             return bank
         from amg.bank.dedupe import dedupe
@@ -175,7 +183,7 @@ class TrainingBank:
         if queries.shape[1:] != self.images.shape[1:]:
             raise ValueError(
                 f"queries are {tuple(queries.shape[1:])} but the bank's pictures {tuple(self.images.shape[1:])}: "
-                "load the bank with size= of the model's pictures"
+                f"load the bank with size={tuple(queries.shape[2:])}"
             )
         if not 1 <= k <= len(self):
             raise ValueError(f"k must lie in 1 … {len(self)} (the bank's distinct pictures), got {k}")
@@ -207,7 +215,11 @@ class TrainingBank:
     ) -> Tensor:
         """Descriptors of some pictures, (n, D)."""
         parts = self.images[rows].split(batch)
-        return torch.cat([descriptor.descriptors(images.to(device, dtype)) for images in parts])
+        vectors = torch.cat([descriptor.descriptors(images.to(device, dtype)) for images in parts])
+        if not (finite := vectors.isfinite().all(1)).all():
+            index = int((~finite).nonzero()[0]) + (rows.start or 0)
+            raise ValueError(f"similarity: the descriptor of training image {index} of {self.source} is not finite")
+        return vectors
 
     def stored(self, descriptor: Any) -> StoredVectors | None:
         """Where a descriptor's vectors are kept on disk, if they are.
@@ -235,3 +247,12 @@ class TrainingBank:
             keys = self._flat.to(device, wanted)
             self._copies[device, wanted] = keys, square_norms(keys)
         return self._copies[device, wanted]
+
+
+def _captions(captions: str | Sequence[str] | None, row: int) -> Sequence[str]:
+    """The captions of an image's occurrences, "" for one without."""
+    listed = list(captions) or [""] if isinstance(captions, (list, tuple)) else [captions or ""]
+    for caption in listed:
+        if not isinstance(caption, str):
+            raise ValueError(f"captions of the bank must be text, row {row} has {caption!r} ({type(caption).__name__})")
+    return listed

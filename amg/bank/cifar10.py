@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from amg.bank.bank import TrainingBank
 from amg.bank.dedupe import dedupe
-from amg.bank.images import UNREADABLE
+from amg.bank.images import UnreadableImage, decode_pixels
 from amg.bank.room import check_room
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -85,7 +84,6 @@ def read_cifar10(
         pictures, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     else:
         pictures, labels = _read_torchvision(path, split, download)
-    check_room(len(pictures), SIDE, SIDE)
     return pictures.contiguous().float().div_(127.5).sub_(1), labels
 
 
@@ -105,6 +103,7 @@ def _read_parquet(file: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{file} needs the columns img and label, it has {', '.join(table.column_names)}")
     if not table.num_rows:
         raise ValueError(f"{file} holds no rows")
+    check_room(table.num_rows, SIDE, SIDE, copies=2)  # floats, and 8-bit pixels twice
     labels = [_label(label, f"{file}, row {i}") for i, label in enumerate(table["label"].to_pylist())]
     pictures = np.stack(list(_pictures(table[image], file)))
     return torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.tensor(labels)
@@ -117,16 +116,14 @@ def _label(label: Any, place: str) -> int:
 
 
 def _pictures(column, file: Path) -> Iterator[np.ndarray]:
-    from PIL import Image
-
-    for i, cell in enumerate(column):
+    for i, cell in enumerate(column.to_pylist()):
         try:
-            picture = Image.open(io.BytesIO(cell["bytes"].as_py())).convert("RGB")
-        except (*UNREADABLE, KeyError) as error:
-            raise ValueError(f"{file}, row {i}: no readable picture ({type(error).__name__})") from None
-        if picture.size != (SIDE, SIDE):
-            raise ValueError(f"{file}, row {i}: a picture of {picture.size}, CIFAR-10's are {SIDE} × {SIDE}")
-        yield np.asarray(picture)
+            pixels = decode_pixels(cell["bytes"] if isinstance(cell, dict) else cell)
+        except UnreadableImage as error:
+            raise ValueError(f"{file}, row {i}: no readable picture ({error})") from None
+        if pixels.shape[:2] != (SIDE, SIDE):
+            raise ValueError(f"{file}, row {i}: a picture of {pixels.shape[1::-1]}, CIFAR-10's are {SIDE} × {SIDE}")
+        yield pixels
 
 
 def _read_torchvision(path: Path, split: str, download: bool) -> tuple[Tensor, Tensor]:
@@ -138,6 +135,7 @@ def _read_torchvision(path: Path, split: str, download: bool) -> tuple[Tensor, T
         if download:
             raise ValueError(f"data.path: CIFAR-10 cannot be downloaded to {path}: {error}") from None
         raise _missing(path, split) from None
+    check_room(len(data.data), SIDE, SIDE)
     return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
 
 

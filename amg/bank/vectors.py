@@ -66,6 +66,8 @@ class StoredVectors:
         }
         self.source, self._manifest = bank.source, self.folder / "manifest.json"
         self._whole = self.folder / "vectors.npy"
+        self.codes = self.folder / "codes.faiss"
+        """Place for the codes of `amg.bank.faiss`."""
         if self._manifest.is_file():
             self._compare(self.manifest())
 

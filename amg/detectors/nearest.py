@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from amg.detectors.base import Detector
-from amg.similarity.base import Similarity
+from amg.similarity.base import Similarity, measure
 from amg.step import Step
 
 
@@ -22,7 +22,7 @@ class NearestPicture(Detector):
         self.similarity = similarity
 
     def see(self, step: Step, after: Tensor) -> Tensor:
-        return self.similarity(step.decode(after).clamp(-1, 1)).value[:, None]
+        return measure(self.similarity, step.decode(after).clamp(-1, 1)).value[:, None]
 
     def score(self, seen: Tensor) -> Tensor:
         return seen[:, 0, 0]

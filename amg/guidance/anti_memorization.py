@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from amg.bank import TrainingBank
-from amg.guidance.base import Guidance
+from amg.guidance.base import Guidance, require_gradients
 from amg.guidance.captions import CommonCaption
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
 from amg.guidance.watch import Sight, Watch
 from amg.similarity.base import Similarity
-from amg.step import Step
+from amg.step import Asked, Step
 from amg.tensors import broadcast, norm
 from amg.thresholds import Threshold
 
@@ -57,7 +60,8 @@ class AntiMemorizationGuidance(Guidance):
             (‖ε‖ is about √(C·H·W)). Off is the paper's Eq. 17; there ∇ of a cosine vanishes as a copy is reached, and
             1/√ᾱ_t makes the same c3 a thousand times stronger at the first step than at the last.
         terms: which guidances act, at least one.
-        captions: captions of the training pictures for G_dup; the bank's where None.
+        captions: captions of the training pictures for G_dup; the bank's where None. G_dup leaves a sample alone whose
+            neighbour has none ("" or None).
         gradient: how ∇_{x_t} σ_t of G_sim passes x̂0(x_t). `fixed_eps` holds ε fixed, as in the released code: no
             further call of the denoiser. `through_unet` follows ε(x_t) after CFG too: one more forward and one backward
             pass of the denoiser for each flagged row.
@@ -110,8 +114,22 @@ class AntiMemorizationGuidance(Guidance):
 
         return cls(**preset(name, bank, similarity))
 
+    def attach(self, model: Any, asked: Asked) -> AbstractContextManager:
+        """Changes nothing; refuses weights that G_sim cannot take a gradient through."""
+        if "sim" in self.terms and self.c3 > 0:
+            network = (getattr(model, "unet", None),) if self.gradient == "through_unet" else ()
+            similarity = getattr(self.similarity, "modules", (self.similarity,))
+            require_gradients(*network, getattr(model, "vae", None), *similarity)
+        return nullcontext()
+
+    @property
+    def embeds_captions(self) -> bool:
+        return "dup" in self.terms and self.c2 > 0 and any(self._given_captions() or ())
+
     @torch.no_grad()
     def __call__(self, step: Step, state: State | None) -> tuple[Tensor, State]:
+        if state is None and step.eps_cond is not None and "dup" in self.terms and self.c2 > 0:
+            self._look_for_captions()
         sight = self.watch(step, None if state is None else state.ever)
         rows = sight.flagged.nonzero().flatten()
         zeros = torch.zeros_like(sight.similarity)
@@ -142,7 +160,7 @@ class AntiMemorizationGuidance(Guidance):
                 s1 = despecification_scale(similarity, step.s0, self.c1)
                 change += self._record(acted, "spe", -broadcast(s1, uncond) * (step.eps_cond[rows] - uncond))
                 acted["s1"] = s1
-            if "dup" in self.terms:
+            if "dup" in self.terms and self.c2 > 0:
                 armed, captions = self._captions(step, rows, sight.index[rows])
                 s2 = deduplication_scale(similarity, step.s0, acted["s1"], self.c2).where(armed, 0)
                 some = (s2 > 0).nonzero().flatten()
@@ -172,7 +190,10 @@ class AntiMemorizationGuidance(Guidance):
                 (gradient,) = torch.autograd.grad(self.similarity(step.decode(x0)).value.sum(), x0)
                 return gradient / broadcast(alpha_bar.sqrt(), gradient)
             x_t = step.x_t[rows].clone().requires_grad_()
-            x0 = replace(step, x_t=x_t, alpha_bar=alpha_bar).predict_x0(step.predict(x_t, rows))
+            # diffusers' layerwise casting changes weights in place after each call: an alias keeps what was used
+            with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
+                eps = step.predict(x_t, rows)
+            x0 = replace(step, x_t=x_t, alpha_bar=alpha_bar).predict_x0(eps)
             x0 = step.x0[rows] + (x0 - x0.detach())  # clipped where the scheduler clips: its value, our gradient
             (gradient,) = torch.autograd.grad(self.similarity(step.decode(x0)).value.sum(), x_t)
             return gradient
@@ -183,12 +204,23 @@ class AntiMemorizationGuidance(Guidance):
             k = min(self.neighbours, len(self.similarity.bank))
             found = self._common(self.similarity.neighbours(self.watch.look(step)[0][rows], k))
             return (found >= 0).to(index.device), [self._common.names[i] if i >= 0 else "" for i in found.tolist()]
-        captions = self.captions
+        captions = self._given_captions()
+        captions = [captions[i] or "" for i in index.tolist()]
+        return torch.tensor([caption != "" for caption in captions], device=index.device), captions
+
+    def _given_captions(self) -> Sequence[str | None] | None:
+        """The captions of the training images, or None where there are none to ask."""
+        if self.captions is not None:
+            return self.captions
+        return getattr(getattr(self.similarity, "bank", None), "captions", None)
+
+    def _look_for_captions(self) -> None:
+        """Reports missing captions before the first step rather than at the first flagged one."""
+        captions = self._given_captions()
         if captions is None:
-            if not hasattr(self.similarity, "bank"):
-                raise ValueError("guidance.captions: G_dup needs the captions of the training pictures; give captions=")
-            captions = self.similarity.bank.captions
-        return torch.ones_like(index, dtype=torch.bool), [captions[i] for i in index.tolist()]
+            raise ValueError("guidance.captions: G_dup needs the captions of the training pictures; give captions=")
+        if not any(captions):
+            warnings.warn("no training picture has a caption: G_dup does nothing", stacklevel=3)
 
     def _counter(self, count: int) -> CommonCaption:
         if not hasattr(self.similarity, "neighbours"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from amg.step import Asked, Start, Step
 
@@ -30,6 +30,8 @@ class Guidance:
     `learns_variance`."""
     needs_cfg = False
     """Whether it works on the difference of conditional and unconditional prediction and is n/a without CFG."""
+    embeds_captions = False
+    """Whether it asks for predictions under captions (`Step.denoise`), which need the text encoder."""
 
     def ready(self) -> Guidance:
         """This guidance with all it must learn from other chains; called once, before the first chain is drawn."""
@@ -157,3 +159,30 @@ def flat(guidance: Guidance) -> list[Guidance]:
     if isinstance(guidance, Chain):
         return [one for part in guidance.guidances for one in flat(part)]
     return [guidance]
+
+
+def rewriters(guidance: Guidance) -> list[str]:
+    """Names the methods in a guidance that rewrite prompts."""
+    return [
+        type(method).__name__
+        for method in flat(guidance)
+        if getattr(type(method), "prompts", Guidance.prompts) is not Guidance.prompts
+    ]
+
+
+def require_gradients(*modules: Any) -> None:
+    """Refuses modules whose weights were made under `torch.inference_mode`: no gradient passes them.
+
+    Args:
+        modules: torch modules, or objects that hold some as attributes; others, such as None, have no weights.
+    Raises:
+        ValueError: naming the module's class.
+    """
+    for part in modules:
+        held = [part] if isinstance(part, nn.Module) else getattr(part, "__dict__", {}).values()
+        for module in held:
+            if isinstance(module, nn.Module) and any(weight.is_inference() for weight in module.parameters()):
+                raise ValueError(
+                    f"{type(module).__name__} was loaded under torch.inference_mode, where no gradient can be taken: "
+                    "load it under torch.no_grad()"
+                )

@@ -1,46 +1,162 @@
-"""Named settings of Anti-Memorization Guidance for users who bring a pipeline and a bank."""
+"""Constants of Anti-Memorization Guidance: one table by model, similarity and strength, each entry with its source.
+
+`AntiMemorizationGuidance.preset` reads it, and so do the experiments.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from amg.bank import TrainingBank
 from amg.similarity.base import Similarity
-from amg.similarity.sscd import SSCD
-from amg.similarity.sscd_file import SHA256, SIZE
-from amg.thresholds import Exponential, Threshold
+from amg.thresholds import Always, Calibrated, Constant, Exponential, Parabolic, Threshold
+
+CURVES = Path(__file__).with_name("curves")
+"""Calibrated thresholds, as `task=calibrate` writes them: <model>-<similarity>.json."""
 
 
 @dataclass(frozen=True)
 class Preset:
+    """Constants for one model, similarity and strength."""
+
     c1: float
     c2: float
     c3: float
-    threshold: Threshold
+    threshold: Threshold | str
+    """λ_t, or "calibrated": the curve of the model and similarity in `CURVES`."""
+    copy: float
+    """λ of `threshold=constant` and, at t = 0, of `threshold=parabolic`: where an image counts as a copy."""
+    early: float
+    """λ of `threshold=parabolic` at t = 1, ours: early steps need more evidence. Untuned."""
+    source: str
+    normalize: bool = False
+    margin: float = 0.0
 
 
-PRESETS = {
-    # λ_t and c1 are the released code's for Stable Diffusion, decay(t; 0.3, 0.4, 0.005) and 6.5/0.5; its c2 is
-    # (6.5 − s1)/0.3; c3 is its 100, without its course over t and σ. Untuned here: no Stable Diffusion weights.
-    "sd-main": Preset(c1=13, c2=6.5 / 0.3, c3=100, threshold=Exponential(start=0.4, end=0.3, rate=4.995)),
-    # The same a tenth lower, for the strict copy threshold of 0.4; untuned, the paper gives no constants.
-    "sd-strong": Preset(c1=13, c2=6.5 / 0.3, c3=100, threshold=Exponential(start=0.3, end=0.2, rate=4.995)),
+@dataclass(frozen=True)
+class Presets:
+    """Both strengths of one model and similarity: `main` clears the copy threshold, `strong` the stricter one."""
+
+    main: Preset
+    strong: Preset
+
+
+RELEASED_SD = "released code for v1.4: decay(t; 0.3, 0.4, 0.005), 6.5/0.5, (6.5 − s1)/0.3, 100; untuned here"
+SD = Presets(
+    main=Preset(13, 6.5 / 0.3, 100, Exponential(0.4, 0.3, 4.995), 0.5, 0.6, RELEASED_SD),
+    strong=Preset(13, 6.5 / 0.3, 100, Exponential(0.3, 0.2, 4.995), 0.4, 0.5, RELEASED_SD + "; λ a tenth lower"),
+)
+CIFAR10 = Presets(  # c1 and c2 have no effect: nL2 is negative, and Eqs. 13 and 15 then give 0
+    main=Preset(0, 0, 12, Parabolic(-1.5, -1.2), -1.4, -1.2, "untuned", normalize=True),
+    strong=Preset(0, 0, 12, Parabolic(-1.7, -1.4), -1.6, -1.4, "untuned", normalize=True),
+)
+DRAWN = "tuned on the drawn world, seeds 0 to 255"
+LAB = "tuned on the network (model card)"
+
+PRESETS: dict[tuple[str, str], Presets] = {
+    ("closed_form", "pca"): Presets(
+        main=Preset(13, 20, 20, Constant(0.99), 0.97, 0.985, DRAWN, normalize=True, margin=0.2),
+        strong=Preset(13, 20, 20, Constant(0.9), 0.93, 0.95, DRAWN, normalize=True, margin=0.2),
+    ),
+    ("closed_form", "nl2"): Presets(
+        main=Preset(0, 0, 40, Constant(-1.05), -0.93, -0.85, DRAWN, normalize=True, margin=0.3),
+        strong=Preset(0, 0, 40, Constant(-1.25), -1.14, -1.05, DRAWN, normalize=True, margin=0.3),
+    ),
+    ("ddpm_cifar10", "nl2"): CIFAR10,
+    ("iddpm_cifar10", "nl2"): CIFAR10,
+    ("iddpm_cifar10_cond", "nl2"): CIFAR10,
+    **{(model, similarity): SD for model in ("sd", "sd_v2", "sdxl", "local") for similarity in ("sscd", "clip_sscd")},
+    ("lab_ddpm", "nl2"): Presets(
+        main=Preset(0, 0, 21, Parabolic(-1.45, -1.1), -1.4, -1.2, LAB, normalize=True, margin=0.35),
+        strong=Preset(0, 0, 25, Parabolic(-1.68, -1.25), -1.6, -1.4, LAB, normalize=True, margin=0.2),
+    ),
+    ("lab_sd", "lab_pca"): Presets(
+        main=Preset(13, 20, 40, "calibrated", 0.93, 0.96, LAB, normalize=True, margin=0.45),
+        strong=Preset(13, 20, 40, Constant(0.7), 0.85, 0.89, "untuned", normalize=True, margin=0.45),
+    ),
+    ("lab_sd", "pca"): Presets(  # texture can fool it
+        main=Preset(13, 20, 40, "calibrated", 0.9, 0.95, LAB, normalize=True, margin=0.4),
+        strong=Preset(13, 20, 40, Constant(0.6), 0.8, 0.85, "untuned", normalize=True),
+    ),
+    # a guide that is a network can be fooled: at these constants a person still sees copies
+    **{
+        ("lab_sd", similarity): Presets(
+            main=Preset(13, 20, 25, Constant(0.9), 0.93, 0.96, LAB, normalize=True),
+            strong=Preset(13, 20, 25, Constant(0.8), 0.93, 0.96, LAB, normalize=True),
+        )
+        for similarity in ("lab_guide", "lab_two_stage", "lab_judge")
+    },
 }
 
 
-def preset(name: str, bank: TrainingBank, similarity: Similarity | None = None) -> dict:
-    """Keyword arguments of `AntiMemorizationGuidance`.
+COPY_THRESHOLDS: dict[tuple[str, str], tuple[float, float]] = {
+    ("closed_form", "pca"): (0.97, 0.93),
+    ("closed_form", "nl2"): (-0.93, -1.14),
+}
+"""Thresholds `copy` and `strict` of a similarity, where its own do not fit the model's images: 1 and 5 % of the exact
+novel samples of the drawn world lie beyond them."""
+
+
+def constants(model: str, similarity: str, strength: str = "main") -> Preset:
+    """Looks up the constants of a model and similarity.
 
     Args:
-        name: one of PRESETS.
-        bank: training pictures with captions.
+        strength: main or strong.
+    Raises:
+        KeyError: if the table has no entry for them.
+    """
+    return getattr(PRESETS[model, similarity], strength)
+
+
+def threshold(model: str, similarity: str, strength: str = "main", kind: str = "preset") -> Threshold:
+    """Returns λ_t of a model and similarity.
+
+    Args:
+        kind: preset (the table's), always, constant, parabolic or calibrated.
+    Raises:
+        KeyError: if the table has no entry for them.
+        FileNotFoundError: if no curve was learned for them.
+    """
+    if kind == "always":
+        return Always()
+    chosen = constants(model, similarity, strength)
+    if kind == "constant":
+        return Constant(chosen.copy)
+    if kind == "parabolic":
+        return Parabolic(chosen.copy, chosen.early)
+    if kind == "calibrated" or chosen.threshold == "calibrated":
+        return curve(CURVES / f"{model}-{similarity}.json")
+    return chosen.threshold  # type: ignore[return-value]
+
+
+def curve(path: Path) -> Calibrated:
+    """Reads a calibrated threshold that `task=calibrate` wrote."""
+    learned = json.loads(path.read_text(encoding="utf8"))
+    return Calibrated(times=learned["times"], values=learned["values"])
+
+
+def preset(name: str, bank: TrainingBank, similarity: Similarity | None = None) -> dict[str, Any]:
+    """Returns keyword arguments of `AntiMemorizationGuidance`.
+
+    Args:
+        name: sd-main or sd-strong.
+        bank: training images with captions.
         similarity: σ_t; SSCD from its published file in the working directory where None.
     Raises:
-        ValueError: for an unknown name, or where SSCD's file is not the published one.
-        FileNotFoundError: where SSCD's file is not there; it says how to fetch it.
+        ValueError: for an unknown name, or if SSCD's file is not the published one.
+        FileNotFoundError: if SSCD's file is missing; it says how to fetch it.
     """
-    if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; choose among {', '.join(PRESETS)}")
-    chosen = PRESETS[name]
-    similarity = SSCD(bank, size=SIZE, sha256=SHA256) if similarity is None else similarity
-    return {"similarity": similarity} | {field: getattr(chosen, field) for field in ("c1", "c2", "c3", "threshold")}
+    names = {f"sd-{strength}": strength for strength in ("main", "strong")}
+    if name not in names:
+        raise ValueError(f"no preset {name!r}; choose among {', '.join(names)}")
+    if similarity is None:
+        from amg.similarity.sscd import SSCD
+        from amg.similarity.sscd_file import SHA256, SIZE
+
+        similarity = SSCD(bank, size=SIZE, sha256=SHA256)
+    chosen = constants("sd", "sscd", names[name])
+    fields = {field: getattr(chosen, field) for field in ("c1", "c2", "c3", "normalize", "margin")}
+    return {"similarity": similarity, "threshold": chosen.threshold} | fields

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amg.similarity.base import Match, Similarity
+from amg.similarity.base import Match, Similarity, measure
 from amg.step import Step
 from amg.thresholds import Threshold
 
@@ -17,7 +17,7 @@ class Sight:
     """Detection at one step; one row per sample."""
 
     similarity: Tensor
-    """σ_t of x̂0 to its nearest training image, (B,)."""
+    """σ_t of x̂0 to its nearest training image, (B,); NaN if x̂0 is not finite."""
     index: Tensor
     """Index of that image in the bank, (B,)."""
     lam: Tensor
@@ -66,5 +66,5 @@ class Watch:
         last = self._last
         if last is None or last[0] is not step:
             images = step.decode(step.x0)
-            self._last = last = (step, images, self.similarity(images))
+            self._last = last = (step, images, measure(self.similarity, images))
         return last[1], last[2]

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from amg.similarity.clip import preprocess
+
 SOURCE = "openai/clip-vit-large-patch14"
-MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Scorer(Protocol):
@@ -91,17 +92,9 @@ class CLIPScorer:
 
     @torch.no_grad()
     def image(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [−1, 1] to (B, D): smaller side to CLIP's own, bicubic; centre; its statistics."""
-        pictures = pictures.to(self.device, torch.float32)
-        small = min(pictures.shape[2:])
-        size = [max(self.side, round(length * self.side / small)) for length in pictures.shape[2:]]
-        if size != list(pictures.shape[2:]):
-            pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True).clamp(-1, 1)
-        top, left = ((length - self.side) // 2 for length in size)
-        pictures = pictures[:, :, top : top + self.side, left : left + self.side]
-        mean, deviation = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
-        found = self.model.vision_model(pixel_values=(pictures / 2 + 0.5 - mean) / deviation)
-        return self.model.visual_projection(found.pooler_output).cpu()
+        """Images (B, 3, H, W) in [−1, 1] to (B, D), prepared by `amg.similarity.clip.preprocess`."""
+        pixels = preprocess(pictures.to(self.device, torch.float32), self.side)
+        return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output).cpu()
 
     @torch.no_grad()
     def text(self, texts: Sequence[str]) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from amg.tensors import finite_rows
 
 SLICE_PIXELS = 512 * 512
 """Pictures decoded at once hold at most so many pixels, or are one: memory does not grow with the batch."""
@@ -17,14 +18,24 @@ class LatentDecoder:
     """Decodes latents with a VAE of diffusers.
 
     Under `torch.enable_grad` each slice is recomputed in the backward pass, so that a gradient needs the memory of
-    one slice only. A float16 VAE that overflows (`force_upcast`) is decoded by a float32 copy, made at first need.
+    one slice only. Two kinds of VAE are decoded by a copy, made at first need: by one in float32, a float16 VAE that
+    overflows (by `force_upcast`, or because finite latents became NaN or infinite); by one in the type it computes in,
+    a VAE under diffusers' layerwise casting, whose weights change in place between the forward and the backward pass.
     """
 
     def __init__(self, vae: Any):
         self.vae, self._copy = vae, None
+        self._overflows = bool(vae.config.get("force_upcast"))
 
     def __call__(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) to (B, 3, H, W), about [−1, 1]; float32 where the VAE is in half precision."""
+        images = self._images(latents)
+        if self.vae.dtype == torch.float16 and not self._overflows:
+            self._overflows = bool((finite_rows(latents) & ~finite_rows(images)).any())
+            images = self._images(latents) if self._overflows else images
+        return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+
+    def _images(self, latents: Tensor) -> Tensor:
         vae = self._module()
         config = vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
@@ -36,8 +47,7 @@ class LatentDecoder:
         factor = 2 ** (len(config.block_out_channels) - 1)
         pixels = latents.shape[2] * latents.shape[3] * factor**2
         slices = latents.to(vae.dtype).split(max(1, SLICE_PIXELS // pixels))
-        images = torch.cat([self._decode(vae, part) for part in slices])
-        return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+        return torch.cat([self._decode(vae, part) for part in slices])
 
     @staticmethod
     def _decode(vae: Any, latents: Tensor) -> Tensor:
@@ -49,8 +59,22 @@ class LatentDecoder:
         return decode(latents)
 
     def _module(self) -> Any:
-        if self.vae.dtype != torch.float16 or not self.vae.config.get("force_upcast"):
+        dtype = torch.float32 if self.vae.dtype == torch.float16 and self._overflows else self.vae.dtype
+        if not any(w.is_floating_point() and w.dtype.itemsize < dtype.itemsize for w in self.vae.parameters()):
             return self.vae
-        if self._copy is None:
-            self._copy = copy.deepcopy(self.vae).float().requires_grad_(False)
+        if self._copy is None or self._copy.dtype != dtype:
+            self._copy = _converted(getattr(self.vae, "_orig_mod", self.vae), dtype)
         return self._copy
+
+
+@torch.no_grad()
+def _converted(vae: Any, dtype: torch.dtype) -> Any:
+    """A copy in another type, without the hooks that diffusers and accelerate put into modules."""
+    with torch.inference_mode(False):  # gradients pass it whatever the mode of the call
+        with torch.device("meta"):  # weights are not initialized: that would draw random numbers
+            copy = type(vae).from_config(vae.config)
+        weights = {name: value.to(dtype, copy=True) for name, value in vae.state_dict().items()}
+        copy.load_state_dict(weights, assign=True)
+    for option in ("use_slicing", "use_tiling"):
+        setattr(copy, option, getattr(vae, option, False))
+    return copy.eval().requires_grad_(False)

@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from amg.prompts.text_files import csv_rows, json_lines, lines
+from amg.prompts.text_files import CAPTION_COLUMNS, captions_of, columns, csv_rows, json_lines, lines
 
 SETS = {"memorized_laion": "memorized_laion_prompts.csv", "ordinary_laion": "unmemorized_laion_prompts.csv"}
-COLUMNS = ("prompt", "caption", "text")
 CAUSES = {"VM": "verbatim", "TM": "template"}
 """How a prompt of `memorized_laion` is memorized, by the column `type` of its file."""
 
@@ -25,8 +24,8 @@ def read_prompts(source: str | Path | Sequence[str]) -> list[str]:
 
     Args:
         source: a list of prompts; the name of a set (`memorized_laion`, `ordinary_laion`); a `.txt` file with one a
-            line, a `.jsonl` or `.csv` file (comma, semicolon or tab) with a column `prompt`, `caption` or `text`; or
-            one prompt.
+            line, a `.jsonl` or `.csv` file (comma, semicolon or tab) with one of CAPTION_COLUMNS, of which a list is
+            several prompts; or one prompt.
     Raises:
         FileNotFoundError: for a file that is not there.
         ValueError: for an empty prompt or a bad line, by its number; for another encoding than UTF-8.
@@ -60,8 +59,7 @@ def read_addresses(source: str | Path) -> list[tuple[str, str]]:
     path = Path(__file__).with_name(SETS[str(source)]) if str(source) in SETS else Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; sets by name: {', '.join(SETS)}")
-    pairs = [(_prompt(row, path, line), _column(row, ("url",), path, line)) for line, row in _rows(path)]
-    return [(prompt, str(url or "").strip()) for prompt, url in pairs]
+    return [(prompt, _url(row, path, line)) for line, row in _rows(path) for prompt in _prompts(row, path, line)]
 
 
 def cause(prompt: str) -> str:
@@ -74,12 +72,12 @@ def _causes() -> dict[str, str]:
     sets = {name: Path(__file__).with_name(file) for name, file in SETS.items()}
     found = dict.fromkeys(_read(sets["ordinary_laion"]), "ordinary")
     for line, row in _rows(path := sets["memorized_laion"]):
-        found[_prompt(row, path, line)] = CAUSES[row["type"]]
+        found |= dict.fromkeys(_prompts(row, path, line), CAUSES[row["type"]])
     return found
 
 
 def _read(path: Path) -> list[str]:
-    prompts = [_prompt(row, path, line) for line, row in _rows(path)]
+    prompts = [prompt for line, row in _rows(path) for prompt in _prompts(row, path, line)]
     if not prompts:
         raise ValueError(f"{path} holds no prompts")
     return prompts
@@ -93,19 +91,25 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     return reader(path)
 
 
-def _prompt(row: object, path: Path, line: int) -> str:
-    prompt = row if isinstance(row, str) else _column(row, COLUMNS, path, line)
-    if not isinstance(prompt, str) or not prompt.strip():
+def _prompts(row: object, path: Path, line: int) -> list[str]:
+    cells = {"text": row} if isinstance(row, str) else columns(row)
+    prompts = captions_of(cells, f"{path}, line {line}")
+    if prompts is None:
+        raise _no_column(cells, CAPTION_COLUMNS, path, line)
+    if not prompts:
         raise ValueError(f"{path}, line {line}: no prompt; expected some text")
-    return prompt.strip()
+    return prompts
 
 
-def _column(row: object, names: tuple[str, ...], path: Path, line: int) -> Any:
-    columns = {str(name).lower(): value for name, value in row.items()} if isinstance(row, dict) else {}
-    name = next((name for name in names if name in columns), None)
-    if name is None:
-        raise ValueError(f"{path}, line {line}: no column {' or '.join(names)}; it has {', '.join(columns) or 'none'}")
-    return columns[name]
+def _url(row: object, path: Path, line: int) -> str:
+    cells = columns(row)
+    if "url" not in cells:
+        raise _no_column(cells, ("url",), path, line)
+    return str(cells["url"] or "").strip()
+
+
+def _no_column(cells: dict[str, Any], names: tuple[str, ...], path: Path, line: int) -> ValueError:
+    return ValueError(f"{path}, line {line}: no column {' or '.join(names)}; it has {', '.join(cells) or 'none'}")
 
 
 READERS = {".txt": lines, ".jsonl": json_lines, ".csv": csv_rows}

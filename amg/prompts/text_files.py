@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+CAPTION_COLUMNS = ("captions", "text", "caption", "prompt")
+"""Columns of a caption, in folders, Parquet files and lists of prompts alike; the first that holds one counts."""
+
 
 def read_text(path: Path) -> str:
     """All of a UTF-8 file, without the mark that some programs begin it with.
@@ -52,15 +55,46 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
     """Last line and columns of each row; a comma, semicolon or tab between them, whichever the header has most of.
 
     Raises:
-        ValueError: as `read_text`, and for what is no CSV, by its line.
+        ValueError: as `read_text`, and for what is no CSV or has more columns than the header, by its line.
     """
     file = io.StringIO(read_text(path), newline="")
     header = file.readline()
     file.seek(0)
-    rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
+    rows = csv.DictReader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
     try:
         for row in rows:
+            surplus = row.pop(None, [])  # type: ignore[call-overload]
+            if any(surplus):
+                raise ValueError(
+                    f"{path}, line {rows.line_num}: {len(row) + len(surplus)} columns where the header has {len(row)} "
+                    "(quote texts with commas)"
+                )
             yield rows.line_num, row
     except csv.Error as error:
         line = rows.reader.line_num
         raise ValueError(f"{path}, line {line}: no CSV (a quote that is not closed?): {error}") from None
+
+
+def columns(row: object) -> dict[str, Any]:
+    """Values of a row by the names of its columns in lower case; none for what is no table's row."""
+    return {str(name).strip().lower(): value for name, value in row.items()} if isinstance(row, dict) else {}
+
+
+def captions_of(row: dict[str, Any], place: str) -> list[str] | None:
+    """Captions of a row: none for null or blanks, several for a list; None without a column of CAPTION_COLUMNS.
+
+    Args:
+        row: as `columns` returns it.
+        place: file and line, for the error.
+    Raises:
+        ValueError: for a value that is neither text, list of texts nor null.
+    """
+    named = [name for name in CAPTION_COLUMNS if name in row]
+    for name in named:
+        values = row[name] if isinstance(row[name], list) else [row[name]]
+        for value in values:
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{place}: {name} is {value!r} ({type(value).__name__}), expected text or texts")
+        if captions := [value.strip() for value in values if value and value.strip()]:
+            return captions
+    return [] if named else None

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amg.guidance.base import Guidance
+from amg.guidance.base import Guidance, rewriters
 from amg.models.base import Condition, Model, join, take
 from amg.schedule import own_scheduler, step_options, to_eps
-from amg.step import Asked, Start, Step, guide, variance_preserving, view
+from amg.step import Asked, Start, Step, guide, report_unguarded, variance_preserving, view
 
 
 @torch.no_grad()
@@ -42,16 +42,19 @@ def sample(
         eta: DDIM's share of ancestral noise, in [0, 1].
         on_step: sees each step and the guidance's state.
     Returns:
-        x_0, (B, C, H, W), latents or pixels.
+        x_0, (B, C, H, W), latents or pixels. Samples that became NaN or infinite are unguarded; a warning counts them.
     """
     guidance = guidance or Guidance()
     if prompts is not None and len(prompts) != len(seeds):
         raise ValueError(f"got {len(prompts)} prompts and {len(seeds)} seeds: sample takes one prompt per seed")
+    words = prompts if prompts is not None and all(isinstance(prompt, str) for prompt in prompts) else None
+    if words is None and (names := rewriters(guidance)):
+        raise ValueError(f"{names[0]} rewrites prompts in words: give prompts=")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = own_scheduler(model, scheduler, steps)
     if prompts is not None:
-        if all(isinstance(prompt, str) for prompt in prompts):
-            prompts = guidance.prompts(prompts, seeds)
+        if words is not None:
+            prompts = words = guidance.prompts(words, seeds)
         condition = model.encode(prompts)
     x_t = first_noise(model, generators)
     uncond = None
@@ -60,12 +63,12 @@ def sample(
     start = Start(uncond, _predict(model, scheduler, scheduler.timesteps[0]))
     condition, x_t = guidance.prepare(model, prompts, condition, x_t, seeds, start)
     options = step_options(scheduler, generators, eta)
-    state = None
-    words = prompts if prompts is not None and all(isinstance(prompt, str) for prompt in prompts) else None
-    asked = Asked()
+    state, asked = None, Asked()
+    finite = torch.ones(len(seeds), dtype=torch.bool, device=x_t.device)
     with guidance.attach(model, asked):
         for timestep in scheduler.timesteps:
             step, output, variance = look(model, scheduler, x_t, timestep, condition, uncond, s0, seeds, words, asked)
+            finite &= step.finite
             output, eps, state = guide(guidance, step, state, output, scheduler)
             if variance is not None:
                 output = torch.cat([output, variance], dim=1)
@@ -74,6 +77,7 @@ def sample(
             x_t = x_prev if shift is None else x_prev + shift
             if on_step is not None:
                 on_step(step, state)
+    report_unguarded(finite)
     return x_t
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from amg import schedule
-from amg.guidance.base import Guidance, flat
+from amg.guidance.base import Guidance, flat, rewriters
 from amg.models.latents import LatentDecoder
-from amg.sampling.recorded_call import Records, cfg_scale, combine
-from amg.step import Asked, Step, guide, variance_preserving, view
+from amg.sampling.recorded_call import IN_USE, Records, cfg_scale, combine
+from amg.step import Asked, Step, guide, report_unguarded, variance_preserving, view
 
 TESTED = {
     "StableDiffusionPipeline": ("sd", "latents"),
@@ -38,7 +38,8 @@ def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | 
 
     For the length of one call the denoiser is watched by a forward hook and `pipe.scheduler.step` is wrapped, so that
     the guidance edits the noise prediction after CFG and before the step. Both are undone whatever happens. Where the
-    guidance changes nothing the output is that of the bare pipeline, bit by bit.
+    guidance changes nothing the output is that of the bare pipeline, bit by bit. Samples that become NaN or infinite
+    are passed on as they are; a warning at the end counts them.
 
     Args:
         pipe: an instance of a class in `TESTED`, with a scheduler that calls the network once a step.
@@ -46,7 +47,11 @@ def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | 
             embeddings or the initial noise is refused (use `amg.sample`).
         on_step: sees each step and the guidance's state.
     Raises:
-        ValueError: for an untested pipeline, scheduler or guidance, by name.
+        ValueError: for an untested pipeline, scheduler or guidance, by name. Before the first step of a call: for a
+            method that rewrites prompts where only embeddings are given, or that works on CFG where there is none; for
+            G_dup where the text encoder was freed; for weights loaded under `torch.inference_mode` where a gradient
+            passes them.
+        RuntimeError: in a call, where another call uses the same U-Net or scheduler.
 
     In img2img and inpainting the user's own picture is in x̂0. Without CFG there is no second prediction, so G_spe and
     G_dup do nothing. Seeds come from the generators passed to the call: each one's `initial_seed()`, or that of a
@@ -56,9 +61,14 @@ def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | 
 
 
 class GuardedPipeline:
-    """What `guard` returns; whatever it has not itself is read from, and set on, the pipeline."""
+    """A diffusers pipeline whose calls run under a guidance. All other attributes are the pipeline's own.
+
+    They are read from the pipeline and set on it. `pipe`, `guidance` and `on_step` cannot be replaced; `components` is
+    refused, since a pipeline made of them, e.g. by `from_pipe`, would be unguarded.
+    """
 
     def __init__(self, pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | None = None):
+        # `__setattr__` writes to the pipeline; these three are the guard's own
         vars(self).update(pipe=pipe, guidance=guidance, on_step=on_step)
         self._check()
 
@@ -79,9 +89,13 @@ class GuardedPipeline:
     def __getattr__(self, name: str) -> Any:
         if name in ("pipe", "guidance", "on_step"):  # not there yet, e.g. while unpickled
             raise AttributeError(name)
+        if name == "components":  # no AttributeError: hasattr would hide it
+            raise ValueError("a pipeline made of a guarded one is unguarded: make it of `.pipe`, then guard it")
         return getattr(self.pipe, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            raise AttributeError(f"{name} of a guarded pipeline cannot be replaced: make a new guard")
         setattr(self.pipe, name, value)
 
     def __repr__(self) -> str:
@@ -93,8 +107,12 @@ class GuardedPipeline:
             raise ValueError(f"guard does not know {name}; it is tested with {', '.join(sorted(TESTED))}")
         schedule.check(self.pipe.scheduler)
         for guidance in flat(self.guidance):
-            if isinstance(guidance, Guidance) and type(guidance).prepare is not Guidance.prepare:
-                method = type(guidance).__name__
+            if not isinstance(guidance, Guidance):  # a plain function serves as a guidance
+                continue
+            method = type(guidance).__name__
+            if guidance.needs_prompts and TESTED[name][0] is None:
+                raise ValueError(f"{method} works on prompts, and {name} has none")
+            if type(guidance).prepare is not Guidance.prepare:
                 raise ValueError(
                     f"{method} edits embeddings or the first noise, which guard cannot reach: use amg.sample"
                 )
@@ -102,16 +120,27 @@ class GuardedPipeline:
             warnings.warn("CPU offload moves the denoiser and the VAE at every guarded step: slow", stacklevel=3)
 
     def _rewrite(self, arguments: dict[str, Any], seeds: _Seeds) -> list[str] | None:
-        """`guidance.prompts`, where the call has prompts in words; one per picture."""
-        prompt, rewrite = arguments.get("prompt"), getattr(self.guidance, "prompts", None)
-        if prompt is None:
+        """`guidance.prompts`, where the call has prompts in words; one per image.
+
+        Raises:
+            ValueError: where a method rewrites prompts and the call has none in words.
+        """
+        names = rewriters(self.guidance)
+        if arguments.get("prompt") is None:
+            if names:
+                raise ValueError(f"{names[0]} rewrites prompts in words: give prompt=")
             return None
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         each = arguments.get("num_images_per_prompt") or 1
-        written = prompts if rewrite is None else rewrite(prompts, seeds(each * len(prompts))[::each])
-        if written != prompts:
-            arguments["prompt"] = written[0] if isinstance(prompt, str) else written
-        return [prompt for prompt in written for _ in range(each)]
+        rewritten = {}
+        for name in ("prompt", "prompt_2"):  # the second is SDXL's, for its second text encoder
+            prompt = arguments.get(name)
+            if prompt is not None:
+                prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+                if names:
+                    prompts = self.guidance.prompts(prompts, seeds(each * len(prompts))[::each])
+                    arguments[name] = prompts[0] if isinstance(prompt, str) else prompts
+                rewritten[name] = prompts
+        return [prompt for prompt in rewritten["prompt"] for _ in range(each)]
 
 
 class _Call:
@@ -125,14 +154,20 @@ class _Call:
         self.decode = LatentDecoder(pipe.vae) if space == "latents" else lambda x0: x0
         self.records = Records(pipe, self.text, prompts)
         self.state = None
+        self.finite: Tensor | None = None
+        self.begun = False
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         pipe, scheduler = self.pipe, self.pipe.scheduler
         original = scheduler.step
-        if hasattr(original, "guarded_by"):
-            raise RuntimeError("this pipeline is in a guarded call already: use one pipeline per thread")
         before = vars(scheduler).get("step")
+        unet = getattr(pipe.unet, "_orig_mod", pipe.unet)  # of a compiled one
+        if vars(unet).setdefault("_guarded_by", self) is not self:  # one operation, safe among threads
+            raise RuntimeError(IN_USE)
+        if hasattr(original, "guarded_by"):
+            del vars(unet)["_guarded_by"]
+            raise RuntimeError("another call uses this scheduler: one at a time")
 
         @functools.wraps(original)  # pipelines read its signature for `eta` and `generator`
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -141,8 +176,10 @@ class _Call:
 
         step.guarded_by = self
         modules = [pipe.unet, *([pipe.vae] if hasattr(pipe, "vae") else [])]
-        trained = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
+        weights = (weight for module in modules for weight in module.parameters())
+        trained = [weight for weight in weights if weight.requires_grad and not weight.is_inference()]
         hooks = (
+            pipe.unet.register_forward_pre_hook(self.begin),
             pipe.unet.register_forward_pre_hook(self.records.announce, with_kwargs=True),
             pipe.unet.register_forward_hook(self.records.note, with_kwargs=True),
         )
@@ -152,7 +189,10 @@ class _Call:
                 weight.requires_grad_(False)
             with _attached(self.guidance, pipe, self.records.asked):
                 yield
+            if self.finite is not None:
+                report_unguarded(self.finite)
         finally:
+            del vars(unet)["_guarded_by"]
             for hook in hooks:
                 hook.remove()
             if before is None:
@@ -161,6 +201,18 @@ class _Call:
                 scheduler.step = before
             for weight in trained:
                 weight.requires_grad_(True)
+
+    def begin(self, module: Any, args: tuple) -> None:
+        """The hook before the first call of the denoiser: refuses what the guidance could not do at a later step."""
+        if self.begun:
+            return
+        self.begun = True
+        with_cfg = getattr(self.pipe, "do_classifier_free_guidance", False)
+        for guidance in flat(self.guidance):
+            if getattr(guidance, "needs_cfg", False) and not with_cfg:
+                raise ValueError(f"{type(guidance).__name__} works on classifier-free guidance: set guidance_scale > 1")
+            if getattr(guidance, "embeds_captions", False) and with_cfg:
+                self.records.require_text_encoder()
 
     @torch.no_grad()
     def guide(self, model_output: Tensor, timestep: Any, sample: Tensor) -> tuple[Tensor, Step, Tensor]:
@@ -192,6 +244,7 @@ class _Call:
             predict=predict,
             decode=self.decode,
         )
+        self.finite = step.finite if self.finite is None else self.finite & step.finite
         output, eps, self.state = guide(self.guidance, step, self.state, output, scheduler)
         if self.on_step is not None:
             self.on_step(step, self.state)

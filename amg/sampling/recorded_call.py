@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amg.step import Asked
-from amg.tensors import broadcast
+from amg.tensors import broadcast, finite_rows
 
 BY_ROW = (
     "class_labels",
@@ -23,6 +24,12 @@ BY_ROW = (
 """Keyword arguments of the denoiser that hold one row per row of the batch."""
 WHOLE = ("cross_attention_kwargs", "return_dict")
 """Keyword arguments that hold for the batch as a whole."""
+TEXT_PARTS = {
+    "sd": ("tokenizer", "text_encoder"),
+    "sdxl": ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
+}
+"""Components that encode a prompt, by kind of text."""
+IN_USE = "another call uses this U-Net: one at a time"
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,11 @@ class Records:
         self._noted: list[tuple[tuple, dict[str, Any], Tensor]] = []
         self._embeddings: dict[str, dict[str, Tensor]] = {}
         self._own = False
+        self._thread, self._shared = threading.get_ident(), False
 
     def announce(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """The hook before a call of the pipeline's own: [uncond | cond] under CFG."""
-        if not self._own:
+        if not self._other_thread() and not self._own:
             branches = (self.text is not None,)
             if getattr(self.pipe, "do_classifier_free_guidance", False):
                 branches = (False, True)
@@ -72,7 +80,7 @@ class Records:
 
     def note(self, module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         """The hook after it; calls of our own are not noted."""
-        if not self._own:
+        if not self._other_thread() and not self._own:
             self._noted.append((args, kwargs, output[0]))
 
     def take(self, x_t: Tensor) -> Record:
@@ -81,10 +89,13 @@ class Records:
         Args:
             x_t: what the scheduler steps from, in the variance-preserving view, (B, C, H, W).
         Raises:
-            RuntimeError: where the pipeline does not do as those in `pipeline.TESTED` did when they were tested.
+            RuntimeError: where the pipeline does not do as those in `pipeline.TESTED` did when they were tested, or
+                where a call in another thread used the denoiser.
         """
         name, noted = type(self.pipe).__name__, self._noted
         self._noted = []
+        if self._shared:
+            raise RuntimeError(IN_USE)
         if len(noted) != 1:
             raise RuntimeError(f"{name} called its denoiser {len(noted)} times in one step; guard expects 1")
         args, kwargs, output = noted[0]
@@ -94,10 +105,24 @@ class Records:
             raise RuntimeError(f"{name} asked its denoiser for {len(fed)} rows, but steps {batch}")
         ours = x_t.repeat(len(fed) // batch, 1, 1, 1)
         # schedulers keep σ in float32 whatever the network computes in
-        tolerance = 50 * max(torch.finfo(fed.dtype).eps, 1.2e-7) * ours.abs().max().item()
-        if not torch.allclose(fed[:, : x_t.shape[1]].to(ours), ours, rtol=0, atol=tolerance):
+        largest = ours.nan_to_num(0, 0, 0).abs().max().item()  # rows that are not finite must be so in both
+        tolerance = 50 * max(torch.finfo(fed.dtype).eps, 1.2e-7) * largest
+        if not torch.allclose(fed[:, : x_t.shape[1]].to(ours), ours, rtol=0, atol=tolerance, equal_nan=True):
             raise RuntimeError(f"{name} fed its denoiser something else than the scheduler's sample")
         return Record(args, kwargs, output, with_cfg=len(fed) == 2 * batch)
+
+    def require_text_encoder(self) -> None:
+        """Refuses a pipeline whose text encoder was freed.
+
+        Raises:
+            ValueError: naming the missing components.
+        """
+        missing = [part for part in TEXT_PARTS[self.text] if getattr(self.pipe, part, None) is None]
+        if missing:
+            raise ValueError(
+                f"G_dup embeds captions, and this pipeline has no {' and no '.join(missing)}: keep the text encoder, "
+                'or use terms=["spe", "sim"]'
+            )
 
     def repeat(self, record: Record, rows: Tensor, captions: Sequence[str]) -> Tensor:
         """The denoiser's output for some samples under other captions, (len(rows), C, H, W)."""
@@ -130,6 +155,11 @@ class Records:
         self.asked.note(len(rows), branches, words)
         return self._ask(args, kwargs)
 
+    def _other_thread(self) -> bool:
+        """Notes a call by another thread, which uses the same denoiser."""
+        self._shared |= (other := threading.get_ident() != self._thread)
+        return other
+
     def _ask(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """A call of our own."""
         self._own = True
@@ -159,6 +189,7 @@ class Records:
     def _embed(self, captions: Sequence[str]) -> dict[str, Tensor]:
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._embeddings]
         if new:
+            self.require_text_encoder()
             encoded = _encode(self.pipe, self.text, new)
             for i, caption in enumerate(new):
                 self._embeddings[caption] = {name: value[i] for name, value in encoded.items()}
@@ -209,12 +240,17 @@ def cfg_scale(output: Tensor, uncond: Tensor, cond: Tensor, asked: float, rescal
         uncond, cond: what the denoiser said.
         asked: the pipeline's guidance scale.
         rescale: its `guidance_rescale` φ: the output is then Eq. 7 times one factor per row.
+    Rows that are not finite have no say.
+
     Returns:
         `asked` where it explains the output, else the s0 that does: ⟨ε̂ − ε_u, Δ⟩ / ⟨Δ, Δ⟩ with Δ = ε_c − ε_u.
     Raises:
         RuntimeError: where no s0 does, with the residual.
     """
     tolerance = 50 * torch.finfo(output.dtype).eps
+    finite = finite_rows(output, uncond, cond)
+    if not finite.all():
+        output, uncond, cond = output[finite], uncond[finite], cond[finite]
     wide = torch.promote_types(output.dtype, torch.float32)
     output, uncond, cond = (value.to(wide).flatten(1) for value in (output, uncond, cond))
     delta = cond - uncond

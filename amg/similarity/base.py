@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+from amg.tensors import broadcast
+
+SANE = 1e3
+"""Largest pixel value whose σ must be finite; images lie in [−1, 1]."""
 
 
 class Match(NamedTuple):
@@ -24,3 +30,24 @@ class Similarity(Protocol):
     """
 
     def __call__(self, images: Tensor) -> Match: ...
+
+
+def measure(similarity: Similarity, images: Tensor) -> Match:
+    """σ of the images to their nearest training images; NaN for images that are not finite or far outside [−1, 1].
+
+    Args:
+        images: (B, 3, H, W) in [−1, 1].
+    Raises:
+        ValueError: where σ of a finite image is not finite: no threshold would flag it.
+    """
+    finite = (images.abs() <= SANE).flatten(1).all(1)  # false for NaN
+    match = similarity(images if finite.all() else torch.where(broadcast(finite), images, 0))
+    finite = finite.to(match.value.device)
+    broken = finite & ~match.value.isfinite()
+    if broken.any():
+        name, row = getattr(similarity, "__name__", type(similarity).__name__), int(broken.nonzero()[0])
+        raise ValueError(
+            f"similarity {name} is {match.value[row].item()} for a finite image (row {row}), which no threshold flags: "
+            "check its bank and weights"
+        )
+    return match if finite.all() else match._replace(value=match.value.where(finite, torch.nan))

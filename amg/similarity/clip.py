@@ -41,12 +41,19 @@ class CLIP(DescriptorSimilarity):
         super().__init__(bank, self._embed, identity=Identity.of(self.encoder, name, f"crop{self.side}"), index=index)
 
     def _embed(self, images: Tensor) -> Tensor:
-        pixels = crop(images.to(self.encoder.device, torch.float32), self.side)
+        pixels = preprocess(images.to(self.encoder.device, torch.float32), self.side)
         return self.encoder(pixel_values=pixels).image_embeds.to(images)
 
 
-def crop(images: Tensor, side: int) -> Tensor:
-    """CLIP's own preprocessing: smaller side to `side`, centre, statistics. (B, 3, H, W) in [−1, 1]."""
+def preprocess(images: Tensor, side: int) -> Tensor:
+    """Prepares images as CLIP's own processor does: smaller side to `side`, bicubic; centre crop; CLIP's statistics.
+
+    Args:
+        images: (B, 3, H, W) in [−1, 1].
+        side: of the encoder's input in pixels.
+    Returns:
+        (B, 3, side, side).
+    """
     height, width = images.shape[2:]
     small = min(height, width)
     size = (height * side // small, width * side // small)

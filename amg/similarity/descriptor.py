@@ -10,6 +10,7 @@ from torch import Tensor
 
 from amg.bank import TrainingBank
 from amg.bank.exact import ExactIndex
+from amg.bank.faiss import FaissIndex, require
 from amg.bank.vectors import Identity
 from amg.similarity.base import Match
 
@@ -27,9 +28,9 @@ class DescriptorSimilarity:
             An `embed` that normalises inside has the norm's gradient whatever is said here; `SSCD` looks into its file.
         identity: names the embedding, its weights and preprocessing, so that a bank with a cache keeps its embeddings
             on disk; in memory only where None.
-        index: how the nearest is found: "exact"; "faiss", which proposes candidates among millions and ranks them
-            exactly (see `amg.bank.faiss`); or what makes such an index of vectors, e.g. `partial(FaissIndex,
-            probes=64)`.
+        index: how the nearest is found: "exact"; "faiss", which proposes candidates by a scan of short codes and ranks
+            them exactly (see `amg.bank.faiss`), its codes kept beside the vectors; or a function that makes such an
+            index of vectors, e.g. `partial(FaissIndex, candidates=512)`.
     """
 
     def __init__(
@@ -47,9 +48,18 @@ class DescriptorSimilarity:
         self.copy, self.strict, self.norm_gradient, self.identity = copy, strict, norm_gradient, identity
         self.training = self
         """What embeds the training pictures."""
-        self._build = _index(index) if isinstance(index, str) else index
+        if isinstance(index, str) and index not in ("exact", "faiss"):
+            raise ValueError(f"similarity.index: unknown {index!r}; choose exact or faiss")
+        if index == "faiss":
+            require()
+        self.index = index
         self._indexes: dict[tuple[torch.device, torch.dtype], Any] = {}
         bank.stored(self)  # others' vectors in the bank's cache are told now, not in the middle of a run
+
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        """Holders of the weights that ∇σ passes, for `amg.guidance.base.require_gradients`."""
+        return self, self.embed, getattr(self.embed, "__self__", None)
 
     def descriptors(self, images: Tensor) -> Tensor:
         """E(x), (B, D), of unit length."""
@@ -75,17 +85,13 @@ class DescriptorSimilarity:
     def _search(self, descriptors: Tensor, k: int) -> Tensor:
         key = descriptors.device, descriptors.dtype
         if key not in self._indexes:
-            self._indexes[key] = self._build(self.vectors(descriptors))
+            self._indexes[key] = self._indexed(self.vectors(descriptors))
         return self._indexes[key].search(descriptors.detach(), k)[1]
 
-
-def _index(name: str) -> Callable[[Tensor], Any]:
-    """What makes an index of vectors."""
-    if name == "exact":
-        return ExactIndex
-    if name == "faiss":
-        from amg.bank.faiss import FaissIndex, require
-
-        require()
-        return FaissIndex
-    raise ValueError(f"similarity.index: unknown {name!r}; choose exact or faiss")
+    def _indexed(self, vectors: Tensor) -> Any:
+        if callable(self.index):
+            return self.index(vectors)
+        if self.index == "exact":
+            return ExactIndex(vectors)
+        stored = self.bank.stored(self.training)
+        return FaissIndex(vectors, stored and stored.codes)

@@ -8,6 +8,9 @@ from torch import Tensor
 from amg.bank import TrainingBank
 from amg.similarity.base import Match
 
+TINY = 1e-12
+"""Smallest mean distance that is divided by."""
+
 
 class NormalizedL2:
     """σ = − ℓ2(x, n0) / (α · mean of ℓ2(x, z) over the k nearest z) (Eq. 8).
@@ -35,7 +38,7 @@ class NormalizedL2:
         if k < 2 or scale <= 0:  # at k = 1 the distance is divided by itself
             raise ValueError(f"nL2 needs k >= 2 and scale > 0, got k={k}, scale={scale}")
         if len(bank) < 2:
-            raise ValueError("nL2 needs a bank of at least 2 distinct pictures, got 1")
+            raise ValueError("nL2 needs a bank of at least 2 distinct images, got 1")
         self.bank, self.k, self.scale, self.mean_gradient = bank, min(k, len(bank)), scale, mean_gradient
         self.copy, self.strict = copy, strict
 
@@ -48,7 +51,8 @@ class NormalizedL2:
             neighbours = self.bank.pixels(indices.flatten()).to(pixels).view(*indices.shape, -1)
             mean = torch.linalg.vector_norm(pixels[:, None] - neighbours, dim=2).mean(1)
         else:
-            mean = distances.to(pixels).mean(1)
+            # no mean is below its smallest; the search's may be, and 0, where training images differ by rounding alone
+            mean = torch.maximum(distances.to(pixels).mean(1), distance.detach()).clamp(min=TINY)
         return Match(-distance / (self.scale * mean), indices[:, 0])
 
     def neighbours(self, images: Tensor, k: int) -> Tensor:

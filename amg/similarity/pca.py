@@ -8,8 +8,8 @@ from torch import Tensor
 from amg.bank import TrainingBank
 from amg.similarity.descriptor import DescriptorSimilarity
 
-CHUNK = 4096
-"""Pictures in float64 at once: all of CIFAR-10's would take 1.2 GB."""
+CHUNK = 2**24
+"""Pixel values in float64 at once, 134 MB."""
 
 
 class PCAWhitening:
@@ -17,42 +17,59 @@ class PCAWhitening:
 
     Args:
         bank: pictures to fit on, repeats counted once.
-        directions: how many to keep; at most the bank's size less one, and the number of pixel values.
+        directions: how many to keep; at most the rank of the bank's centred images.
     """
 
     def __init__(self, bank: TrainingBank, directions: int = 128):
-        pixels = bank.pixels()
-        self.mean = torch.stack([part.double().sum(0) for part in pixels.split(CHUNK)]).sum(0) / len(pixels)
+        pixels, self.shape = bank.pixels(), tuple(bank.images.shape[1:])
+        self.mean = torch.stack([part.double().sum(0) for part in pixels.split(_rows(pixels))]).sum(0) / len(pixels)
         fit = by_covariance if len(pixels) > pixels.shape[1] else by_gram
         self.whiten = fit(pixels, self.mean, min(directions, len(pixels) - 1, pixels.shape[1]))
 
     def __call__(self, images: Tensor) -> Tensor:
-        pixels = images.flatten(1)
-        if pixels.shape[1] != len(self.mean):
+        if tuple(images.shape[1:]) != self.shape:
             raise ValueError(
-                f"pictures of {pixels.shape[1]} values cannot be compared with the bank's of {len(self.mean)}: give "
-                "both the same size"
+                f"images are {tuple(images.shape[1:])} but the bank's {self.shape}: "
+                f"load the bank with size={tuple(images.shape[2:])}"
             )
+        pixels = images.flatten(1)
         return (pixels - self.mean.to(pixels)) @ self.whiten.to(pixels)
 
 
 def by_gram(pixels: Tensor, mean: Tensor, rank: int) -> Tensor:
-    """Whitening directions of N pictures of D values, (D, rank), from the N × N Gram matrix; for N <= D."""
-    centred = pixels.double() - mean
-    values, left = torch.linalg.eigh(centred @ centred.T)
-    values, left = values[-rank:].flip(0), left[:, -rank:].flip(1)
-    return (centred.T @ left) / values * len(pixels) ** 0.5
+    """Whitening directions of N images of D values, (D, rank), from the N × N Gram matrix; for N <= D.
+
+    There are fewer where the images span fewer.
+    """
+    width = max(1, CHUNK // len(pixels))
+    columns = list(zip(pixels.split(width, 1), mean.split(width), strict=True))
+    gram = sum((centred := part.double() - middle) @ centred.T for part, middle in columns)
+    values, left = _leading(gram, rank)
+    parts = [(part.double() - middle).T @ left for part, middle in columns]
+    return torch.cat(parts) / values * len(pixels) ** 0.5
 
 
 def by_covariance(pixels: Tensor, mean: Tensor, rank: int) -> Tensor:
     """The same up to sign from the D × D covariance matrix; for N > D."""
     scatter = mean.new_zeros(pixels.shape[1], pixels.shape[1])
-    for part in pixels.split(CHUNK):
+    for part in pixels.split(_rows(pixels)):
         centred = part.double() - mean
         scatter.addmm_(centred.T, centred)
-    values, directions = torch.linalg.eigh(scatter)
-    values, directions = values[-rank:].flip(0), directions[:, -rank:].flip(1)
+    values, directions = _leading(scatter, rank)
     return directions / values.sqrt() * len(pixels) ** 0.5
+
+
+def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues, descending, and their vectors in columns, without those that are rounding alone."""
+    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
+    # float32 images: what lies below their rounding is no direction
+    some = values > values[0] * len(matrix) * torch.finfo(torch.float32).eps ** 2
+    return values[some], vectors[:, some]
+
+
+def _rows(pixels: Tensor) -> int:
+    return max(1, CHUNK // pixels.shape[1])
 
 
 class PCASimilarity(DescriptorSimilarity):
@@ -65,6 +82,8 @@ class PCASimilarity(DescriptorSimilarity):
         bank, directions: as `PCAWhitening`'s.
         norm_gradient: as `DescriptorSimilarity`'s.
         index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
+    Raises:
+        ValueError: for fewer than 2 directions, in which every cosine is 1, −1 or not a number.
     """
 
     compares_pixels = True
@@ -79,4 +98,11 @@ class PCASimilarity(DescriptorSimilarity):
         norm_gradient: bool = False,
         index: str = "exact",
     ):
-        super().__init__(bank, PCAWhitening(bank, directions), None, copy, strict, norm_gradient, index=index)
+        if len(bank) < 3:
+            raise ValueError(f"PCA needs a bank of at least 3 distinct images, got {len(bank)}")
+        whitening = PCAWhitening(bank, directions)
+        if (kept := whitening.whiten.shape[1]) < 2:
+            raise ValueError(
+                f"PCA needs at least 2 directions, got directions={directions} and images that span {kept}"
+            )
+        super().__init__(bank, whitening, None, copy, strict, norm_gradient, index=index)

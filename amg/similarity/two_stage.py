@@ -26,6 +26,7 @@ class TwoStage:
         self.coarse, self.fine, self.candidates = coarse, fine, candidates
         self.stages = (coarse, fine)
         self.bank, self.copy, self.strict = fine.bank, fine.copy, fine.strict
+        self.modules = fine.modules
 
     def __call__(self, images: Tensor) -> Match:
         descriptors = self.fine.descriptors(images)

@@ -132,8 +132,6 @@ def _targets(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _settings(group: str, file: Path) -> str:
     """What a yaml sets, short."""
-    if group == "strength":
-        return "constants for each model and similarity"
     if group == "experiment":
         return ""
     plain: Any = OmegaConf.to_container(OmegaConf.load(file))

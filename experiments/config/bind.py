@@ -46,28 +46,81 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
             raise ConfigError([needed(key) for key in missing])
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore
     except OmegaConfBaseException as error:
-        raise ConfigError([unresolved(error, cfg)]) from None
+        raise ConfigError([unresolved(error)]) from None
     plain.pop("hydra", None)
     for alone in ("row", "experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
         plain.pop(alone, None)
-    if plain["threshold"] is None:  # what conf/threshold/calibrated.yaml finds
-        model, similarity = (plain[key].get("name") for key in ("model", "similarity"))
-        raise NotApplicable(
-            [f"threshold=calibrated: conf/strength has no curve for model={model} with similarity={similarity}; "
-             "python run.py task=calibrate … learns one"]
-        )  # fmt: skip
     plain["guidance"] = _listed(plain["guidance"])
     run = validate(plain)
     allowed = (*PREFIXES, *run.allow)
-    nodes = {key: getattr(run, key) for key in COMPONENTS}
-    nodes |= {f"{key}.{name}": node for key in SEVERAL for name, node in getattr(run, key).items()}
-    lines = [line for key, node in nodes.items() if (line := _bad_target(key, node, allowed))]
-    if not lines and bind:  # nothing is imported while a target is not to be trusted, and Lightning (slow) last
-        for key in sorted(nodes, key="trainer".__eq__):
+    lines = [line for key, node in _nodes(run).items() if (line := _bad_target(key, node, allowed))]
+    if not lines and bind:  # nothing is imported while a target is not to be trusted
+        run = expand_presets(run)
+        nodes = _nodes(run)
+        for key in sorted(nodes, key="trainer".__eq__):  # Lightning, which is slow, last
             lines += [] if lines and key == "trainer" else _mistakes(key, nodes[key], allowed)
     if lines:
         raise ConfigError(lines)
     return run
+
+
+def _nodes(run: RunConfig) -> dict[str, dict[str, Any]]:
+    nodes = {key: getattr(run, key) for key in COMPONENTS}
+    return nodes | {f"{key}.{name}": node for key in SEVERAL for name, node in getattr(run, key).items()}
+
+
+def expand_presets(run: RunConfig) -> RunConfig:
+    """Writes the constants that `preset:` keys stand for into the guidances and the threshold.
+
+    A run is known by its values, so that another table of constants is another run.
+
+    Raises:
+        ConfigError: if the table has no constants for the model and similarity.
+        NotApplicable: if no curve was learned for them.
+    """
+    from dataclasses import asdict
+
+    from amg.guidance import presets
+
+    plain = run.model_dump()
+    model, similarity = (plain[key].get("name") for key in ("model", "similarity"))
+    of = f"model={model} with similarity={similarity}"
+    for key in ("similarity", "judge"):
+        thresholds = presets.COPY_THRESHOLDS.get((model, plain[key].get("name")))
+        if thresholds:
+            plain[key] = dict(zip(("copy", "strict"), thresholds, strict=True)) | plain[key]
+    node = plain["threshold"]
+    if isinstance(node, dict) and "preset" in node:
+        kind = node.pop("preset")
+        try:
+            chosen = presets.threshold(model, similarity, run.strength, kind)
+        except FileNotFoundError:
+            raise NotApplicable(
+                [f"threshold={kind}: no curve was learned for {of}; python run.py task=calibrate … learns one"]
+            ) from None
+        except KeyError:
+            raise ConfigError(
+                [f"threshold={kind}: no constants for {of}; choose another similarity, or "
+                 "threshold._target_=amg.thresholds.Constant threshold.value=…"]
+            ) from None  # fmt: skip
+        plain["threshold"] = {"_target_": f"amg.thresholds.{type(chosen).__name__}"} | asdict(chosen) | node
+    for key, node in every("guidance", plain["guidance"]):
+        if "preset" not in node:
+            continue
+        missing = [name for name in ("c1", "c2", "c3") if name not in node]
+        try:
+            chosen = presets.constants(model, similarity, node.pop("preset"))
+        except KeyError:
+            if missing:
+                raise ConfigError(
+                    [f"{key}: no constants for {of}; set {', '.join(f'{key}.{name}' for name in missing)}, or choose "
+                     "another similarity"]
+                ) from None  # fmt: skip
+            continue
+        for name in ("c1", "c2", "c3", "normalize", "margin"):
+            if name not in node:
+                node[name] = getattr(chosen, name)
+    return RunConfig.model_validate(plain)
 
 
 NEEDS = {
@@ -166,9 +219,9 @@ def locate(target: str) -> Any:
 def _bad_target(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> str | None:
     """Why a component's `_target_` is refused."""
     target = node.get("_target_")
-    if target is None:
+    if target is None and "preset" not in node:
         return f"{key}: no _target_; choose one of conf/{key.split('.')[0]}"
-    if not isinstance(target, str) or not target.startswith(allowed):
+    if target is not None and (not isinstance(target, str) or not target.startswith(allowed)):
         return f"{key}._target_={target}: must begin with {', '.join(allowed)} (allow=[…] adds more)"
     return None
 

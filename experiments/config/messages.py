@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 SEVERAL = ("detector",)
 """Groups of which a run may choose several; each choice is a component, by its name."""
@@ -55,14 +55,7 @@ def top_level_keys(folders: list[Path]) -> list[str]:
     return sorted({*groups, *plain})
 
 
-def unresolved(error: OmegaConfBaseException, cfg: DictConfig) -> str:
-    if isinstance(error, InterpolationResolutionError) and "strength." in str(error):
-        model = OmegaConf.select(cfg, "model.name")
-        similarity = OmegaConf.select(cfg, "similarity.name")
-        return (
-            f"{error.full_key}: conf/strength has no constant for model={model} with similarity={similarity}; "
-            "set the key itself, or choose another similarity"
-        )
+def unresolved(error: OmegaConfBaseException) -> str:
     return " ".join(str(error).split())
 
 

@@ -20,8 +20,7 @@ def expected(value: Any, parameter: inspect.Parameter, target: Any) -> str | Non
     taken = _scalars(_annotation(parameter, target))
     if taken is None or any(_fits(value, one) for one in taken):
         return None
-    words = [word for one in taken for word in ([EXPECTED[one]] if one in EXPECTED else map(shown, get_args(one)))]
-    return f"{' or '.join(dict.fromkeys(words))} is expected"
+    return f"{' or '.join(dict.fromkeys(word for one in taken for word in _words(one)))} is expected"
 
 
 def shown(value: Any) -> str:
@@ -48,13 +47,22 @@ def _scalars(annotation: Any) -> list[Any] | None:
         return None if None in parts else [one for part in parts for one in part]
     if annotation is None:
         return [type(None)]
-    known = any(annotation is one for one in EXPECTED) or get_origin(annotation) is Literal
+    known = any(annotation is one for one in EXPECTED) or get_origin(annotation) in (Literal, tuple)
     return [annotation] if known else None
+
+
+def _words(one: Any) -> list[str]:
+    if get_origin(one) is tuple:
+        return [f"[{', '.join(EXPECTED[part] for part in get_args(one))}]"]
+    return [EXPECTED[one]] if one in EXPECTED else [shown(choice) for choice in get_args(one)]
 
 
 def _fits(value: Any, one: Any) -> bool:
     if get_origin(one) is Literal:
         return value in get_args(one)
+    if get_origin(one) is tuple:
+        parts = get_args(one)
+        return isinstance(value, (list, tuple)) and len(value) == len(parts) and all(map(_fits, value, parts))
     if isinstance(value, bool):  # which is an int to Python
         return one is bool
     return isinstance(value, (int, float) if one is float else one)

@@ -55,7 +55,7 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
     allow: list[str]
     sampler: SamplerConfig
     metrics: MetricsConfig
-    strength: dict[str, Any]
+    strength: Literal["main", "strong"]  # of AMG's constants
     data: dict[str, Any]
     guidance: dict[str, Any]
     judge: dict[str, Any]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amg.bank import TrainingBank
+from amg.bank.folder import read_folder
 from experiments.config.build import Parts, device, told
 from experiments.config.files import EXTRACTORS, complaint
 from experiments.config.schema import ConfigError, RunConfig
@@ -97,9 +97,9 @@ def reference(run: RunConfig, parts: Parts) -> Tensor:
     folder = run.metrics.reference
     if folder == "bank":
         return parts.bank.images
-    side = parts.model.side or parts.bank.images.shape[2]
+    size = parts.model.side or tuple(parts.bank.images.shape[2:])
     try:
-        return TrainingBank.from_folder(folder, size=side).images
+        return read_folder(folder, size, captioned=False)[0]
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError([complaint(run.metrics, "reference", error)]) from None
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader
 
 from amg.bank import TrainingBank
-from amg.bank.images import SkippedPictures
+from amg.bank.images import BankNote
 from amg.bank.vectors import StoredVectors
 from experiments.config.build import bank_of, component, device, told
 from experiments.config.schema import RunConfig
@@ -28,13 +28,17 @@ def bank_run(run: RunConfig) -> Path | None:
         A folder with vectors, the guide's first; None where none are kept on disk.
     """
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", SkippedPictures)
+        warnings.simplefilter("always", BankNote)
         bank = bank_of(run)
     lines = _counts(run, bank)
     for warning in caught:
-        if isinstance(warning.message, SkippedPictures):
-            names = warning.message.names
-            lines += [f"left out, {len(names):,} that cannot be read:", *(f"  {name}" for name in names)]
+        if isinstance(note := warning.message, BankNote):
+            if note.unread:
+                lines += [
+                    f"left out, {len(note.unread):,} that cannot be read:",
+                    *(f"  {name}" for name in note.unread),
+                ]
+            lines += [note.without_caption] if note.bare else []
         else:
             warnings.warn(warning.message, stacklevel=2)
     work = []

@@ -20,7 +20,6 @@ from requests.adapters import HTTPAdapter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from amg.bank.folder import FAILED
-from amg.bank.images import UNREADABLE
 from amg.fetch import HEADERS, NotFetched, body, explained, offline, retry
 from amg.prompts import read_addresses
 from amg.prompts.text_files import json_lines
@@ -188,7 +187,7 @@ def image_suffix(data: bytes) -> str:
         raise NotFetched("too large", str(error)) from None
     except Image.UnidentifiedImageError:
         raise NotFetched("bad type", "no JPEG, PNG, WebP, GIF or BMP") from None
-    except UNREADABLE as error:
+    except (OSError, SyntaxError, TypeError, ValueError) as error:  # what Pillow raises for corrupt bytes
         raise NotFetched("broken", f"{type(error).__name__}: {error}"[:120]) from None
 
 

@@ -161,10 +161,10 @@ class ReleasedIDDPM(Guidance):
     def _near(self, step: Step, rows: Tensor, draws: list[np.random.Generator | None]):
         x = step.x_t[rows].flatten(1)
         keys, norms = self.bank.keys(x.device, x.dtype)
-        if x.shape[1] != keys.shape[1]:
+        if step.x_t.shape[1:] != self.bank.images.shape[1:]:
             raise ValueError(
                 f"samples are {tuple(step.x_t.shape[1:])}, the bank's pictures {tuple(self.bank.images.shape[1:])}: "
-                "released_iddpm compares pixels"
+                "released_iddpm compares pixels: load the bank with size=(height, width) of the samples"
             )
         x = x.to(keys)
         signal = step.alpha_bar[rows][:, None].sqrt().to(x)

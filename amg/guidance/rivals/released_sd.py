@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from amg.guidance.anti_memorization import MIN_ALPHA_BAR
-from amg.guidance.base import Guidance
+from amg.guidance.base import Guidance, require_gradients
 from amg.guidance.captions import CommonCaption
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
-from amg.similarity.base import Similarity
-from amg.step import Step
+from amg.similarity.base import Similarity, measure
+from amg.step import Asked, Step
 from amg.tensors import broadcast, norm
 from amg.thresholds import Exponential, Threshold
 
@@ -102,10 +104,20 @@ class ReleasedSD(Guidance):
         self.remeasure, self.c3, self.base, self.growth = remeasure, c3, base, growth
         self._common = CommonCaption(similarity.bank.all_captions, similarity.bank.multiplicity, count)
 
+    @property
+    def embeds_captions(self) -> bool:
+        return bool(self._common.names)
+
+    def attach(self, model: Any, asked: Asked) -> AbstractContextManager:
+        """Changes nothing; refuses weights that G_sim cannot take a gradient through."""
+        if self.c3 > 0:
+            require_gradients(getattr(model, "vae", None), *getattr(self.similarity, "modules", (self.similarity,)))
+        return nullcontext()
+
     @torch.no_grad()
     def __call__(self, step: Step, state: ReleasedState | None) -> tuple[Tensor, ReleasedState]:
         images = step.decode(step.x0)
-        similarity, index = self.similarity(images)
+        similarity, index = measure(self.similarity, images)
         threshold = torch.as_tensor(self.threshold(step.t)).to(similarity).expand_as(similarity)
         flagged = similarity > threshold
         zeros = torch.zeros_like(similarity)
@@ -118,7 +130,7 @@ class ReleasedSD(Guidance):
             edited, acted = self._towards_text(step, similarity, flagged, armed, caption)
         after = similarity
         if self.remeasure and edited is not step:
-            after = self.similarity(step.decode(edited.x0)).value
+            after = measure(self.similarity, step.decode(edited.x0)).value
         edited, sim, dropped = self._away(edited, after, after > threshold)
         seen = ReleasedState(
             similarity, index, threshold, flagged, hold, caption, after, **acted, sim=sim, dropped=dropped

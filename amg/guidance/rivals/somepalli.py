@@ -72,7 +72,7 @@ class RandomTokens(_Insertion):
 
     def __init__(self, tokens: int = 4, tokenizer: str | Any | None = None, model: Any = None):
         super().__init__("rt", "tokens", tokens)
-        if tokenizer is None and not hasattr(model, "tokenizer"):
+        if tokenizer is None and getattr(model, "tokenizer", None) is None:
             raise ValueError("guidance.tokenizer: give one, or a model that has one")
         self.tokenizer = model.tokenizer if tokenizer is None else tokenizer
 

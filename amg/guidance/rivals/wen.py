@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amg.guidance.base import Guidance
+from amg.guidance.base import Guidance, require_gradients
 from amg.models.base import Condition, take
 from amg.step import Start
 from amg.tensors import norm
@@ -42,6 +42,7 @@ class PromptEmbeddingOptimization(Guidance):
     def prepare(self, model: Any, prompts, condition: Condition, x_T: Tensor, seeds: Sequence[int], start: Start):
         if start.null is None or self.iterations == 0 or self.target == float("inf"):
             return condition, x_T
+        require_gradients(getattr(model, "unet", None))
         with torch.inference_mode(False):
             return self._optimized(condition, x_T.clone(), start), x_T
 

@@ -61,7 +61,7 @@ def test_k_outside_the_bank_is_refused(k):
 
 
 def test_queries_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"queries are \(3, 8, 8\) but the bank's pictures \(3, 4, 4\).*size="):
+    with pytest.raises(ValueError, match=r"queries are \(3, 8, 8\) but the bank's pictures \(3, 4, 4\).*size=\(8, 8\)"):
         TrainingBank.from_tensors(pictures(9)).search(pictures(1, size=8))
 
 
@@ -94,6 +94,25 @@ def test_repeats_are_merged_with_their_number_and_captions_most_frequent_first()
     assert bank.multiplicity.tolist() == [3, 2]
     assert bank.all_captions == (("common", "rare"), ("b",))
     assert bank.captions == ["common", "b"]
+
+
+def test_a_list_of_captions_counts_as_many_occurrences():
+    a, b, c = pictures(3)
+    bank = TrainingBank.from_tensors(torch.stack([a, b, a, c]), [["x", "y", ""], None, "y", []])
+    assert bank.all_captions == (("y", "x"), (), ()) and bank.multiplicity.tolist() == [4, 1, 1]
+
+
+@pytest.mark.parametrize("caption, kind", [(3, "int"), (["x", 1.5], "float"), (b"x", "bytes")])
+def test_captions_that_are_no_text_are_refused(caption, kind):
+    if kind == "bytes":
+        caption = [caption]
+    with pytest.raises(ValueError, match=rf"captions of the bank must be text, row 1 has .* \({kind}\)"):
+        TrainingBank.from_tensors(pictures(2), ["a", caption])
+
+
+def test_building_a_bank_of_distinct_images_copies_none():
+    images = pictures(50)
+    assert TrainingBank.from_tensors(images).images.data_ptr() == images.data_ptr()
 
 
 def test_pictures_without_captions_have_empty_ones():

@@ -217,5 +217,5 @@ def test_missing_column_file_or_split_is_one_line(tmp_path, table):
 
 def test_too_little_memory_is_told_before_it_is_taken():
     check_room(1000, 32, 32)
-    with pytest.raises(ValueError, match=r"1,000,000,000 pictures of 24×32 pixels needs 18432.0 GB .* are free"):
+    with pytest.raises(ValueError, match=r"1,000,000,000 images of 24×32 pixels needs 10137.6 GB .* are free"):
         check_room(1_000_000_000, 32, 24)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from amg.bank import TrainingBank, parquet
-from amg.bank.images import SkippedPictures, decode
+from amg.bank import TrainingBank
+from amg.bank.images import BankNote
 
 
 def png(value: int, size: int = 4) -> bytes:
@@ -67,8 +67,8 @@ def test_pictures_are_resized_by_averaging(tmp_path):
     "columns, message",
     [
         ({"picture": [png(1)]}, "has no image column; it has picture"),
-        ({"image": [b"no png", None]}, r"none of 2 pictures can be read, e.g. bad.parquet, row 0 \(Unidentified"),
-        ({"image": [png(1), png(1, size=8)]}, "pictures of 2 sizes.*data.size"),
+        ({"image": [b"no png", None]}, r"none of 2 images can be read, e.g. bad.parquet, row 0 \(Unidentified"),
+        ({"image": [png(1), png(1, size=8)]}, "images of several sizes.*data.size"),
         ({"image": pa.array([], pa.binary())}, "holds no rows"),
     ],
 )
@@ -80,20 +80,20 @@ def test_bad_files_are_refused_by_name(tmp_path, columns, message):
 
 def test_corrupt_pictures_are_left_out_counted_and_listed(tmp_path):
     path = write(tmp_path / "a.parquet", image=[png(1), b"no png", None, png(2)], caption=list("wxyz"))
-    with pytest.warns(SkippedPictures, match=r"2 of 4 pictures cannot be read.*a.parquet, row 1 \(Uni.*, row 2 \(Uni"):
+    with pytest.warns(BankNote, match=r"2 of 4 images cannot be read.*a.parquet, row 1 \(Uni.*, row 2 \(Uni"):
         bank = TrainingBank.from_parquet(path)
     assert bank.captions == ["w", "z"]
 
 
 def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):
-    decoded = []
-    monkeypatch.setattr("amg.bank.room.psutil.virtual_memory", lambda: SimpleNamespace(available=700))
-    monkeypatch.setattr(parquet, "decode", lambda *args: decoded.append(args) or decode(*args))
-    path = write(tmp_path / "a.parquet", image=[png(1), png(2)], captions=[["u", "v"], []])
-    with pytest.raises(ValueError, match="a bank of 3 pictures of 4×4 pixels needs"):  # 2 · 3 · 4 · 48 bytes = 1152
-        TrainingBank.from_parquet(path)
-    assert len(decoded) == 1
-    assert len(TrainingBank.from_parquet(path, size=2)) == 2  # 288 bytes
+    monkeypatch.setattr("amg.bank.room.psutil.virtual_memory", lambda: SimpleNamespace(available=400))
+    path = write(tmp_path / "a.parquet", image=[b"no png", png(1), png(2)], captions=[["t"], ["u", "v"], []])
+    with monkeypatch.context() as patch:
+        patch.setattr("amg.bank.images._tensor", lambda *_: pytest.fail("decoded"))
+        with pytest.raises(ValueError, match="a bank of 3 images of 4×4 pixels needs"):  # 3 · 4 · 48 bytes = 576
+            TrainingBank.from_parquet(path)
+    with pytest.warns(BankNote):
+        assert len(TrainingBank.from_parquet(path, size=2)) == 2  # 144 bytes
 
 
 def test_a_truncated_file_is_refused_by_name(tmp_path):
@@ -107,3 +107,25 @@ def test_a_truncated_file_is_refused_by_name(tmp_path):
 def test_a_missing_file_is_refused_by_name(tmp_path, name):
     with pytest.raises(FileNotFoundError, match="no Parquet file at"):
         TrainingBank.from_parquet(tmp_path / name)
+
+
+@pytest.mark.parametrize("values, kind", [([3], "int64"), ([1.5], "double"), ([[3]], "list<"), ([b"x"], "binary")])
+def test_captions_that_are_no_text_are_refused_by_column_and_type_before_anything_is_decoded(tmp_path, values, kind):
+    path = write(tmp_path / "int.parquet", image=[b"no png"], text=values)
+    with pytest.raises(ValueError, match=rf"int.parquet: column text holds {kind}.*; captions are text or lists of it"):
+        TrainingBank.from_parquet(path)
+
+
+def test_text_in_every_form_that_parquet_has_is_read(tmp_path):
+    for column in (
+        pa.array(["x", None], pa.large_string()),
+        pa.array(["x", ""]).dictionary_encode(),
+        pa.array([["x"], []], pa.large_list(pa.string())),
+    ):
+        path = write(tmp_path / "a.parquet", image=[png(1), png(2)], TEXT=column)
+        with pytest.warns(
+            BankNote, match="1 of 2 images have no caption .captions are columns captions, text, caption"
+        ):
+            assert TrainingBank.from_parquet(path, cache=None).captions == ["x", ""]
+    path = write(tmp_path / "a.parquet", image=[png(1)], text=pa.nulls(1), caption=["y"])
+    assert TrainingBank.from_parquet(path, cache=None).captions == ["y"]

@@ -229,6 +229,19 @@ def test_plain_functions_serve_as_similarity_and_threshold():
     assert torch.equal(plain(made(), None)[0], expected)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_similarity_that_is_not_finite_never_passes_as_not_flagged(value):
+    broken = SIGMA.clone()
+    broken[2] = value
+    with pytest.raises(ValueError, match=r"similarity Linear is -?(nan|inf) for a finite image \(row 2\)"):
+        amg(similarity=Linear(broken))(made(), None)
+    images = made().x0.clone()
+    for diverged in (torch.nan, torch.inf, 1e30):  # a trajectory that diverged has no σ to speak of
+        images[2] = diverged
+        _, state = amg(similarity=Linear(broken))(made(x0=images), None)
+        assert not state.similarity[2].isfinite()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -1,5 +1,8 @@
 """G_dup armed by captions that many neighbours share."""
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -50,11 +53,33 @@ def amg(similarity, **options):
 CAPTIONS = ["a", "twice", "twice", "b", "", "c", "thrice", "thrice", "d", "thrice"]
 
 
-def test_by_default_the_nearest_pictures_caption_arms_always():
+def test_by_default_the_nearest_images_caption_arms_and_none_does_not():
     calls = []
     _, state = amg(Line(CAPTIONS))(step([0.0, 0.06, 0.2], calls), None)
-    assert calls == [([0, 1, 2], ["a", "twice", ""])]
-    assert state.s2.tolist() == [2.0] * 3  # 4 · 0.5
+    assert calls == [([0, 1], ["a", "twice"])]
+    assert state.s2.tolist() == [2.0, 2.0, 0.0]  # 4 · 0.5
+    assert state.dup[2] == 0 and (state.dup[:2] > 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"captions": [None] * 10}, {"neighbours": 4, "count": 1}])
+def test_a_bank_without_captions_is_reported_at_the_first_step_and_gets_no_g_dup(options):
+    calls, plain = [], Line([""] * 10)
+    with pytest.warns(UserWarning, match="no training picture has a caption: G_dup does nothing"):
+        eps, state = amg(plain, **options)(step([0.0, 0.06], calls), None)
+    assert not calls and not state.s2.any() and not eps.any()
+    assert not amg(plain, **options).embeds_captions and amg(Line(CAPTIONS)).embeds_captions
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        amg(plain, **options)(step([0.0, 0.06], calls), state)  # not again at later steps
+        amg(plain, **options)(replace(step([0.0], calls), eps_cond=None), None)  # nor where G_dup cannot act
+
+
+def test_g_dup_without_captions_to_ask_is_refused_at_the_first_step_flagged_or_not():
+    guidance = AntiMemorizationGuidance(
+        lambda x: Match(x.flatten(1).sum(1), torch.zeros(len(x)).long()), Constant(9.0), c2=1.0
+    )
+    with pytest.raises(ValueError, match="give captions="):
+        guidance(step([0.0], []), None)
 
 
 def test_a_caption_that_more_than_count_neighbours_share_arms_and_is_the_one_steered_away_from():

@@ -1,14 +1,22 @@
 """Prompts from whatever a user has."""
 
 import csv
+import itertools
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import amg.prompts
-from amg.prompts import read_prompts
+from amg import TrainingBank
+from amg.prompts import read_addresses, read_prompts
+from amg.prompts.text_files import CAPTION_COLUMNS
 
 FOLDER = Path(amg.prompts.__file__).parent
+ROW = {"text": "t", "caption": "c", "prompt": "p", "captions": ["v", "w"]}
 
 
 def test_the_shipped_sets_are_complete_and_distinct():
@@ -51,7 +59,7 @@ def test_files_hold_the_same_prompts_in_each_format(tmp_path, name, text):
         (
             "p.jsonl",
             '{"text": "a"}\n{"txt": "b"}\n',
-            "p.jsonl, line 2: no column prompt or caption or text; it has txt",
+            "p.jsonl, line 2: no column captions or text or caption or prompt; it has txt",
         ),
         ("p.csv", "text\na\n  \n", "p.csv, line 3: no prompt"),
         ("p.csv", "title\na\n", "line 2: no column.*it has title"),
@@ -89,3 +97,48 @@ def test_what_is_not_there_or_empty_is_refused(tmp_path):
     with pytest.raises(ValueError, match="prompts come as .txt, .jsonl, .csv"):
         (tmp_path / "p.doc").write_text("a")
         read_prompts(tmp_path / "p.doc")
+
+
+def test_a_comma_that_is_not_quoted_cuts_no_prompt_and_no_address(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt\na fox\na fox, running, in snow\n")
+    with pytest.raises(
+        ValueError, match=r"p.csv, line 3: 3 columns where the header has 1 \(quote texts with commas\)"
+    ):
+        read_prompts(tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text("caption,url\na fox,http://x.org/a,b.jpg\n")
+    with pytest.raises(ValueError, match="line 2: 3 columns where the header has 2"):
+        read_addresses(tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text('caption; url\n"a fox; red"; http://x.org/a,b.jpg\n')
+    assert read_addresses(tmp_path / "p.csv") == [("a fox; red", "http://x.org/a,b.jpg")]
+
+
+def test_null_is_no_prompt_a_list_is_several_and_a_number_is_named(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"text": ["a", "b"], "url": "u"}\n{"text": null, "caption": "c", "url": "v"}\n')
+    assert read_prompts(path) == ["a", "b", "c"]
+    assert read_addresses(path) == [("a", "u"), ("b", "u"), ("c", "v")]
+    for value, said in (("null", "no prompt"), ("3", r"text is 3 \(int\), expected text")):
+        path.write_text(f'{{"text": {value}}}')
+        with pytest.raises(ValueError, match=f"p.jsonl, line 1: {said}"):
+            read_prompts(path)
+
+
+@pytest.mark.parametrize("names", [names for n in (1, 2, 3, 4) for names in itertools.permutations(ROW, n)])
+def test_a_row_is_captioned_alike_by_folders_parquet_files_and_lists_of_prompts(tmp_path, names):
+    row = {name: ROW[name] for name in names}
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    named = {"file_name": "a.png", **row}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(named))
+    image = (tmp_path / "a.png").read_bytes()
+    pq.write_table(pa.table({"image": [image], **{k: [v] for k, v in row.items()}}), tmp_path / "a.parquet")
+    expected = read_prompts(tmp_path / "metadata.jsonl")
+    assert expected == next(
+        [ROW[name]] if isinstance(ROW[name], str) else ROW[name] for name in CAPTION_COLUMNS if name in row
+    )
+    for bank in (TrainingBank.from_folder(tmp_path, cache=None), TrainingBank.from_parquet(tmp_path, cache=None)):
+        assert list(bank.all_captions[0]) == expected
+    plain = {key: value for key, value in named.items() if isinstance(value, str)}
+    if len(plain) > 1:
+        (tmp_path / "metadata.jsonl").unlink()
+        (tmp_path / "metadata.csv").write_text(f"{','.join(plain)}\n{','.join(plain.values())}\n")
+        assert TrainingBank.from_folder(tmp_path, cache=None).captions == read_prompts(tmp_path / "metadata.csv")

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from guarded import PIPELINES, PROMPTS, amg, call, remains, size_of
-from tiny_pipelines import stable_diffusion
+from guarded import PIPELINES, PROMPTS, SEEDS, amg, call, remains, size_of
+from tiny_pipelines import sdxl, stable_diffusion
 
 from amg.guidance import Guidance
+from amg.guidance.rivals.somepalli import RandomNumbers
 from amg.sampling import guard
 
 
@@ -66,6 +67,16 @@ def test_a_guidance_may_rewrite_the_prompts():
     pipe = stable_diffusion()
     expected = call(pipe, {"prompt": ["a cat sx", "two dogs sxx", "sea sxxx"]})
     assert torch.equal(call(guard(pipe, Shout()), {"prompt": PROMPTS}), expected)
+
+
+@pytest.mark.parametrize("negative", [{}, {"negative_prompt": ["ugly"] * 3}])
+def test_both_prompts_of_sdxl_are_rewritten_by_the_same_seeds(negative):
+    pipe, rna = sdxl(), RandomNumbers()
+    second = ["red", "blue", "green"]
+    rewritten = {"prompt": rna.prompts(PROMPTS, SEEDS), "prompt_2": rna.prompts(second, SEEDS)}
+    expected = call(pipe, rewritten | negative)
+    assert torch.equal(call(guard(pipe, rna), {"prompt": PROMPTS, "prompt_2": second} | negative), expected)
+    assert not torch.equal(call(pipe, rewritten | {"prompt_2": second} | negative), expected)
 
 
 def test_attributes_pass_through_and_moving_keeps_the_guard():

@@ -135,14 +135,41 @@ def test_the_gradient_survives_at_an_exact_copy_and_through_the_norm_it_does_not
 
 def test_pictures_of_another_size_than_the_banks_are_refused_by_pca():
     bank = TrainingBank.from_tensors(torch.rand(5, 3, 8, 8))
-    with pytest.raises(ValueError, match="768 values cannot be compared with the bank's of 192"):
+    with pytest.raises(ValueError, match=r"\(3, 16, 16\) but the bank's \(3, 8, 8\): .* size=\(16, 16\)"):
         PCASimilarity(bank, directions=3)(torch.rand(2, 3, 16, 16))
+    wide = TrainingBank.from_tensors(torch.rand(5, 3, 4, 16))
+    with pytest.raises(ValueError, match=r"\(3, 16, 4\) but the bank's \(3, 4, 16\): .* size=\(16, 4\)"):
+        PCASimilarity(wide)(torch.rand(2, 3, 16, 4))  # as many values, another image
+
+
+def test_banks_that_span_no_two_directions_are_refused_by_pca():
+    """There σ would be NaN, or 1 for everything."""
+    for n in (1, 2):
+        with pytest.raises(ValueError, match=f"at least 3 distinct images, got {n}"):
+            PCASimilarity(TrainingBank.from_tensors(torch.rand(n, 3, 8, 8)))
+    start, way = torch.rand(2, 3, 8, 8) / 2
+    line = TrainingBank.from_tensors(torch.stack([start + t * way for t in (0.0, 0.2, 0.5, 0.9)]))
+    with pytest.raises(ValueError, match="at least 2 directions, got directions=128 and images that span 1"):
+        PCASimilarity(line)
+    with pytest.raises(ValueError, match="at least 2 directions, got directions=1"):
+        PCASimilarity(TrainingBank.from_tensors(torch.rand(5, 3, 8, 8)), directions=1)
+    few = TrainingBank.from_tensors(torch.rand(3, 3, 8, 8))
+    torch.testing.assert_close(PCASimilarity(few)(few.images).value, torch.ones(3))
+
+
+def test_a_descriptor_that_is_not_finite_is_refused_by_the_image():
+    images = torch.rand(70, 3, 4, 4)
+    similarity = DescriptorSimilarity(
+        TrainingBank.from_tensors(images), lambda x: torch.where(x.flatten(1) == images[66].flatten(), torch.nan, 1.0)
+    )
+    with pytest.raises(ValueError, match="descriptor of training image 66 of memory is not finite"):
+        similarity(images[:1])
 
 
 def test_a_run_tells_pictures_of_another_size_than_the_networks_in_a_line(command, tmp_path):
     (tmp_path / "small").mkdir()
     for i in range(3):
-        Image.new("RGB", (16, 16), (80 * i, 0, 9)).save(tmp_path / "small" / f"{i}.png")
+        Image.new("RGB", (16, 16), (80 * i, 40 * i * i, 9)).save(tmp_path / "small" / f"{i}.png")
     quick = ["n_samples=1", "sampler.steps=1", "trainer=cpu", "metrics.extractor=none", "output_dir=out"]
     code, _, told = command("model=lab_sd", "prompt=x", "data=folder", "data.path=small", *quick)
     assert code == 2 and "error: model: lab_sd draws pictures of 32×32, the bank's are 16×16" in told

@@ -110,5 +110,14 @@ def test_settings_without_meaning_are_refused(options):
 
 
 def test_a_bank_of_one_picture_is_refused():
-    with pytest.raises(ValueError, match="at least 2 distinct pictures"):
+    with pytest.raises(ValueError, match="at least 2 distinct images"):
         NormalizedL2(TrainingBank.from_tensors(pictures(1).repeat(3, 1, 1, 1)))
+
+
+def test_training_images_that_differ_by_rounding_alone_give_a_finite_similarity():
+    images = torch.full((2, 3, 8, 8), 0.1)
+    images[1, 0, 0, 0] = 0.1000001
+    bank = TrainingBank.from_tensors(images)
+    assert len(bank) == 2
+    value = NormalizedL2(bank)(bank.images).value
+    assert value.isfinite().all() and (value >= -2).all()  # −1/α: the nearest is no farther than the mean

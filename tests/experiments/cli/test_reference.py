@@ -32,8 +32,7 @@ def test_a_choice_tells_each_key_once_and_names_what_decides_it(page):
     assert sum(map(len, sets)) > 100 and all(len(one) == len(set(one)) for one in sets)
     assert "${" not in page
     (line,) = [line for line in page.splitlines() if line.startswith("| `spe_dup` | Table 4")]
-    by_strength = ", ".join(f"`{key}` by `strength`" for key in ("c1", "c2", "c3", "normalize", "margin"))
-    assert line.endswith(f"| `terms=[spe, dup]`, {by_strength} |")
+    assert line.endswith("| `full`, `terms=[spe, dup]` |")
     (line,) = [line for line in page.splitlines() if line.startswith("| `unconditional_none` |")]
     assert line.endswith("| `guidance=none`, `conditioning=none`, `s0=1.0` |")
 

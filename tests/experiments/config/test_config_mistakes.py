@@ -10,6 +10,8 @@ from experiments.cli.main import CONF, compose_config
 from experiments.cli.main import main as run_main
 from experiments.config.bind import check, not_applicable
 
+SIZE = "a whole number or [a whole number, a whole number] or null"
+
 
 def test_all_run_level_mistakes_are_told_at_once():
     lines = mistakes("sed=3", "guidance=ful", "n_samples=-3", "sampler.steps=2000", "sampler.eta=x")
@@ -105,7 +107,7 @@ def test_a_target_that_does_not_exist_is_told():
 
 def test_a_missing_strength_constant_names_model_and_similarity():
     (line,) = mistakes("model=iddpm_cifar10", "similarity=pca", "guidance=full")
-    assert "model=iddpm_cifar10" in line and "similarity=pca" in line and "conf/strength" in line
+    assert "model=iddpm_cifar10" in line and "similarity=pca" in line and "no constants" in line
 
 
 def test_a_value_that_only_the_user_can_give_is_asked_for():
@@ -128,9 +130,11 @@ def test_all_values_that_only_the_user_can_give_are_asked_for_at_once():
         (["guidance=full", "++guidance.c3=null"], "guidance.c3=null: a number is expected"),
         (["guidance=full", "++guidance.normalize=3"], "guidance.normalize=3: true or false is expected"),
         (["++similarity.copy=abc"], "similarity.copy=abc: a number is expected"),
-        (["data=folder", "data.path=x", "++data.size=abc"], "data.size=abc: a whole number or null is expected"),
-        (["data=folder", "data.path=x", "++data.size=1.5"], "data.size=1.5: a whole number or null is expected"),
-        (["data=folder", "data.path=x", "++data.size=true"], "data.size=true: a whole number or null is expected"),
+        (["data=folder", "data.path=x", "++data.size=abc"], f"data.size=abc: {SIZE} is expected"),
+        (["data=folder", "data.path=x", "++data.size=1.5"], f"data.size=1.5: {SIZE} is expected"),
+        (["data=folder", "data.path=x", "++data.size=true"], f"data.size=true: {SIZE} is expected"),
+        (["data=folder", "data.path=x", "++data.size=[8]"], f"data.size=[8]: {SIZE} is expected"),
+        (["data=folder", "data.path=x", "++data.size=[8,x]"], f'data.size=[8, "x"]: {SIZE} is expected'),
         (["task=download", "++task.seconds=abc"], "task.seconds=abc: a number is expected"),
         (["++trainer.max_epochs=abc"], "trainer.max_epochs=abc: a whole number or null is expected"),
         (["similarity@judge=nl2", "++judge.k=a"], "judge.k=a: a whole number is expected"),
@@ -143,6 +147,7 @@ def test_a_word_where_a_component_wants_a_number_is_told_by_its_key(arguments, s
 def test_a_whole_number_serves_for_a_number_and_null_where_it_may():
     run = check(compose_config(["guidance=full", "++guidance.c3=7", "data=folder", "data.path=x", "++data.size=null"]))
     assert run.guidance["c3"] == 7 and run.data["size"] is None
+    assert check(compose_config(["data=folder", "data.path=x", "++data.size=[24,16]"])).data["size"] == [24, 16]
 
 
 def test_annotations_of_scalars_alone_are_checked():

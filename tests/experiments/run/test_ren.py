@@ -199,7 +199,7 @@ def test_what_it_cannot_serve_is_told():
         sample(model, SEEDS, condition, CrossAttentionRescaling(), s0=3.0, steps=2)
     got = sample(model, SEEDS, condition, CrossAttentionRescaling(2.0, mask=False), s0=3.0, steps=2)
     assert torch.equal(got, draw(model, CrossAttentionRescaling(2.0, mask=False), steps=2))
-    with pytest.raises(ValueError, match="guidance: ren acts on cross-attention, and DDPMPipeline has none"):
+    with pytest.raises(ValueError, match="works on prompts, and DDPMPipeline has none"):
         guard(unconditional(DDPMPipeline, DDPMScheduler()), CrossAttentionRescaling())(num_inference_steps=2)
     pipe.unet.fuse_qkv_projections()
     with pytest.raises(ValueError, match="unfuse_qkv_projections"):

@@ -65,6 +65,17 @@ def test_the_pictures_are_counted_embedded_once_and_found_by_later_runs(train, c
     torch.testing.assert_close(torch.from_numpy(stored), expected)
 
 
+def test_every_task_notes_what_is_left_out_and_what_has_no_caption(train, capsys):
+    (train / "007.txt").unlink()
+    note = "note: train: 1 of 302 images cannot be read and are left out: broken.png (UnidentifiedImageError); 1 of 301"
+    build._world.cache_clear()
+    for command in (["task=dedupe", "data=folder", "data.path=train"], [*LAB, "n_samples=1", "sampler.steps=1"]):
+        assert main([*command, "metrics.extractor=none"] if command[0] != "task=dedupe" else command) == 0
+        assert capsys.readouterr().err.count(note) == 1
+    assert main(["task=bank", *LAB]) == 0
+    assert "1 of 301 images have no caption (captions are .txt," in capsys.readouterr().out
+
+
 def test_a_lost_shard_alone_is_computed_again(train, capsys):
     assert main(["task=bank", *LAB]) == 0
     Path("vectors/lab_guide-none/00001.npy").unlink()

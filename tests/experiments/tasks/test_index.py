@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from amg.bank import TrainingBank
 from amg.bank.exact import ExactIndex
 from amg.bank.faiss import FaissIndex
+from amg.bank.vectors import Identity
 from amg.similarity import DescriptorSimilarity, NormalizedL2, PCASimilarity
 from experiments.cli.main import main
 from experiments.config import build
@@ -19,29 +20,80 @@ def pictures(n: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def test_faiss_candidates_are_ranked_exactly():
-    vectors = F.normalize(torch.randn(3000, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-    queries = vectors[:20].double() + 0.05
-    products, index = FaissIndex(vectors.double(), candidates=50, lists=20, probes=20).search(queries, 5)
-    expected = (queries @ vectors.double().T).topk(5)
-    assert torch.equal(index, expected.indices)
+def vectors_and_queries(cosine: float, n: int = 10_000, d: int = 512, b: int = 100) -> tuple[torch.Tensor, ...]:
+    """Clustered vectors, and queries at a cosine to one of them each."""
+    generator = torch.Generator().manual_seed(0)
+
+    def unit(*shape):
+        return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+    centres = unit(n // 50, d)[torch.randint(n // 50, (n,), generator=generator)]
+    near = 0.45 + 0.35 * torch.rand(n, 1, generator=generator)
+    vectors = F.normalize(near * centres + (1 - near**2).sqrt() * unit(n, d), dim=1)
+    rows = torch.randint(n, (b,), generator=generator)
+    other = unit(b, d)
+    other = F.normalize(other - (other * vectors[rows]).sum(1, keepdim=True) * vectors[rows], dim=1)
+    return vectors, cosine * vectors[rows] + (1 - cosine**2) ** 0.5 * other, rows
+
+
+@pytest.fixture(scope="module")
+def clustered():
+    vectors, *_ = vectors_and_queries(0.5)
+    return FaissIndex(vectors)
+
+
+@pytest.mark.parametrize("cosine", [0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+def test_faiss_finds_copies_at_every_cosine_at_which_guidance_works(clustered, cosine):
+    vectors, queries, rows = vectors_and_queries(cosine)
+    products, index = clustered.search(queries)
+    expected = (queries @ vectors.T).max(1)
+    assert (index[:, 0] == expected.indices).float().mean() >= 0.99
+    assert (index[:, 0] == rows).float().mean() >= 0.99
+    torch.testing.assert_close(products[:, 0], (queries * vectors[index[:, 0]]).sum(1))
+
+
+@pytest.mark.parametrize("d, codes", [(5, 6), (33, 34), (128, 128), (129, 66), (512, 128), (515, 130), (1024, 256)])
+def test_faiss_takes_vectors_of_every_dimension(d, codes):
+    """Dimensions that do not divide are padded; candidates are ranked exactly, in the vectors' own precision."""
+    vectors = F.normalize(torch.randn(700, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
+    index = FaissIndex(vectors, exact_below=0, candidates=700)
+    assert index.codes == codes
+    products, places = index.search(vectors[:20].float() + 0.01, 5)
+    expected = ((vectors[:20].float() + 0.01).double() @ vectors.T).topk(5)
+    assert torch.equal(places, expected.indices)
     torch.testing.assert_close(products, expected.values)
-    few, found = FaissIndex(vectors, candidates=50, lists=20, probes=4).search(vectors[:200])
-    assert (found[:, 0] == torch.arange(200)).all()  # a picture lies in its own cell
-    torch.testing.assert_close(few[:, 0], torch.ones(200))
 
 
-def test_faiss_refuses_more_neighbours_than_vectors():
-    with pytest.raises(ValueError, match="1 … 3"):
-        FaissIndex(torch.eye(3)).search(torch.eye(3), 4)
+def test_few_vectors_are_searched_exactly_and_more_neighbours_than_vectors_refused():
+    vectors, queries = torch.randn(50, 6), torch.randn(4, 6)
+    found = FaissIndex(vectors).search(queries, 50)
+    assert all(map(torch.equal, found, ExactIndex(vectors).search(queries, 50)))
+    for index in (FaissIndex(vectors), FaissIndex(torch.randn(700, 6), exact_below=0)):
+        with pytest.raises(ValueError, match=f"k must lie in 1 … {len(index)}"):
+            index.search(queries, len(index) + 1)
 
 
-def test_cells_that_hold_too_few_are_made_up_for_exactly():
-    vectors = F.normalize(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    products, index = FaissIndex(vectors, lists=10, probes=1).search(vectors[:9] + 0.1, 300)
-    expected = ((vectors[:9] + 0.1) @ vectors.T).topk(300)
-    assert torch.equal(index, expected.indices)
-    torch.testing.assert_close(products, expected.values)
+def test_codes_are_made_once_and_again_where_they_do_not_fit(tmp_path, monkeypatch):
+    file, vectors = tmp_path / "codes.faiss", torch.randn(700, 16, generator=torch.Generator().manual_seed(0))
+    first = FaissIndex(vectors, file, exact_below=0).search(vectors[:9], 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(FaissIndex, "_made", lambda *_: pytest.fail("made again"))
+        assert all(map(torch.equal, first, FaissIndex(vectors, file, exact_below=0).search(vectors[:9], 3)))
+    assert len(FaissIndex(vectors[:650], file, exact_below=0)) == 650  # of other vectors
+    file.write_bytes(file.read_bytes()[:-100])
+    again = FaissIndex(vectors, file, exact_below=0).search(vectors[:9], 3)
+    assert all(map(torch.equal, first, again)) and [path.name for path in tmp_path.iterdir()] == ["codes.faiss"]
+
+
+def test_codes_are_kept_beside_the_vectors(tmp_path, monkeypatch):
+    monkeypatch.setattr(FaissIndex.__init__, "__defaults__", (None, 128, 500, 0))
+    bank = TrainingBank.from_tensors(pictures(600), cache=tmp_path)
+    identity = Identity("pixels", "none")
+    similarity = DescriptorSimilarity(bank, lambda x: x.flatten(1), identity=identity, index="faiss")
+    assert similarity(bank.images[:50]).index.tolist() == [*range(50)]
+    assert sorted(path.name for path in (tmp_path / "pixels-none").iterdir()) == [
+        "codes.faiss", "manifest.json", "vectors.npy",
+    ]  # fmt: skip
 
 
 def test_the_exact_index_equals_brute_force_and_knows_its_size():
@@ -64,17 +116,17 @@ def test_chunks_of_vectors_change_nothing(chunk):
         torch.testing.assert_close(products, expected.values)
 
 
-def test_a_similarity_by_faiss_with_all_probes_is_the_exact_one_gradient_included():
+def test_a_similarity_by_faiss_with_all_candidates_is_the_exact_one_gradient_included():
     bank = TrainingBank.from_tensors(pictures(2000))
     x = pictures(16, seed=1).requires_grad_()
     embed = PCASimilarity(bank, directions=32).embed
     exact = DescriptorSimilarity(bank, embed)
-    faiss = DescriptorSimilarity(bank, embed, index=partial(FaissIndex, lists=40, probes=40))
+    faiss = DescriptorSimilarity(bank, embed, index=partial(FaissIndex, exact_below=0, candidates=2000))
     (a, i), (b, j) = exact(x), faiss(x)
     assert torch.equal(i, j) and torch.equal(a, b)
     assert torch.equal(*(torch.autograd.grad(value.sum(), x)[0] for value in (a, b)))
     assert torch.equal(exact.neighbours(x, 50), faiss.neighbours(x, 50))
-    few = DescriptorSimilarity(bank, embed, index=partial(FaissIndex, lists=40, probes=4))(x)
+    few = DescriptorSimilarity(bank, embed, index=partial(FaissIndex, exact_below=0, candidates=4))(x)
     assert (few.value <= a).all() and (few.index == i).float().mean() >= 0.5
 
 
