@@ -29,9 +29,9 @@ def conditions(run: RunConfig, world: World) -> list[str | int] | None:
     return chosen
 
 
-def chosen_for(run: RunConfig, chosen: list[str | int] | None, seeds: Sequence[int]) -> list[str | int] | None:
-    """The prompt or label of each seed."""
-    return None if chosen is None else [chosen[(seed - run.seed) % len(chosen)] for seed in seeds]
+def by_seed(run: RunConfig, chosen: Sequence[str | int] | None) -> dict[int, str | int | None]:
+    """Returns the prompt or label of each of the run's seeds; None for unconditional sampling."""
+    return {run.seed + i: None if chosen is None else chosen[i % len(chosen)] for i in range(run.n_samples)}
 
 
 def _prompt_set(run: RunConfig, world: World) -> list[str | int]:

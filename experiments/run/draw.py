@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
+import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,63 +20,91 @@ from torch.utils.data import DataLoader
 from amg.guidance import Guidance, Sight, Watch
 from amg.sampling import sample
 from amg.step import Step
+from amg.worlds.world import World
 from experiments.config.build import Parts, component
 from experiments.config.schema import RunConfig
 from experiments.run import records
-from experiments.run.conditions import chosen_for
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
+Condition = str | int | None
+
+
+class Probe(Protocol):
+    """Looks on while a batch is sampled, and makes its records."""
+
+    def __call__(self, step: Step, state: Any) -> None:
+        """Sees a step and the guidance's state."""
+        ...
+
+    def rows(self, x0: torch.Tensor, images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
+        """Returns one record per sample.
+
+        Args:
+            x0: the finished samples, (B, C, H, W).
+            images: the same decoded, (B, 3, H, W) in [−1, 1].
+            seconds: wall time per sample.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of records: what looks on, and the shards that it leaves."""
+
+    probe: Callable[[Parts, list[int], list[Condition]], Probe]
+    """Makes the probe of a batch from its seeds and conditions."""
+    folder: str = "records"
+    schema: pa.Schema = records.SCHEMA
+
+
 class Generate(L.LightningModule):
-    """Draws a batch of seeds; the thinking is in `amg.sampling`."""
+    """Samples a batch of seeds; the thinking is in `amg.sampling`."""
 
-    def __init__(self, run: RunConfig, parts: Parts, conditions: list[str | int] | None):
+    def __init__(self, run: RunConfig, parts: Parts, conditions: Mapping[int, Condition], kind: Kind):
         super().__init__()
-        self.run, self.parts, self.conditions = run, parts, conditions
+        self.run, self.parts, self.conditions, self.kind = run, parts, conditions, kind
 
+    @torch.no_grad()
     def predict_step(self, seeds: list[int], batch_idx: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
-        start, parts, trace = time.perf_counter(), self.parts, Trace(self.parts)
-        chosen = chosen_for(self.run, self.conditions, seeds)
-        images = draw(self.run, parts, seeds, chosen, parts.guidance, on_step=trace)
+        start, run, parts = time.perf_counter(), self.run, self.parts
+        conditions = [self.conditions[seed] for seed in seeds]
+        probe = self.kind.probe(parts, seeds, conditions)
+        x0 = sample(
+            parts.model,
+            seeds,
+            guidance=parts.guidance,
+            prompts=None if run.conditioning == "none" else conditions,
+            s0=run.s0,
+            scheduler=parts.scheduler,
+            steps=run.sampler.steps,
+            eta=run.sampler.eta,
+            on_step=probe,
+        )
+        images = parts.model.decode(x0).clamp(-1, 1)
         seconds = (time.perf_counter() - start) / len(seeds)
-        return rows(parts, seeds, chosen, images, trace, seconds), images.cpu()
+        return probe.rows(x0, images, seconds), images.cpu()
 
     def on_predict_end(self) -> None:
         self.trainer.strategy.barrier()  # what is measured next is the work of all processes
 
 
-@torch.no_grad()
-def draw(run: RunConfig, parts: Parts, seeds: list[int], chosen: list | None, guidance: Any, on_step: Any = None):
-    """Pictures (B, 3, H, W) in [−1, 1] of one batch, as the run's settings say."""
-    x0 = sample(
-        parts.model,
-        seeds,
-        guidance=guidance,
-        prompts=chosen,
-        s0=run.s0,
-        scheduler=parts.scheduler,
-        steps=run.sampler.steps,
-        eta=run.sampler.eta,
-        on_step=on_step,
-    )
-    return parts.model.decode(x0).clamp(-1, 1)
-
-
 class Trace:
-    """What was detected at each step of a batch, and what the guidance keeps of it; called as `on_step`.
+    """The records of a run: what was detected at each step, what the guidance keeps of it, and the truth at the end.
 
     The detection of a guidance that acts by one is its own; every other sample is watched as it would be by AMG.
     """
 
-    def __init__(self, parts: Parts):
-        self.guidance, self.watch = parts.guidance, Watch(parts.similarity, parts.threshold)
+    def __init__(self, parts: Parts, seeds: list[int], conditions: list[Condition]):
+        self.parts, self.seeds, self.conditions = parts, seeds, conditions
+        self.watch = Watch(parts.similarity, parts.threshold)
         self.sight: Sight | None = None
         self.steps: list[dict[str, torch.Tensor]] = []
 
     def __call__(self, step: Step, state: Any) -> None:
-        kept = self.guidance.record(state)
+        kept = self.parts.guidance.record(state)
         if "similarity" not in kept:
             self.sight = self.watch(step, None if self.sight is None else self.sight.ever)
             kept |= {name: getattr(self.sight, name) for name in ("similarity", "lam", "flagged")}
@@ -87,59 +117,64 @@ class Trace:
 
     def steps_guided(self) -> list[int | None]:
         """Returns on how many steps each sample was guided; None if the guidance does not say."""
-        if "guided" not in self.steps[0] and type(self.guidance) is not Guidance:
-            return [None] * len(self.steps[0]["t"])
+        if "guided" not in self.steps[0] and type(self.parts.guidance) is not Guidance:
+            return [None] * len(self.seeds)
         return self.of("guided").sum(1).int().tolist()
 
+    def rows(self, x0: torch.Tensor, images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
+        """Returns one record per sample; the final image's similarity is measured anew."""
+        world, match, judged = self.parts.world, self.parts.similarity(images), self.parts.judge(images)
+        truth = {"truth": None, "component": None, "aligned": None}
+        if world.truth is not None:
+            truth = {
+                "truth": world.truth.copies(images).tolist(),
+                "component": world.truth.component(images),
+                "aligned": world.truth.answers(self.conditions, images).tolist(),
+            }
+        captions, planted = world.bank.captions, world.planted
+        names = ("t", "similarity", "lam", "flagged", "spe", "dup", "sim", "dropped")
+        traces, guided = {name: self.of(name) for name in names}, self.steps_guided()
+        return [
+            {
+                "seed": seed,
+                **described(world, condition),
+                "similarity": match.value[i].item(),
+                "nearest_index": match.index[i].item(),
+                "nearest_caption": captions[match.index[i]],
+                "judge": judged.value[i].item(),
+                "judge_index": judged.index[i].item(),
+                **{name: values and values[i] for name, values in truth.items()},
+                "planted": None if planted is None else planted(captions[judged.index[i]]),
+                "steps": len(self.steps),
+                "steps_guided": guided[i],
+                "trace_t": traces["t"][i].tolist(),
+                "trace_similarity": traces["similarity"][i].tolist(),
+                "trace_threshold": traces["lam"][i].tolist(),
+                "trace_flagged": traces["flagged"][i].tolist(),
+                **{f"norm_{term}": traces[term][i].mean().item() for term in ("spe", "dup", "sim")},
+                "dropped": int(traces["dropped"][i].sum()),
+                "seconds": seconds,
+            }
+            for i, (seed, condition) in enumerate(zip(self.seeds, self.conditions, strict=True))
+        ]
 
-def rows(parts: Parts, seeds: list[int], chosen: list | None, images: torch.Tensor, trace: Trace, seconds: float):
-    """One record per sample; the final picture's similarity is measured anew."""
-    world, chosen = parts.world, chosen or [None] * len(seeds)
-    with torch.no_grad():
-        match, judged = parts.similarity(images), parts.judge(images)
-    truth = {"truth": None, "component": None, "aligned": None}
-    if world.truth is not None:
-        truth = {
-            "truth": world.truth.copies(images).tolist(),
-            "component": world.truth.component(images),
-            "aligned": world.truth.answers(chosen, images).tolist(),
-        }
-    nearest = [world.bank.captions[i] for i in judged.index]
-    names = ("t", "similarity", "lam", "flagged", "spe", "dup", "sim", "dropped")
-    traces, guided = {name: trace.of(name) for name in names}, trace.steps_guided()
-    return [
-        {
-            "seed": seed,
-            "prompt": condition if isinstance(condition, str) else None,
-            "label": condition if isinstance(condition, int) else None,
-            "cause": world.cause(condition) if isinstance(condition, str) else "",
-            "similarity": match.value[i].item(),
-            "nearest_index": match.index[i].item(),
-            "nearest_caption": world.bank.captions[match.index[i]],
-            "judge": judged.value[i].item(),
-            "judge_index": judged.index[i].item(),
-            **{name: values and values[i] for name, values in truth.items()},
-            "planted": None if world.planted is None else world.planted(nearest[i]),
-            "steps": len(trace.steps),
-            "steps_guided": guided[i],
-            "trace_t": traces["t"][i].tolist(),
-            "trace_similarity": traces["similarity"][i].tolist(),
-            "trace_threshold": traces["lam"][i].tolist(),
-            "trace_flagged": traces["flagged"][i].tolist(),
-            **{f"norm_{term}": traces[term][i].mean().item() for term in ("spe", "dup", "sim")},
-            "dropped": int(traces["dropped"][i].sum()),
-            "seconds": seconds,
-        }
-        for i, (seed, condition) in enumerate(zip(seeds, chosen, strict=True))
-    ]
+
+RECORDS = Kind(Trace)
+
+
+def described(world: World, condition: Condition) -> dict[str, Any]:
+    """Returns the columns of a record that name its condition."""
+    text = condition if isinstance(condition, str) else None
+    label = condition if isinstance(condition, int) else None
+    return {"prompt": text, "label": label, "cause": "" if text is None else world.cause(text)}
 
 
 class Writer(BasePredictionWriter):
     """Writes each batch as it comes: pictures first, then the shard that declares them done."""
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, kind: Kind):
         super().__init__("batch")
-        self.run_dir = run_dir
+        self.run_dir, self.kind = run_dir, kind
 
     def write_on_batch_end(self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx):
         from torchvision.transforms.functional import to_pil_image
@@ -149,7 +184,7 @@ class Writer(BasePredictionWriter):
         folder.mkdir(exist_ok=True)
         for row, image in zip(done, images, strict=True):
             to_pil_image(image.add(1).mul(127.5).round().to(torch.uint8)).save(folder / f"{row['seed']}.png")
-        records.append(self.run_dir, done)
+        records.append(self.run_dir, done, self.kind.schema, self.kind.folder)
 
 
 class Bar(Callback):
@@ -168,7 +203,7 @@ class Bar(Callback):
     def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
         done, _ = outputs
         self.done += len(done)
-        known = all(row["steps_guided"] is not None for row in done)
+        known = all(row.get("steps_guided") is not None for row in done)
         self.guided += sum(row["steps_guided"] > 0 for row in done) if known else 0
         speed = self.done / (time.perf_counter() - self.start)
         note = f"{speed:.1f} samples/s" + (f", {self.guided / self.done:.0%} guided" if known else "")
@@ -181,21 +216,28 @@ class Bar(Callback):
         self.progress.stop()
 
 
-def generate(run: RunConfig, parts: Parts, conditions: list[str | int] | None, run_dir: Path) -> int:
-    """Draws the seeds that are missing on disk; returns how many those were."""
-    present = records.seeds_done(run_dir)
-    missing = [seed for seed in range(run.seed, run.seed + run.n_samples) if seed not in present]
+def generate(
+    run: RunConfig, parts: Parts, conditions: Mapping[int, Condition], run_dir: Path, kind: Kind = RECORDS
+) -> int:
+    """Samples the seeds that are missing on disk; returns how many those were.
+
+    Args:
+        conditions: the condition of each seed, see `experiments.run.conditions.by_seed`.
+        kind: what looks on, and the records that it leaves.
+    """
+    present = records.seeds_done(run_dir, kind.schema, kind.folder)
+    missing = [seed for seed in conditions if seed not in present]
     if not missing:
         return 0
     parts = replace(parts, guidance=parts.guidance.ready())
     loader = DataLoader(missing, batch_size=run.batch_size, collate_fn=list)
     bar = Bar(f"{run.model.get('name')} · {run.guidance.get('name')}", len(missing))
-    options = {"callbacks": [Writer(run_dir), bar], "logger": False, "enable_progress_bar": False}
+    options = {"callbacks": [Writer(run_dir, kind), bar], "logger": False, "enable_progress_bar": False}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*|.*treespec.*")
         trainer = component({**run.trainer, **options, "default_root_dir": str(run_dir)})
         try:
-            trainer.predict(Generate(run, parts, conditions), loader, return_predictions=False)
+            trainer.predict(Generate(run, parts, conditions, kind), loader, return_predictions=False)
         except SystemExit as error:  # what Lightning makes of Ctrl-C; a sweep must end too
             raise KeyboardInterrupt from error
     return len(missing)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import numpy as np
 import torch
-from rich.progress import track
 
-from amg.guidance import Guidance, Watch
 from amg.sampling.ordinary import calibrate
-from amg.thresholds import Constant
 from experiments.config.build import build
 from experiments.config.schema import ConfigError, RunConfig
-from experiments.run.conditions import chosen_for, conditions
-from experiments.run.draw import draw
+from experiments.run import records
+from experiments.run.conditions import by_seed, conditions
+from experiments.run.draw import generate
+from experiments.run.folder import facts, folder, in_folder
 
+UNGUIDED = {"name": "none", "_target_": "amg.guidance.Guidance"}
 CALIBRATED = Path(__file__).parents[2] / "conf" / "threshold" / "calibrated"
 """Where `threshold=calibrated/…` is looked for, whatever folder one works in."""
 
@@ -29,34 +31,28 @@ HEADER = """\
 
 
 def calibrate_run(run: RunConfig, rate: float = 0.01) -> Path:
-    """Draws `n_samples` unguided chains, learns on half of the ordinary ones, reports on the other half.
+    """Samples as a run of `guidance=none` does, learns on half of the ordinary samples and reports on the other half.
 
     Args:
         rate: share of ordinary chains that λ_t may ever flag, in (0, 1).
     """
     if not 0 < rate < 1:
         raise ConfigError([f"task.rate must lie in (0, 1), got {rate}"])
-    parts = build(run)
-    chosen = conditions(run, parts.world)
-    watch, truth = Watch(parts.similarity, Constant(float("inf"))), parts.world.truth
-    traces, copies = [], []
-    seeds = range(run.seed, run.seed + run.n_samples)
-    for start in track(range(0, len(seeds), run.batch_size), "unguided chains"):
-        batch = list(seeds[start : start + run.batch_size])
-        trace: list = []
-        images = draw(
-            run,
-            parts,
-            batch,
-            chosen_for(run, chosen, batch),
-            Guidance(),
-            on_step=lambda step, state, trace=trace: trace.append((step.t[0], watch(step).similarity)),
-        )
-        times = torch.stack([t for t, _ in trace]).cpu()
-        traces.append(torch.stack([similarity for _, similarity in trace]))
-        alike = parts.similarity(images).value > parts.similarity.copy
-        copies.append(alike if truth is None else truth.copies(images))
-    ordinary = torch.cat(traces, dim=1)[:, ~torch.cat(copies)].cpu()
+    drawn = run.model_copy(update={"output_dir": None, "guidance": UNGUIDED})
+    parts = build(drawn)
+    chosen = conditions(drawn, parts.world)
+    run_dir = folder(drawn, parts, chosen)
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to sample its share, no more
+        generate(drawn, parts, by_seed(drawn, chosen), run_dir)
+        return run_dir
+    with in_folder(drawn, run_dir, facts(drawn, parts, chosen)) as manifest:
+        generate(drawn, parts, by_seed(drawn, chosen), run_dir)
+        manifest.write(status="done")
+    rows = records.read(run_dir)
+    rows = rows[rows["seed"].isin(list(by_seed(drawn, chosen)))]
+    copy = rows["similarity"] > parts.similarity.copy if parts.world.truth is None else rows["truth"]
+    times, traces = (torch.tensor(np.stack(rows[name])) for name in ("trace_t", "trace_similarity"))
+    times, ordinary = times[0], traces[torch.tensor(~copy.to_numpy(bool))].T
     half = ordinary.shape[1] // 2
     if half < 20:
         raise ConfigError([f"n_samples={run.n_samples}: only {2 * half} ordinary chains; draw more to learn λ_t"])
@@ -77,7 +73,7 @@ def calibrate_run(run: RunConfig, rate: float = 0.01) -> Path:
         chains=run.n_samples,
         first=run.seed,
         last=run.seed + run.n_samples - 1,
-        ordinary="no copy" if truth is None else "the responsible component is no planted picture",
+        ordinary="no copy" if parts.world.truth is None else "the responsible component is no planted picture",
         learned=found.learned,
         held_out=found.held_out,
         held_out_capped=found.held_out_capped,

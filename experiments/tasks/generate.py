@@ -37,7 +37,7 @@ def generate_run(run: RunConfig, command: str = "", in_sweep: bool = False, draw
     """
     from experiments.config.build import build
     from experiments.report.loggers import log
-    from experiments.run.conditions import conditions
+    from experiments.run.conditions import by_seed, conditions
     from experiments.run.draw import generate
     from experiments.run.measure import measure
 
@@ -45,11 +45,11 @@ def generate_run(run: RunConfig, command: str = "", in_sweep: bool = False, draw
     chosen = conditions(run, parts.world)
     run_dir = folder(run, parts, chosen)
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to draw its share, no more
-        generate(run, parts, chosen, run_dir)
+        generate(run, parts, by_seed(run, chosen), run_dir)
         return run_dir
     said = {"command": command, "evaluated_by": None} if draw else {"evaluated_by": command}
     with in_folder(run, run_dir, said | facts(run, parts, chosen), draw=draw) as manifest:
-        drawn = generate(run, parts, chosen, run_dir) if draw else 0
+        drawn = generate(run, parts, by_seed(run, chosen), run_dir) if draw else 0
         metrics = measure(run, parts, run_dir)
         manifest.write(status="done", metrics=metrics)
         present(run, parts, run_dir, metrics, drawn, in_sweep)

@@ -13,7 +13,7 @@ import yaml
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
 from experiments.config.schema import ConfigError
-from experiments.tasks.detect_sweep import present_sweep
+from experiments.tasks.detect import present_sweep
 
 SMALL = ["task=detect", "model.size=16", "task.learn=4", "trainer=cpu", "sampler.steps=3", "n_samples=24"]
 ONE = "Is the prompt planted? One image"
