@@ -27,7 +27,6 @@ PROVIDED = {
     "metrics",
     "jobs",
     "command",
-    "in_sweep",
     "device",
 }  # handed to components that ask for them by name
 

@@ -6,7 +6,8 @@ Samples, their truth and what detectors saw of them are shards on disk; scores a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -27,11 +28,10 @@ from experiments.run.conditions import by_seed, conditions
 from experiments.run.draw import Condition, Kind, generate
 from experiments.run.folder import facts, folder, in_folder
 from experiments.tasks.detect_table import compare, notes, present_jobs, present_sweep, refuse_one_kind
+from experiments.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["detect_run", "present_sweep"]  # a sweep looks for the second where its task is
 
 NODES = ("data", "detector", "judge", "model", "similarity")
 """Components that decide a score, besides the run-level keys that decide a sample."""
@@ -40,14 +40,8 @@ HELD_OUT = 1_000_000
 SEEN = "seen"
 
 
-def detect_run(
-    run: RunConfig,
-    command: str = "",
-    in_sweep: bool = False,
-    ordinary: str = "ordinary_laion",
-    learn: int = 64,
-    published: dict[str, dict[str, float]] | None = None,
-) -> Path:
+@dataclass(frozen=True)
+class Detect(Task):
     """Scores `n_samples` unguided samples by every chosen detector; returns the run's folder.
 
     It holds `scores.csv` and `scores.parquet` (one row per sample), and in `seen/` all that the detectors saw: the
@@ -59,34 +53,44 @@ def detect_run(
         learn: ordinary chains, not scored, that detectors learn on.
         published: numbers of papers by detector, `auc` and `tpr` (per cent), for the first part of the table.
     """
-    _check(run, learn)
-    reasons = _not_applicable(run)
-    parts = build(run)
-    detectors = _detectors(run, parts, reasons)
-    chosen, causes = labelled(run, parts.world, ordinary)
-    plan = planned(run, chosen, causes, learn if any(d.learns for d in detectors.values()) else 0)
-    run_dir = folder(run, parts, chosen, NODES, "detect")
-    causes_of = dict(zip(chosen or [None], causes, strict=True))
-    kind = Kind(partial(Seen, run, detectors, causes_of), SEEN, _schema(detectors))
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to sample its share, no more
-        generate(run, parts, plan, run_dir, kind)
+
+    ordinary: str = "ordinary_laion"
+    learn: int = 64
+    published: dict[str, dict[str, float]] | None = None
+
+    def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
+        _check(config, self.learn)
+        reasons = _not_applicable(config)
+        parts = build(config)
+        detectors = _detectors(config, parts, reasons)
+        chosen, causes = labelled(config, parts.world, self.ordinary)
+        plan = planned(config, chosen, causes, self.learn if any(d.learns for d in detectors.values()) else 0)
+        run_dir = folder(config, parts, chosen, NODES, "detect")
+        causes_of = dict(zip(chosen or [None], causes, strict=True))
+        kind = Kind(partial(Seen, config, detectors, causes_of), SEEN, _schema(detectors))
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to sample its share, no more
+            generate(config, parts, plan, run_dir, kind)
+            return run_dir
+        with in_folder(config, run_dir, {"command": command, **facts(config, parts, chosen)}, NODES, SEEN) as manifest:
+            drawn = generate(config, parts, plan, run_dir, kind)
+            frame = records.read(run_dir, kind.schema, SEEN)  # an earlier command may have asked for more
+            scores, learned = scored(config, detectors, frame[frame["seed"].isin(list(plan))].reset_index(drop=True))
+            scores.to_parquet(run_dir / "scores.parquet", index=False)
+            scores.to_csv(run_dir / "scores.csv", index=False)
+            sections = compare(scores)
+            if not in_sweep:  # whose jobs are compared all together: one range of seeds may hold no copy
+                refuse_one_kind(sections, scores)
+            said = notes(config, parts, detectors, reasons, any(causes), learned)
+            manifest.write(status="done", metrics={section.title: section.metrics for section in sections}, notes=said)
+        if not in_sweep:
+            job = {"status": "done", "run_dir": str(run_dir), "overrides": [], "row": None, "key": "run"}
+            present_jobs([job | {"detector": list(config.detector)}], run_dir, command)
+            print(f"{drawn} drawn" if drawn else "nothing left to draw")
         return run_dir
-    with in_folder(run, run_dir, {"command": command, **facts(run, parts, chosen)}, NODES, SEEN) as manifest:
-        drawn = generate(run, parts, plan, run_dir, kind)
-        frame = records.read(run_dir, kind.schema, SEEN)  # an earlier command may have asked for more
-        scores, learned = scored(run, detectors, frame[frame["seed"].isin(list(plan))].reset_index(drop=True))
-        scores.to_parquet(run_dir / "scores.parquet", index=False)
-        scores.to_csv(run_dir / "scores.csv", index=False)
-        sections = compare(scores)
-        if not in_sweep:  # whose jobs are compared all together: one range of seeds may hold no copy
-            refuse_one_kind(sections, scores)
-        said = notes(run, parts, detectors, reasons, any(causes), learned)
-        manifest.write(status="done", metrics={section.title: section.metrics for section in sections}, notes=said)
-    if not in_sweep:
-        job = {"status": "done", "run_dir": str(run_dir), "overrides": [], "row": None, "key": "run"}
-        present_jobs([job | {"detector": list(run.detector)}], run_dir, command)
-        print(f"{drawn} drawn" if drawn else "nothing left to draw")
-    return run_dir
+
+    @staticmethod
+    def present(results: Sequence[Mapping[str, Any]], command: str = "") -> Path:
+        return present_sweep(results, command)
 
 
 def _check(run: RunConfig, learn: Any) -> None:
