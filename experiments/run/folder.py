@@ -102,7 +102,7 @@ def _digest(config: RunConfig, parts: Any, chosen: list[str | int] | None, keys:
     """A hash of these keys, of prompts, bank and weights."""
     dump = config.model_dump()
     decides = {key: dump[key] for key in keys}
-    content = json.dumps([decides, chosen, parts.bank.digest(), getattr(parts.model, "digest", None)], sort_keys=True)
+    content = json.dumps([decides, chosen, parts.bank.digest(), parts.model.digest], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
 
 
