@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.text import Text
 
 from amg.metrics.values import Share, number
-from amg.worlds.emoji import CAUSES
+from amg.worlds.drawings import CAUSES
 from experiments.report.style import GUIDED, INK, ORDINARY, UNGUIDED, style
 from experiments.run import records
 from experiments.tables.claims import RIVALS

@@ -214,7 +214,7 @@ TABLE: tuple[tuple[str, Sequence[Row], Callable[..., Answer | None]], ...] = (
     ("Without G_sim some copies remain", ("none", tuple(WITHOUT_SIM)), needs_sim),
     ("G_spe answers its cause: specific prompt", ("none", "spe"), partial(answers, "specific prompt")),
     ("G_dup answers its cause: duplicated caption", ("none", "dup"), partial(answers, "duplicated caption")),
-    ("G_sim answers its cause: duplicated picture", ("none", "sim"), partial(answers, "duplicated picture")),
+    ("G_sim answers its cause: duplicated image", ("none", "sim"), partial(answers, "duplicated image")),
     *((LESS.format(name), ("constant", name), needs_less) for name in CHANGING),
     ("Always-on guidance ruins picture quality", ("always",), ruins),
     ("Rivals trade text alignment for privacy", ("none", RIVALS), trade),

@@ -165,7 +165,8 @@ def test_evaluating_again_sees_no_picture_and_changes_nothing_in_the_run(tmp_pat
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     first = evaluate(folder, **LIMITS, **options)
     assert options["extractor"].network.seen == 12 + 20
-    assert evaluate(folder, **LIMITS, **options) == first
+    again = evaluate(folder, **LIMITS, **options)
+    assert again == first | {"fid": pytest.approx(first["fid"])}
     assert options["extractor"].network.seen == 12 + 20
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
     Image.new("RGB", (4, 4)).save(records.picture_path(folder, 3))

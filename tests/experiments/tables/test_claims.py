@@ -95,13 +95,13 @@ def test_without_sim_copies_remain_or_do_not():
 
 
 def test_each_guidance_is_judged_on_its_own_cause():
-    before = {"specific prompt": 20, "duplicated caption": 20, "duplicated picture": 20, "ordinary": 0}
+    before = {"specific prompt": 20, "duplicated caption": 20, "duplicated image": 20, "ordinary": 0}
     none = row(copies=60, causes=before)
     metrics = {
         "none": none,
         "spe": row(causes=before | {"specific prompt": 2}),
         "dup": row(causes=before | {"specific prompt": 0}),
-        "sim": row(causes=before | {"duplicated picture": 18}),
+        "sim": row(causes=before | {"duplicated image": 18}),
     }
     assert said(metrics, "G_spe answers")[0] == "holds"
     verdict, numbers = said(metrics, "G_dup answers")
