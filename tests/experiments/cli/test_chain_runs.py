@@ -31,7 +31,7 @@ def traces(table, name="trace_similarity"):
 
 
 def test_a_chain_is_composed_in_order_from_yamls_that_stay_within_reach():
-    run = checked("row=gni_full", "guidance.guidances.full.c3=7", "guidance.guidances.gni.scale=0.3")
+    run = checked("row=gni_full", "++guidance.guidances.full.c3=7", "guidance.guidances.gni.scale=0.3")
     gni, full = run.guidance["guidances"]
     assert (gni["name"], gni["scale"], full["name"], full["c3"]) == ("gni", 0.3, "full", 7)
     assert full["c1"] == checked("guidance=full").guidance["c1"]
