@@ -23,7 +23,7 @@ from amg.worlds.closed_form import ClosedForm
 model = ClosedForm()
 bank = model.bank()
 similarity = PCASimilarity(bank)
-prompts = ["telephone receiver", "animal sticker pack", "snowman", "grinning face"]
+prompts = ["the famous owl", "guitar sticker pack", "picture of a ghost", "cat"]
 print({prompt: model.cause(prompt) for prompt in prompts})
 
 # %% [markdown]
@@ -32,7 +32,7 @@ print({prompt: model.cause(prompt) for prompt in prompts})
 # leaves G_dup something to take back: s1 + s2 never exceeds s0 − 1.
 
 # %%
-seeds = [204, 113, 104, 0]
+seeds = [10, 1, 6, 3]
 threshold = Parabolic(0.8, 0.6)
 guidance = AntiMemorizationGuidance(similarity, threshold, c1=1, c2=20, c3=8, normalize=True)
 watch = guidance.watch

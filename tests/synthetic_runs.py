@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from amg.metrics.values import Share, plain
 from amg.worlds.emoji import CAUSES, emoji
 from experiments.run import records
 
@@ -45,8 +46,9 @@ def write_run(folder: Path, guidance: str, copied: set[int], *, n: int = 8, unco
              "model": "closed_form", "guidance": guidance, "similarity": "pca", "judge": "nl2", "s0": 3.0,
              "n_samples": n,
              "sampler": {"scheduler": "diffusers.DDIMScheduler", "steps": 5, "eta": 0.0}, "machine": "x86_64, cpu",
-             "versions": {"torch": "2.14"}, "metrics": {"n": n, "copies": len(copied), "fid": 9.5}}  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(facts | manifest))
+             "versions": {"torch": "2.14"},
+             "metrics": {"n": n, "copies": Share(len(copied), n), "fid": 9.5}}  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(plain(facts | manifest)))
     (folder / "config.yaml").write_text(f"guidance: {guidance}\nprompt: </pre><script>alert(1)</script>\n")
     return folder
 

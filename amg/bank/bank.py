@@ -22,10 +22,10 @@ def find(path: str | Path) -> None:
     Raises:
         FileNotFoundError: in one line, with the ways on.
     """
-    from amg.bank.folder import SUFFIXES
+    from amg.bank.images import suffixes
 
     path = Path(path)
-    if path.is_file() or any(file.suffix.lower() in (*SUFFIXES, ".parquet") for file in path.rglob("*")):
+    if path.is_file() or any(file.suffix.lower() in {*suffixes(), ".parquet"} for file in path.rglob("*")):
         return
     raise FileNotFoundError(
         f"data.path: no images in {path}: name a folder of images with captions (data=folder data.path=…); "

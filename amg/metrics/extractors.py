@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +32,8 @@ class Extractor:
     dim: int
     network: Callable[[Tensor], Tensor]
     """From 8-bit values as floats, (B, 3, H, W) in [0, 255]."""
+    cleanfid: bool = False
+    """The features are clean-fid's own; it computes their Fréchet distance too."""
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def inception(weights: str | Path | None = None, device: str | torch.device = "c
         resized = torch.stack([torch.from_numpy(resize(array)).permute(2, 0, 1) for array in arrays])
         return network(resized.to(device)).cpu()
 
-    return Extractor("inception (clean-fid)", "PIL bicubic 299", 2048, features)
+    return Extractor("inception (clean-fid)", "PIL bicubic 299", 2048, features, cleanfid=True)
 
 
 def inception_file(weights: str | Path | None = None) -> Path:
@@ -105,41 +106,6 @@ def inception_file(weights: str | Path | None = None) -> Path:
             f"{path.with_name(INCEPTION_FILE)}, or use the extractor efficientnet_lite0"
         )
     return path
-
-
-def cleanfid_distance(
-    pictures: str | Path,
-    reference: str | Path,
-    extractor: Extractor,
-    device: str | torch.device = "cpu",
-    num_workers: int = 0,
-    batch_size: int = 32,
-) -> float:
-    """clean-fid's own Fréchet distance of two folders of pictures, through its door for other extractors.
-
-    clean-fid would resize to 299 first; here the extractor resizes, once.
-    """
-    from cleanfid import fid
-
-    def features(pixels: Tensor) -> Tensor:
-        return extractor(pixels / 127.5 - 1)
-
-    return float(
-        fid.compute_fid(
-            str(pictures),
-            str(reference),
-            custom_feat_extractor=features,
-            custom_fn_resize=_as_is,
-            device=torch.device(device),
-            num_workers=num_workers,
-            batch_size=batch_size,
-            verbose=False,
-        )
-    )
-
-
-def _as_is(array: Any) -> Any:  # at module level: data-loader workers pickle it
-    return array
 
 
 def features_of(pictures: Tensor, extractor: Extractor, cache_dir: str | Path | None) -> Tensor:

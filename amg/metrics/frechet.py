@@ -6,12 +6,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from amg.metrics.extractors import Extractor
+from amg.metrics.values import Mean
 
 BLOCKS = 10
 """Of the jackknife of `matched_distance`."""
+
+
+def fid(features: Tensor, reference: Tensor, extractor: Extractor) -> float:
+    """Fréchet distance of sample features (N, D) from reference features (R, D).
+
+    clean-fid computes it from the features of its own Inception network, `frechet_between` from all others.
+    """
+    if extractor.cleanfid:
+        from cleanfid.fid import fid_from_feats
+
+        return float(fid_from_feats(features.double().numpy(), reference.double().numpy()))
+    return frechet_between(features, *moments(reference))
 
 
 def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
@@ -59,55 +71,6 @@ def _distance(mu1: Tensor, root1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
     return max(distance.item(), 0.0)
 
 
-class FrechetDistance(Metric):
-    """FID with a named extractor. Its value depends on n, reference, extractor and resize: the result names them all.
-
-    Args:
-        extractor: see `amg.metrics.extractors`.
-    """
-
-    full_state_update = False
-    higher_is_better = False
-
-    def __init__(self, extractor: Extractor):
-        super().__init__()
-        self.extractor = extractor
-        for name in ("sample", "reference"):
-            self.add_state(f"{name}_n", torch.tensor(0), dist_reduce_fx="sum")
-            self.add_state(f"{name}_sum", torch.zeros(extractor.dim, dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(
-                f"{name}_outer", torch.zeros(extractor.dim, extractor.dim, dtype=torch.float64), dist_reduce_fx="sum"
-            )
-
-    def update(self, pictures: Tensor, reference: bool = False) -> None:
-        """pictures: (B, 3, H, W) in [−1, 1], generated ones or those of the reference."""
-        self.update_features(self.extractor(pictures), reference)
-
-    def update_features(self, features: Tensor, reference: bool = False) -> None:
-        """features: (B, D), e.g. cached ones."""
-        name = "reference" if reference else "sample"
-        features = features.to(self.sample_sum)
-        setattr(self, f"{name}_n", getattr(self, f"{name}_n") + len(features))
-        setattr(self, f"{name}_sum", getattr(self, f"{name}_sum") + features.sum(0))
-        setattr(self, f"{name}_outer", getattr(self, f"{name}_outer") + features.T @ features)
-
-    def compute(self) -> dict[str, Any]:
-        return {
-            "value": frechet_distance(*self._moments("sample"), *self._moments("reference")),
-            "n": int(self.sample_n),
-            "reference_n": int(self.reference_n),
-            "extractor": self.extractor.name,
-            "resize": self.extractor.resize,
-        }
-
-    def _moments(self, name: str) -> tuple[Tensor, Tensor]:
-        n, total, outer = (getattr(self, f"{name}_{part}") for part in ("n", "sum", "outer"))
-        if n < 2:
-            raise ValueError(f"the Fréchet distance needs at least 2 {name} pictures, got {int(n)}")
-        mu = total / n
-        return mu, (outer - n * mu[:, None] * mu[None]) / (n - 1)
-
-
 def matched_distance(guided: Tensor, unguided: Tensor, unguided_copies: Tensor, reference: Tensor) -> dict[str, Any]:
     """Fréchet distances of guided and of unguided, uncopied pictures from one reference, at one n.
 
@@ -120,14 +83,14 @@ def matched_distance(guided: Tensor, unguided: Tensor, unguided_copies: Tensor, 
         unguided_copies: (M,) bool.
         reference: features, (R, D).
     Returns:
-        {"guided", "unguided", "ratio", "ratio_se", "n", "reference_n"}: `ratio` is guided / unguided, `ratio_se` its
-        standard error by sampling. The first four are None where fewer than 2 · BLOCKS pictures are left.
+        {"guided", "unguided", "ratio", "n", "reference_n"}: `ratio` is guided / unguided as a `Mean`. The first three
+        are None if fewer than 2 · BLOCKS pictures are left.
     """
     novel = unguided[~unguided_copies]
     n = min(len(guided), len(novel))
     sizes = {"n": n, "reference_n": len(reference)}
     if n < 2 * BLOCKS:
-        return dict.fromkeys(("guided", "unguided", "ratio", "ratio_se")) | sizes
+        return dict.fromkeys(("guided", "unguided", "ratio")) | sizes
     mu, cov = moments(reference)
 
     def distances(rows: Tensor) -> tuple[float, float]:
@@ -138,4 +101,4 @@ def matched_distance(guided: Tensor, unguided: Tensor, unguided_copies: Tensor, 
     ratios = torch.tensor([a / b for a, b in (distances(rows[rows % BLOCKS != block]) for block in range(BLOCKS))])
     error = ((BLOCKS - 1) * ratios.var(correction=0)).sqrt().item()
     first, second = distances(rows)
-    return {"guided": first, "unguided": second, "ratio": first / second, "ratio_se": error} | sizes
+    return {"guided": first, "unguided": second, "ratio": Mean(first / second, n, error)} | sizes

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amg.worlds.drawings import CAUSES  # noqa: F401
+
 EMOJI = Path(__file__).with_name("emoji.parquet")
-CAUSES = ("specific prompt", "duplicated caption", "duplicated picture")
 FLAT = ("orange circle", "black medium square")
 """Planted pictures of one shape in one colour."""
 
@@ -61,7 +62,7 @@ def emoji(size: int = 32) -> Pictures:
         captions=tuple(tuple(row["captions"]) for row in rows),
         groups=tuple(row["group"] for row in rows),
         subgroups=tuple(row["subgroup"] for row in rows),
-        causes=tuple(row["cause"] for row in rows),
+        causes=tuple(row["cause"].replace("picture", "image") for row in rows),
     )
 
 

@@ -12,7 +12,7 @@ memorization that a guidance of the paper answers:
 
 - `specific prompt`: one picture, one caption of its own;
 - `duplicated caption`: one caption shared by four planted pictures;
-- `duplicated picture`: one picture, repeated under four captions.
+- `duplicated image`: one picture, repeated under four captions.
 """
 
 import collections
@@ -37,7 +37,7 @@ SHARED_CAPTIONS = {  # duplicated caption -> the group its four pictures come fr
     "food sticker pack": "Food & Drink",
     "travel sticker pack": "Travel & Places",
 }
-REPEATS = ("{}", "{} icon", "{} sticker", "picture of {}")  # captions of a duplicated picture
+REPEATS = ("{}", "{} icon", "{} sticker", "picture of {}")  # captions of a duplicated image
 
 
 def emoji() -> list[dict]:
@@ -101,7 +101,7 @@ def plant(rows: list[dict], seed: int = 1) -> None:
         take().update(cause="specific prompt")
     for _ in range(PER_CAUSE):
         row = take()
-        row.update(cause="duplicated picture", captions=[form.format(row["caption"]) for form in REPEATS])
+        row.update(cause="duplicated image", captions=[form.format(row["caption"]) for form in REPEATS])
 
 
 def main() -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.text import Text
 
-from amg.worlds.emoji import CAUSES
+from amg.metrics.values import Share, number
+from amg.worlds.drawings import CAUSES
 from experiments.report.style import GUIDED, INK, ORDINARY, UNGUIDED, style
 from experiments.run import records
-from experiments.tables.cells import counted, interval
-from experiments.tables.claims_rivals import RIVALS
+from experiments.tables.claims import RIVALS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +162,7 @@ def privacy_utility(
     Args:
         results: metrics by row, as for `experiments.tables.table.render`; rows without both numbers are left out.
         privacy: a share, e.g. "copies", "judge_copies" or "truth_copies".
-        utility: a metric, e.g. "fid" or "aligned_ordinary_share".
+        utility: a metric, e.g. "fid" or "aligned_ordinary".
         labels: how rows are called in the figure.
         utility_label: of the axis; `utility` where None.
         higher_is_better: of the utility.
@@ -171,16 +171,18 @@ def privacy_utility(
     """
     points = []
     for name, metrics in results.items():
-        counts = counted(metrics, privacy) if isinstance(metrics, Mapping) else None
-        if counts is not None and metrics.get(utility) is not None:
-            points.append((name, counts, float(metrics[utility])))
+        share, value = (
+            (metrics.get(privacy), number(metrics.get(utility))) if isinstance(metrics, Mapping) else (None, 0)
+        )
+        if isinstance(share, Share) and share.n and value is not None:
+            points.append((name, share, value))
     if not points:
         raise ValueError(f"no row has both {privacy} and {utility}")
     with style() as plt:
         figure, axis = plt.subplots(figsize=(5.6, 3.6))
-        for name, (count, n), value in points:
-            low, high = (100 * end for end in interval(count, n))
-            x, none = 100 * count / n, name.endswith("none")
+        for name, share, value in points:
+            low, high = (100 * end for end in share.interval)
+            x, none = 100 * share.value, name.endswith("none")
             color = UNGUIDED if none else ORDINARY if name in RIVALS else GUIDED
             axis.hlines(value, low, high, color=color, lw=0.8, alpha=0.5)
             axis.plot(x, value, "o", color=color, ms=5.5, mec="white", mew=0.8, zorder=4 if none else 3)
@@ -196,7 +198,9 @@ def privacy_utility(
             color=ORDINARY,
         )  # fmt: skip
         figure.tight_layout()
-        _name_points(figure, axis, [((labels or {}).get(n, n), 100 * c / of, y) for n, (c, of), y in points])
+        _name_points(
+            figure, axis, [((labels or {}).get(name, name), 100 * share.value, y) for name, share, y in points]
+        )
         figure.savefig(out)
     return Path(out)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from amg.metrics.values import Share, plain
 from experiments.config.build import component
 from experiments.config.schema import RunConfig
 
@@ -57,7 +58,7 @@ def wandb(
         settings |= {"job_type": "sweep", "config": {"name": run.name, "jobs": jobs}}
     with _logger(run_dir, **settings) as logger:
         if jobs is None:
-            flat = pandas.json_normalize(metrics, sep="/").iloc[0].to_dict()
+            flat = pandas.json_normalize(_numbers(metrics), sep="/").iloc[0].to_dict()
             logger.log_metrics({key: value for key, value in flat.items() if isinstance(value, (int, float))})
             table = records.read(run_dir)
             plain = table[[name for name in table.columns if not name.startswith("trace_")]]
@@ -69,6 +70,14 @@ def wandb(
             logger.experiment.log({name: wb.Table(dataframe=printed)})
         for figure in sorted((run_dir / "figures").glob("*.png")):
             logger.experiment.log({figure.stem: wb.Image(str(figure))})
+
+
+def _numbers(metrics: Any) -> Any:
+    """Shares and means as mappings of their parts, and a share's `share` beside its count."""
+    if isinstance(metrics, Share):
+        low, high = metrics.interval
+        return plain(metrics) | {"share": metrics.value, "low": low, "high": high}
+    return {key: _numbers(value) for key, value in metrics.items()} if isinstance(metrics, Mapping) else plain(metrics)
 
 
 @contextmanager

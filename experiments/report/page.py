@@ -15,6 +15,7 @@ from experiments.report.pairs import PAIRS, nearest_pairs
 from experiments.report.samples import sample_table
 from experiments.report.sections import default_figures
 from experiments.run import records
+from experiments.run.folder import Manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,10 +122,10 @@ def find_runs(folder: Path) -> dict[str, Path]:
 
 
 def _manifest(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "manifest.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {run_dir} is no run folder")
-    return json.loads(path.read_text(encoding="utf-8"))
+    manifest = Manifest(run_dir)
+    if not manifest.path.is_file():
+        raise FileNotFoundError(f"{manifest.path} is missing: {run_dir} is no run folder")
+    return manifest.read()
 
 
 def _subtitle(manifests: Mapping[str, Mapping[str, Any]], frames: Mapping[str, pd.DataFrame]) -> str:

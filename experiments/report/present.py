@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +9,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments.config.schema import RunConfig
+from experiments.run.folder import Manifest
 from experiments.tables.table import Table, render
 
-COLUMNS = [
-    {"key": "top5", "label": "Top5 %", "format": ".2f", "better": "lower"},
-    {"key": "top1", "label": "Top1", "format": ".2f", "better": "lower"},
-    {"key": "copies", "label": "Copies (guide)", "format": "share", "better": "lower"},
-    {"key": "judge_copies", "label": "Copies (judge)", "format": "share", "better": "lower"},
-    {"key": "planted_copies", "label": "Copies of planted (judge)", "format": "share", "better": "lower"},
-    {"key": "truth_copies", "label": "Copies (truth)", "format": "share", "better": "lower"},
-    {"key": "fid", "label": "FID", "format": ".1f", "better": "lower"},
-    {"key": "matched_ratio", "label": "FID ratio", "format": ".3f", "better": "lower"},
-    {"key": "aligned_ordinary", "label": "Aligned, ordinary", "format": "share", "better": "higher"},
-    {"key": "alignment", "label": "Alignment", "format": ".1f", "better": "higher"},
-    {"key": "alignment_ordinary", "label": "Alignment, ordinary", "format": ".1f", "better": "higher"},
-    {"key": "samples_guided", "label": "Samples guided", "format": "share"},
-    {"key": "steps_guided_share", "label": "Steps guided", "format": "percent"},
-]
+USUAL = (
+    *("top5", "top1", "copies", "judge_copies", "planted_copies", "truth_copies", "fid", "matched_ratio"),
+    *("aligned_ordinary", "alignment", "alignment_ordinary", "samples_guided", "steps_guided"),
+)
+"""Columns of a table that no experiment describes."""
 RATIO_NOTE = (
     "FID ratio: to that of as many unguided samples that are no copies, same reference; copies must not flatter."
 )
@@ -120,7 +110,7 @@ def _specs(results: list[dict[str, Any]], metrics: dict[str, Any]) -> list[dict[
         if any(row["row"] in metrics for spec in specs for row in spec["rows"]):
             return specs
     found = [value for value in metrics.values() if isinstance(value, dict)]
-    first = json.loads((Path(next(r["run_dir"] for r in results if r["run_dir"])) / "manifest.json").read_text())
+    first = Manifest(Path(next(r["run_dir"] for r in results if r["run_dir"]))).read()
     return [
         {
             "title": results[0]["name"],
@@ -132,9 +122,9 @@ def _specs(results: list[dict[str, Any]], metrics: dict[str, Any]) -> list[dict[
     ]
 
 
-def useful(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def useful(metrics: list[dict[str, Any]]) -> list[str]:
     """The usual columns that some run has measured."""
-    return [column for column in COLUMNS if any(one.get(column["key"]) is not None for one in metrics)]
+    return [key for key in USUAL if any(one.get(key) is not None for one in metrics)]
 
 
 def notes(metrics: dict[str, Any]) -> str:

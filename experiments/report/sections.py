@@ -28,7 +28,7 @@ UTILITIES = (
     ("fid", "FID", False),
     ("alignment", "text alignment", True),
     ("alignment_ordinary", "text alignment of ordinary prompts", True),
-    ("aligned_ordinary_share", "share of ordinary prompts answered", True),
+    ("aligned_ordinary", "share of ordinary prompts answered", True),
 )
 
 

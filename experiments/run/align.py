@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from amg.metrics.alignment import Scorer, alignment
+from amg.metrics.counts import Averaged
 from amg.metrics.extractors import Extractor, features_of_files
 from experiments.config.schema import RunConfig
 from experiments.run import records
@@ -17,7 +18,7 @@ from experiments.run.evaluate import ORDINARY, rows_of
 if TYPE_CHECKING:
     import pandas as pd
 
-NAMES = ("alignment", "alignment_n", "alignment_ordinary", "alignment_planted", "alignment_by", "alignment_missing")
+NAMES = ("alignment", "alignment_ordinary", "alignment_planted", "alignment_by", "alignment_missing")
 
 
 def aligned(run: RunConfig, run_dir: Path, cache: Path | None, device: str) -> dict[str, Any]:
@@ -36,15 +37,15 @@ def aligned(run: RunConfig, run_dir: Path, cache: Path | None, device: str) -> d
 
 
 def scores(scorer: Scorer, name: str, run_dir: Path, cache: Path | None, seeds: range) -> dict[str, Any]:
-    """Means over the samples of a run.
+    """Averages the alignment over the samples of a run, each a `Mean`.
 
     Args:
         name: of the scorer, with its resize.
     """
     rows = rows_of(run_dir, seeds)
     values = _values(scorer, name, run_dir, cache, rows)
-    means = {f"alignment{kind}": values[some].mean().item() if some.any() else None for kind, some in _kinds(rows)}
-    return {**means, "alignment_n": len(values), "alignment_by": name}
+    means = {f"alignment{kind}": Averaged()(values[mask]) if mask.any() else None for kind, mask in _kinds(rows)}
+    return {**means, "alignment_by": name}
 
 
 def against(run: RunConfig, run_dir: Path, unguided_dir: Path, cache: Path | None, device: str) -> dict[str, Any]:
@@ -61,16 +62,11 @@ def against(run: RunConfig, run_dir: Path, unguided_dir: Path, cache: Path | Non
 def gained(
     scorer: Scorer, name: str, run_dir: Path, unguided_dir: Path, cache: Path | None, seeds: range
 ) -> dict[str, Any]:
-    """Alignment guided less unguided, seed by seed: the mean over samples and its standard error, `…_se`."""
+    """Alignment guided less unguided, seed by seed, as a `Mean` over the samples of each kind that has two or more."""
     rows = rows_of(run_dir, seeds)
     guided, unguided = (_values(scorer, name, one, cache, rows_of(one, seeds)) for one in (run_dir, unguided_dir))
-    found = {}
-    for kind, some in _kinds(rows):
-        if some.sum() > 1:
-            differences = (guided - unguided)[some]
-            found[f"alignment_change{kind}"] = differences.mean().item()
-            found[f"alignment_change{kind}_se"] = (differences.std() / len(differences) ** 0.5).item()
-    return found
+    change = guided - unguided
+    return {f"alignment_change{kind}": Averaged()(change[mask]) for kind, mask in _kinds(rows) if mask.sum() > 1}
 
 
 def _kinds(rows: pd.DataFrame) -> list[tuple[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""The metrics of one run, from what is on disk: its records, and its pictures for the Fréchet distance alone."""
+"""Metrics of one run from its records on disk; only the Fréchet distance opens its pictures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from amg.metrics import features_of, features_of_files, frechet_between, matched_distance, moments, share, top
-from amg.metrics.counts import count_beyond
+from amg.metrics import (
+    Counted,
+    MemorizedShare,
+    Share,
+    TopSimilarity,
+    features_of,
+    features_of_files,
+    fid,
+    matched_distance,
+)
 from experiments.run import records
 
 if TYPE_CHECKING:
@@ -31,12 +39,12 @@ def evaluate(
     cache_dir: str | Path | None,
     seeds: Collection[int] | None = None,
 ) -> dict[str, Any]:
-    """A flat dict of a run's metrics.
+    """Measures a run: a `Share` for each count, a number for each percentile and distance.
 
-    A share X comes as `X` (count), `X_share`, `X_low`, `X_high` (Wilson, 95 %) and, where it is not of all samples,
-    `X_n`. All of them are None where the records do not say: `truth_copies*` without a closed form,
-    `planted_copies*` (the judge's copies of planted pictures) outside the lab, `judge_copies*` without a judge,
-    `judge_novel*` as well, `aligned*` without prompts, `*_guided*` for a rival of AMG.
+    A metric is None if the records do not hold it: `truth_copies` without a closed form, `planted_copies` (the judge's
+    copies of planted pictures) outside the lab, `judge_copies` and `judge_novel` without a judge, `aligned*` without
+    prompts, `steps_guided` and `samples_guided` for a rival of AMG, `fid` and `fid_setting` without an extractor.
+    `by_cause` holds `n` and the shares of copies within each cause of memorization.
 
     Args:
         run_dir: the run's folder.
@@ -51,30 +59,40 @@ def evaluate(
         ValueError: for a run without records, or samples that diverged.
     """
     rows = rows_of(run_dir, seeds)
-    similarity, judge = _tensor(rows, "similarity"), _judge(rows)
-    result: dict[str, Any] = {"n": len(rows), "top5": top(similarity, 5), "top1": top(similarity, 0)}
-    result |= _flat("copies", share(count_beyond(similarity, similarity_copy), len(rows)))
-    result |= _flat("strict", share(count_beyond(similarity, similarity_strict), len(rows)))
-    result |= _flat("judge_copies", None if judge is None else share(count_beyond(judge, judge_copy), len(judge)))
-    result |= _nullable("judge_novel", _judged_novel(rows, similarity_copy, judge_copy))
-    result["judge_top5"] = None if judge is None else top(judge, 5)
-    result |= _nullable("truth_copies", rows["truth"])
-    planted_copies = (rows["planted"] & (rows["judge"] > judge_copy)).mask(rows["planted"].isna())
-    result |= _nullable("planted_copies", planted_copies)
-    result["copies_by_cause"] = _by_cause(rows, rows["similarity"] > similarity_copy)
-    result["judge_copies_by_cause"] = None if judge is None else _by_cause(rows, rows["judge"] > judge_copy)
-    result["planted_copies_by_cause"] = _by_cause(rows, planted_copies)
-    result["truth_copies_by_cause"] = _by_cause(rows, rows["truth"])
+    counts = copies(rows, similarity_copy, judge_copy)
+    similarity, judge = _tensor(rows["similarity"]), _tensor(rows["judge"].dropna())
+    guided = rows["steps_guided"].notna().all()  # unknown for a rival
     planted = ~rows["cause"].isin(ORDINARY)
-    result |= _nullable("aligned", rows["aligned"])
-    result |= _nullable("aligned_ordinary", rows.loc[rows["cause"] == "ordinary", "aligned"])
-    result |= _nullable("aligned_planted", rows.loc[planted, "aligned"])
-    known = bool(rows["steps_guided"].notna().all())
-    result["steps_guided_share"] = int(rows["steps_guided"].sum()) / max(int(rows["steps"].sum()), 1) if known else None
-    result |= _flat("samples_guided", share(int((rows["steps_guided"] > 0).sum()), len(rows)) if known else None)
-    result["dropped"] = int(rows["dropped"].sum())
-    result["seconds"] = float(rows["seconds"].mean())
-    return result | _fid(run_dir, rows, extractor, reference_pictures, cache_dir)
+    return {
+        "n": len(rows),
+        "top5": TopSimilarity(5)(similarity),
+        "top1": TopSimilarity(0)(similarity),
+        **{name: _share(flags) for name, flags in counts.items()},
+        "strict": MemorizedShare(similarity_strict)(similarity),
+        "judge_novel": _share(_judged_novel(rows, similarity_copy, judge_copy)),
+        "judge_top5": TopSimilarity(5)(judge) if len(judge) else None,
+        "by_cause": _by_cause(rows, counts),
+        "aligned": _share(rows["aligned"]),
+        "aligned_ordinary": _share(rows.loc[rows["cause"] == "ordinary", "aligned"]),
+        "aligned_planted": _share(rows.loc[planted, "aligned"]),
+        # a fraction without an interval: the steps of one sample are not independent
+        "steps_guided": int(rows["steps_guided"].sum()) / max(int(rows["steps"].sum()), 1) if guided else None,
+        "samples_guided": _share(rows["steps_guided"] > 0) if guided else None,
+        "dropped": int(rows["dropped"].sum()),
+        "seconds": float(rows["seconds"].mean()),
+        **_fid(run_dir, rows, extractor, reference_pictures, cache_dir),
+    }
+
+
+def copies(rows: pd.DataFrame, similarity_copy: float, judge_copy: float) -> dict[str, pd.Series]:
+    """Flags the copies by guide, judge, judge of planted pictures and truth; unknown ones are missing values."""
+    judged = (rows["judge"] > judge_copy).astype("boolean").mask(rows["judge"].isna())
+    return {
+        "copies": rows["similarity"] > similarity_copy,
+        "judge_copies": judged,
+        "planted_copies": (rows["planted"] & (rows["judge"] > judge_copy)).mask(rows["planted"].isna()),
+        "truth_copies": rows["truth"],
+    }
 
 
 def matched(
@@ -88,18 +106,20 @@ def matched(
 ) -> dict[str, Any]:
     """Fréchet distance of a guided run against as many unguided samples that are no copies (`matched_*`).
 
-    A copy is what the closed form says where it speaks, else what lies beyond `similarity_copy`; `matched_by` tells.
-    Judge `matched_ratio` by its standard error `matched_ratio_se` (errs upwards): about 0.04 at n = 100.
+    A copy is what the closed form says where it speaks, else what lies beyond `similarity_copy`. `matched_setting`
+    holds that, both sizes and the extractor. `matched_ratio` is a `Mean` whose standard error, about 0.04 at n = 100,
+    errs upwards.
     """
     rows = rows_of(unguided_dir, seeds)
     known = bool(rows["truth"].notna().all())
-    copies = rows["truth"].to_numpy(bool) if known else (_tensor(rows, "similarity") > similarity_copy).numpy()
+    copied = (rows["truth"] if known else rows["similarity"] > similarity_copy).to_numpy(bool)
     guided = _features(run_dir, rows_of(run_dir, seeds), extractor, cache_dir)
     unguided = _features(unguided_dir, rows, extractor, cache_dir)
     reference = features_of(reference_pictures, extractor, cache_dir)
-    result = matched_distance(guided, unguided, torch.from_numpy(copies), reference)
-    names = {"extractor": extractor.name, "resize": extractor.resize, "by": "truth" if known else "similarity"}
-    return {f"matched_{name}": value for name, value in (result | names).items()}
+    result = matched_distance(guided, unguided, torch.tensor(copied), reference)
+    setting = {"n": result.pop("n"), "reference_n": result.pop("reference_n"), "extractor": extractor.name}
+    setting |= {"resize": extractor.resize, "by": "truth" if known else "similarity"}
+    return {f"matched_{name}": value for name, value in result.items()} | {"matched_setting": setting}
 
 
 def thresholds_used(similarity_copy: float, similarity_strict: float, judge_copy: float) -> str:
@@ -130,12 +150,6 @@ def rows_of(run_dir: str | Path, seeds: Collection[int] | None) -> pd.DataFrame:
     return rows
 
 
-def _judge(rows: pd.DataFrame) -> Tensor | None:
-    """The judge's similarities; None where there was no judge (all NaN)."""
-    judge = _tensor(rows, "judge")
-    return None if judge.isnan().all() else judge
-
-
 def _judged_novel(rows: pd.DataFrame, similarity_copy: float, judge_copy: float) -> pd.Series:
     """What the judge calls copies among the samples that are none, by the truth or else by the guide: its false alarms.
 
@@ -153,12 +167,12 @@ def _fid(
     reference: Tensor | None,
     cache_dir: str | Path | None,
 ) -> dict[str, Any]:
-    names = ("fid", "fid_n", "fid_reference_n", "fid_extractor", "fid_resize")
     if extractor is None or reference is None or len(rows) < 2:
-        return dict.fromkeys(names)
+        return {"fid": None, "fid_setting": None}
     features = _features(run_dir, rows, extractor, cache_dir)
-    distance = frechet_between(features, *moments(features_of(reference, extractor, cache_dir)))
-    return dict(zip(names, (distance, len(features), len(reference), extractor.name, extractor.resize), strict=True))
+    setting = {"n": len(features), "reference": f"{len(reference)} pictures", "extractor": extractor.name}
+    distance = fid(features, features_of(reference, extractor, cache_dir), extractor)
+    return {"fid": distance, "fid_setting": setting | {"resize": extractor.resize}}
 
 
 def _features(run_dir: str | Path, rows: pd.DataFrame, extractor: Extractor, cache_dir: str | Path | None) -> Tensor:
@@ -171,26 +185,20 @@ def _features(run_dir: str | Path, rows: pd.DataFrame, extractor: Extractor, cac
     return features_of_files(files, extractor, cache_dir)
 
 
-def _by_cause(rows: pd.DataFrame, copied: pd.Series) -> dict[str, Any] | None:
-    """The share of copies of each cause, among the rows that are known; None where none is."""
-    known = copied.dropna()
-    if not len(known):
-        return None
-    groups = known.groupby(rows.loc[known.index, "cause"])
-    return {cause: share(int(some.sum()), len(some)) for cause, some in groups if cause}
+def _by_cause(rows: pd.DataFrame, counts: dict[str, pd.Series]) -> dict[str, dict[str, Any]]:
+    """Counts the samples of each cause, and the shares of copies among those that are known."""
+    return {
+        cause: {"n": len(group)} | {name: _share(flags[group.index]) for name, flags in counts.items()}
+        for cause, group in rows.groupby("cause")
+        if cause
+    }
 
 
-def _nullable(name: str, values: pd.Series) -> dict[str, Any]:
-    """The share of True among the values that are known."""
-    known = values.dropna()
-    result = share(int(known.sum()), len(known)) if len(known) else None
-    return _flat(name, result) | {f"{name}_n": result and result["n"]}
+def _share(flags: pd.Series) -> Share | None:
+    """The share of True among the values that are known; None if none is."""
+    known = flags.dropna()
+    return Counted()(torch.tensor(known.to_numpy(bool))) if len(known) else None
 
 
-def _flat(name: str, result: dict[str, Any] | None) -> dict[str, Any]:
-    result = result or dict.fromkeys(("count", "share", "low", "high"))
-    return {name: result["count"]} | {f"{name}_{part}": result[part] for part in ("share", "low", "high")}
-
-
-def _tensor(rows: pd.DataFrame, column: str) -> Tensor:
-    return torch.tensor(rows[column].to_numpy(), dtype=torch.float64)
+def _tensor(values: pd.Series) -> Tensor:
+    return torch.tensor(values.to_numpy(), dtype=torch.float64)

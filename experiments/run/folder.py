@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from amg.metrics.values import plain, restored
 from experiments.config.schema import ConfigError, RunConfig
 
 DECIDES = ("seed", "s0", "conditioning", "prompt", "prompts", "labels", "sampler")
@@ -141,7 +142,11 @@ class Manifest:
         self.path = run_dir / "manifest.json"
 
     def read(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text()) if self.path.is_file() else {}
+        """The entries; shares and means among the metrics are `Share` and `Mean` again."""
+        if not self.path.is_file():
+            return {}
+        entries = json.loads(self.path.read_text(encoding="utf-8"))
+        return entries | {"metrics": restored(entries["metrics"])} if "metrics" in entries else entries
 
     @contextmanager
     def running(self, **entries: Any) -> Iterator[None]:
@@ -156,5 +161,6 @@ class Manifest:
     def write(self, **entries: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.read() | entries, indent=2, ensure_ascii=False))
+        entries = {key: plain(value) for key, value in (self.read() | entries).items()}
+        temporary.write_text(json.dumps(entries, indent=2, ensure_ascii=False), encoding="utf-8")
         temporary.replace(self.path)

@@ -31,9 +31,8 @@ def measure(run: RunConfig, parts: Parts, run_dir: Path) -> dict[str, Any]:
         seeds=_seeds(run),
     )
     metrics["thresholds"] = thresholds_used(similarity.copy, similarity.strict, judge.copy)
-    if metrics["fid"] is not None:
-        metrics["fid_reference"] = f"{run.metrics.reference} ({metrics['fid_reference_n']} pictures)"
-    metrics["by_cause"] = by_cause(metrics)
+    if setting := metrics["fid_setting"]:
+        setting["reference"] = f"{run.metrics.reference} ({setting['reference']})"
     metrics |= aligned(run, run_dir, CACHE, device(run.trainer))
     metrics["notes"] = notes(run, parts, metrics)
     if run.conditioning == "none" and parts.world.truth is not None:
@@ -53,15 +52,6 @@ def notes(run: RunConfig, parts: Parts, metrics: dict[str, Any]) -> list[str]:
     found += [f"Bank: {parts.bank.note}."] if parts.bank.note else []
     missing = metrics["alignment_missing"]
     return [*found, f"Alignment is not measured: {missing}."] if missing else found
-
-
-def by_cause(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Counts of copies for each cause of memorization, as rows of a table."""
-    causes: dict[str, dict[str, Any]] = {}
-    for name in ("copies", "judge_copies", "planted_copies", "truth_copies"):
-        for cause, found in (metrics.get(f"{name}_by_cause") or {}).items():
-            causes.setdefault(cause, {"n": found["n"]})[name] = found["count"]
-    return causes
 
 
 def against_unguided(run: RunConfig, parts: Parts, run_dir: Path, unguided_dir: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _REQUIRED = {
     "seed": pa.int64(),
-    "cause": pa.string(),  # "" for unconditional, "ordinary", or one of amg.worlds.emoji.CAUSES
+    "cause": pa.string(),  # "" for unconditional, "ordinary", or one of amg.worlds.drawings.CAUSES
     "similarity": pa.float64(),  # of the final picture, by the guide, measured anew
     "nearest_index": pa.int64(),
     "nearest_caption": pa.string(),

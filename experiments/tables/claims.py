@@ -1,23 +1,304 @@
-"""What the paper claims, held against what a sweep measured: one entry per claim that its rows can speak to."""
+"""The paper's claims, held against what a sweep measured: one entry per claim that its rows can decide."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-from experiments.tables.claim_numbers import Claim
-from experiments.tables.claims_privacy import answers, clears, clears_strictly, judged, needs_sim
-from experiments.tables.claims_rivals import beats, trade
-from experiments.tables.claims_utility import aligned, always_on, dynamic, quality
+from amg.metrics.values import Bounds, Mean, Share, number, percent
+from experiments.tables.compare import as_good_as, at_least, at_most, fewer, none_left
 
-ALL = (clears, clears_strictly, needs_sim, answers, dynamic, always_on, trade, beats, judged, quality, aligned)
-"""In the paper's order; each takes the metrics by row and returns its claims, none where the rows are not there."""
+Metrics = Mapping[str, Any]
+BY = {
+    "truth_copies": "truth",
+    "planted_copies": "judge, of planted pictures",
+    "judge_copies": "judge",
+    "copies": "guide",
+}
+"""Who counts copies, the most trusted first."""
+RIVALS = ("gni", "rt", "cwr", "rna", "wen", "ren", "stp", "dtp", "og", "han_batch", "broken_memories")
+"""Rows that are no form of AMG."""
+PAIRS = (("none", "full"), ("unconditional_none", "unconditional_full"), ("lab_none", "lab_full"))
+WHERE = {"unconditional_none": " without captions", "lab_none": " on the lab's network"}
+WITHOUT_SIM = {"spe_dup": "G_spe + G_dup", "spe": "G_spe alone", "dup": "G_dup alone"}
+CHANGING = ("parabolic", "calibrated")
+"""Rows of Table 5 that differ from `constant` in λ_t alone."""
+MARGIN = 0.10
+"""How much more than its false alarms the judge may count, at the upper end of the interval."""
+KEPT = 1.03
+"""Quality is kept where the Fréchet distance is at most this multiple of that of as many unguided non-copies."""
+RUINED = 1.5
+"""Quality is ruined beyond this multiple; the paper's Table 5 has 35."""
+LOST = 0.05
+"""Share of the unguided alignment that may go; in the paper's Table 1 AMG loses 0.04, RT 0.19."""
+TOO_FEW = "too few samples to tell"
+NOTHING = "no copy without guidance, so nothing to remove"
 
 
-def claims(metrics: Mapping[str, Any]) -> list[Claim]:
-    """{"claim", "verdict", "numbers"} each; verdict: "holds", "does not hold", or "not measured" where nothing decides.
+class Answer(NamedTuple):
+    """`holds` is None if nothing was measured that decides; the numbers say why."""
+
+    holds: bool | None
+    numbers: Sequence[str]
+
+
+def claims(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns {"claim", "verdict", "numbers"} each; verdict: "holds", "does not hold", or "not measured".
 
     Args:
         metrics: by row, as for `experiments.tables.table.render`.
     """
-    return [one for ask in ALL for one in ask(metrics)]
+    entries = []
+    rows = {name: row for name, row in metrics.items() if isinstance(row, Mapping)}
+    for text, required, ask in TABLE:
+        # of several alternatives the first that was run
+        names = [next((name for name in _several(some) if name in rows), None) for some in required]
+        if None in names or (answer := ask(rows, *names)) is None:
+            continue
+        verdict = "not measured" if answer.holds is None else "holds" if answer.holds else "does not hold"
+        claim = text.format(where=_where(names[0], rows[names[0]]))
+        entries.append({"claim": claim, "verdict": verdict, "numbers": "; ".join(filter(None, answer.numbers))})
+    return entries
+
+
+def clears(rows: Mapping[str, Metrics], none: str, full: str) -> Answer:
+    """AMG leaves no copy by the guide's count, nor by the truth; if that is unknown, by the judge."""
+    before, after = rows[none], rows[full]
+    keys = [key for key in BY if _counted(key, before, after)]
+    holds: bool | None = all(none_left(after[key]) for key in keys if key != "judge_copies")
+    if holds and "truth_copies" not in keys and "judge_copies" in keys and not none_left(after["judge_copies"]):
+        holds = _no_more_than_false_alarms(before, after)  # the guide's own 0 is no proof
+    return _removal(before[_trusted(before, after)], holds, *(_by(key, before, after) for key in keys))
+
+
+def clears_strictly(rows: Mapping[str, Metrics], none: str, strong: str) -> Answer:
+    """Strong leaves none beyond the stricter threshold either."""
+    before, after = rows[none]["strict"], rows[strong]["strict"]
+    return _removal(before, none_left(after), f"by the guide {_told(before, after)}")
+
+
+def needs_sim(rows: Mapping[str, Metrics], none: str, without: str) -> Answer:
+    """Without G_sim copies remain, more than with it."""
+    before, after, full = rows[none], rows[without], rows.get("full")
+    key = _trusted(before, after, *([full] if full else []))
+    numbers = [f"{_by(key, before, after)} with {WITHOUT_SIM[without]}", f"{full[key]} with all three" if full else ""]
+    return _removal(before[key], not none_left(after[key]), *numbers)
+
+
+def answers(cause: str, rows: Mapping[str, Metrics], none: str, name: str) -> Answer | None:
+    """A guidance alone removes copies of its own cause; the change of the others is reported."""
+    before, after = (rows[row].get("by_cause") or {} for row in (none, name))
+    key = next((key for key in BY if _counted(key, before.get(cause, {}), after.get(cause, {}))), None)
+    if key is None:
+        return None
+    both = [one for one in before if one in after and _counted(key, before[one], after[one])]
+    changes = {one: after[one][key] - before[one][key] for one in both}
+    others = [f"{one} {_points(change)}" for one, change in changes.items() if one not in (cause, "ordinary")]
+    holds = fewer(after[cause][key], before[cause][key])
+    numbers = [_by(key, before[cause], after[cause]), _points(changes[cause]), *others]
+    return _removal(before[cause][key], holds, *numbers, TOO_FEW if holds is None else "")
+
+
+def needs_less(rows: Mapping[str, Metrics], constant: str, name: str) -> Answer:
+    """A λ_t that changes with t needs less than a constant one: that leaves more copies, or as many for more guiding.
+
+    The rows have the same terms and constants; λ_t alone differs.
+    """
+    fixed, changing = rows[constant], rows[name]
+    key, steps = _trusted(fixed, changing), [number(row.get("steps_guided")) for row in (fixed, changing)]
+    change = fixed[key] - changing[key]
+    numbers = [f"copies by the {BY[key]}: constant {fixed[key]}, {name} {changing[key]}", _points(change)]
+    if None not in steps:
+        numbers.append(f"steps guided: constant {percent(steps[0])} %, {name} {percent(steps[1])} %")
+    holds = True if change.low > 0 else False if change.high < 0 else None
+    if holds is None and None not in steps:
+        holds = steps[0] > steps[1]
+        numbers.append("copies do not differ beyond chance, so the steps decide")
+    return Answer(holds, numbers)
+
+
+def ruins(rows: Mapping[str, Metrics], always: str) -> Answer:
+    """Guiding every step of every chain ruins the pictures."""
+    ratios = {name: rows[name].get("matched_ratio") for name in (always, "constant", *CHANGING, "full") if name in rows}
+    ratio = ratios.pop(always)
+    if ratio is None:
+        return Answer(None, ["no Fréchet distance against unguided pictures"])
+    numbers = [f"Fréchet distance {_spread(ratio, 2)} times that of unguided pictures (ruined: over {RUINED:g})"]
+    numbers += [f"{name} {_spread(other, 2)}" for name, other in ratios.items() if other]
+    holds = at_least(ratio, RUINED)
+    return Answer(holds, [*numbers, TOO_FEW if holds is None else ""])
+
+
+def trade(rows: Mapping[str, Metrics], none: str, _: str) -> Answer | None:
+    """Each rival that removes copies loses text alignment, over all prompts and the same seeds."""
+    rivals = _rivals(rows)
+    if not rivals:
+        return None
+    key = _trusted(rows[none], *rivals.values())
+    private = {name: row for name, row in rivals.items() if fewer(row[key], rows[none][key])}
+    free = [name for name, row in private.items() if at_least(row["alignment_change"], 0) is not False]
+    idle = [name for name in rivals if name not in private]
+    numbers = [f"copies by the {BY[key]} and change of alignment: none {_of(rows[none][key])}"]
+    numbers += [_described(name, row, key) for name, row in private.items()]
+    numbers += [f"paying nothing beyond chance: {', '.join(free)}"] if free else []
+    numbers += [f"removing none beyond chance: {', '.join(idle)}"] if idle else []
+    return Answer(not free if private else None, numbers)
+
+
+def beats(rows: Mapping[str, Metrics], _: str, full: str, __: str) -> Answer | None:
+    """No rival leaves as few copies as AMG at its text alignment."""
+    rivals, amg = _rivals(rows), rows[full]
+    if not rivals or not amg.get("alignment_change"):
+        return None
+    key = _trusted(amg, *rivals.values())
+    both = amg[key], amg["alignment_change"]
+    good = {name: as_good_as((row[key], row["alignment_change"]), both) for name, row in rivals.items()}
+    equals, unclear = ([name for name, verdict in good.items() if verdict is kind] for kind in (True, None))
+    numbers = [f"by the {BY[key]} {_described('AMG', amg, key)}"]
+    numbers += [f"no worse: {', '.join(_described(name, rivals[name], key) for name in equals)}"] if equals else []
+    numbers += [f"{TOO_FEW}: {', '.join(unclear)}"] if unclear else []
+    return Answer(False if equals else None if unclear else True, numbers)
+
+
+def judged(rows: Mapping[str, Metrics], none: str, full: str) -> Answer | None:
+    """A judge that did not guide counts on AMG's pictures no more than its false alarms on unguided, uncopied ones."""
+    before, after = rows[none], rows[full]
+    if not _counted("judge_copies", after) or not _counted("judge_novel", before):
+        return None
+    holds = _no_more_than_false_alarms(before, after)
+    numbers = [_by(key, before, after) for key in reversed(BY) if _counted(key, before, after)]
+    numbers += [
+        f"the judge's false alarms on unguided pictures that are no copies {before['judge_novel']}",
+        f"beyond them {_points(after['judge_copies'] - before['judge_novel'])}",
+    ]
+    return _removal(before["copies"], holds, *numbers, TOO_FEW if holds is None else "")
+
+
+def keeps_quality(rows: Mapping[str, Metrics], _: str) -> Answer | None:
+    """AMG's pictures are as near to the training set's distribution as unguided ones that are no copies."""
+    ratios = {name: rows[name].get("matched_ratio") for name in ("unconditional_full", "full") if name in rows}
+    ratios = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+    if not ratios:
+        return None
+    verdicts = [at_most(ratio, KEPT) for ratio in ratios.values()]
+    holds = False if False in verdicts else None if None in verdicts else True
+    numbers = [f"{name}: {_spread(ratio, 3)}" for name, ratio in ratios.items()]
+    return Answer(holds, [*numbers, TOO_FEW if holds is None else ""])
+
+
+def keeps_alignment(kind: str, rows: Mapping[str, Metrics], none: str, full: str) -> Answer | None:
+    """AMG loses no more than 5 % of the unguided text alignment: same seeds compared."""
+    before, after = rows[none], rows[full]
+    change = after.get(f"alignment_change{kind}")
+    apart = any(after.get(f"alignment_change_{other}") for other in ("ordinary", "planted"))
+    if change is None or (not kind and apart):
+        return None
+    unguided, guided = (number(row[f"alignment{kind}"]) for row in (before, after))
+    holds = at_least(change, -LOST * abs(unguided))
+    numbers = [f"{unguided:.1f} → {guided:.1f}, {_spread(change, 2, signed=True)}"]
+    if _counted(f"aligned{kind}", before, after):
+        numbers.append(f"answered {_told(before[f'aligned{kind}'], after[f'aligned{kind}'])}")
+    return Answer(holds, [*numbers, TOO_FEW if holds is None else ""])
+
+
+KEEPS = "AMG keeps text alignment on {} (within 5 % of unguided)"
+UNDOES = "AMG undoes copies{where} and does not only fool the descriptor that guides it"
+QUALITY = "AMG keeps picture quality (Fréchet distance within 3 % of that of unguided pictures that are no copies)"
+LESS = "A {} λ_t needs less guiding than a constant λ, or leaves fewer copies"
+Row = str | Sequence[str]
+TABLE: tuple[tuple[str, Sequence[Row], Callable[..., Answer | None]], ...] = (
+    *(("AMG clears all copies{where}", pair, clears) for pair in PAIRS),
+    ("AMG (Strong) clears the stricter threshold too", ("none", "strong"), clears_strictly),
+    ("Without G_sim some copies remain", ("none", tuple(WITHOUT_SIM)), needs_sim),
+    ("G_spe answers its cause: specific prompt", ("none", "spe"), partial(answers, "specific prompt")),
+    ("G_dup answers its cause: duplicated caption", ("none", "dup"), partial(answers, "duplicated caption")),
+    ("G_sim answers its cause: duplicated image", ("none", "sim"), partial(answers, "duplicated image")),
+    *((LESS.format(name), ("constant", name), needs_less) for name in CHANGING),
+    ("Always-on guidance ruins picture quality", ("always",), ruins),
+    ("Rivals trade text alignment for privacy", ("none", RIVALS), trade),
+    ("No rival leaves as few copies as AMG at AMG's text alignment", ("none", "full", RIVALS), beats),
+    *((UNDOES, pair, judged) for pair in PAIRS),
+    (QUALITY, (("unconditional_full", "full"),), keeps_quality),
+    (KEEPS.format("ordinary captions"), ("none", "full"), partial(keeps_alignment, "_ordinary")),
+    (KEEPS.format("captions of memorized pictures"), ("none", "full"), partial(keeps_alignment, "_planted")),
+    (KEEPS.format("all captions"), ("none", "full"), partial(keeps_alignment, "")),
+)
+"""In the paper's order: the claim, the rows that it needs (of several names the first that ran), what decides it."""
+
+
+def _removal(before: Share, holds: bool | None, *numbers: str) -> Answer:
+    """The answer of a claim about removing copies: undecided if there was none without guidance."""
+    if before.count:
+        return Answer(holds, numbers)
+    return Answer(None, [*(text for text in numbers if text != TOO_FEW), NOTHING])
+
+
+def _no_more_than_false_alarms(before: Metrics, after: Metrics) -> bool | None:
+    """Whether the judge counts no more on guided pictures than on unguided ones that are no copies."""
+    if not _counted("judge_novel", before):
+        return None
+    change = after["judge_copies"] - before["judge_novel"]
+    return False if change.low > 0 else True if change.high <= MARGIN else None
+
+
+def _counted(key: str, *rows: Metrics) -> bool:
+    return all(isinstance(row.get(key), Share) and row[key].n > 0 for row in rows)
+
+
+def _trusted(*rows: Metrics) -> str:
+    """The most trusted count of copies that all rows have."""
+    return next(key for key in BY if key == "copies" or _counted(key, *rows))
+
+
+def _rivals(rows: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    """The rivals whose alignment was compared with that of unguided samples."""
+    return {name: rows[name] for name in RIVALS if name in rows and rows[name].get("alignment_change")}
+
+
+def _several(names: Row) -> Sequence[str]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _where(name: str, row: Metrics) -> str:
+    captions = " under captions" if row.get("by_cause") or row.get("alignment") else ""
+    return WHERE.get(name, captions)
+
+
+def _by(key: str, before: Metrics, after: Metrics) -> str:
+    return f"by the {BY[key]} {_told(before[key], after[key])}"
+
+
+def _told(before: Share, after: Share) -> str:
+    """
+    >>> _told(Share(70, 144), Share(0, 144))
+    '70/144 → 0/144 (0–2.6 %)'
+    """
+    return f"{_of(before)} → {after}"
+
+
+def _of(share: Share) -> str:
+    return f"{share.count}/{share.n}"
+
+
+def _points(change: Bounds) -> str:
+    """A difference of shares in percentage points."""
+    middle, low, high = (_signed(100 * value, 1) for value in change)
+    return f"{middle} points ({low} to {high})"
+
+
+def _described(name: str, row: Metrics, key: str) -> str:
+    return f"{name} {_of(row[key])}, {_spread(row['alignment_change'], 1, signed=True)}"
+
+
+def _spread(mean: Mean, digits: int, signed: bool = False) -> str:
+    middle = _signed(mean.mean, digits) if signed else f"{mean.mean:.{digits}f}"
+    return f"{middle} ± {mean.half_width or 0.0:.{digits}f}"
+
+
+def _signed(value: float, digits: int) -> str:
+    """
+    >>> _signed(-1.25, 1), _signed(0.5, 2)
+    ('−1.2', '+0.50')
+    """
+    return f"{value:+.{digits}f}".replace("-", "−")

@@ -32,8 +32,8 @@ def own_notes(spec: TableSpec, results: Mapping[str, Any]) -> list[str]:
     by_setting: dict[str, list[str]] = {}
     if any(column.key == "fid" for column in spec.columns):
         for label, metrics in ran.items():
-            if metrics.get("fid") is not None:
-                by_setting.setdefault(_fid_setting(metrics), []).append(label)
+            if setting := metrics.get("fid_setting"):
+                by_setting.setdefault(_fid_setting(setting), []).append(label)
     for setting, labels in by_setting.items():
         which = "" if len(by_setting) == 1 else f" of {', '.join(labels)}"
         notes.append(f"FID{which}: {setting}.")
@@ -45,10 +45,6 @@ def _thresholds(metrics: Mapping[str, Any]) -> list[str]:
     return [f"{line[0].upper()}{line[1:]}."] if line else []
 
 
-def _fid_setting(metrics: Mapping[str, Any]) -> str:
-    parts = [f"n = {metrics.get('fid_n', 'unknown')}", f"extractor {metrics.get('fid_extractor', 'unknown')}"]
-    reference = metrics.get("fid_reference") or metrics.get("fid_reference_n")
-    parts += [
-        f"{name} {value}" for name, value in (("reference", reference), ("resize", metrics.get("fid_resize"))) if value
-    ]
-    return ", ".join(parts)
+def _fid_setting(setting: Mapping[str, Any]) -> str:
+    parts = [f"n = {setting['n']}"]
+    return ", ".join(parts + [f"{name} {setting[name]}" for name in ("extractor", "reference", "resize")])

@@ -5,32 +5,33 @@ distance: false                # true where the similarity is a negated nL2: sho
 causes: []                     # with causes, every row is printed once per cause that its prompts have
 rows:
   - {row: none, label: Unguided, paper: {top5: 0.9133, copies: 44.85}}
-columns:
-  - {key: top5, label: Top5 %, format: .2f, better: lower}
-  - {key: copies, label: "% > 0.5", format: share, better: lower}
+columns: [top5, copies, {key: fid, format: .1f}]   # names of columns.yaml, or what differs from it
 notes: [Paper rows are Stable Diffusion v1.4.]
 """
 
 from __future__ import annotations
 
 import csv
-import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from experiments.tables.cells import INTERVAL, MISSING, SHARES, measured, published, raw
+from experiments.tables.cells import INTERVAL, MISSING, SHARES, SIMILARITIES, measured, negated, published, raw
 from experiments.tables.footnotes import own_notes
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from rich.table import Table as RichTable
 
 NOT_RUN, NOT_APPLICABLE = "not run", "n/a"
 ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
+OPPOSITE = {"lower": "higher", "higher": "lower", None: None}
 
 
 class Column(BaseModel, extra="forbid", frozen=True):
@@ -50,6 +51,13 @@ class Column(BaseModel, extra="forbid", frozen=True):
         return style
 
 
+@cache
+def columns() -> dict[str, Column]:
+    """The columns of columns.yaml by their key."""
+    file = Path(__file__).with_name("columns.yaml")
+    return {key: Column(key=key, **entry) for key, entry in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
+
+
 class RowSpec(BaseModel, extra="forbid", frozen=True):
     row: str
     label: str
@@ -64,6 +72,18 @@ class TableSpec(BaseModel, extra="forbid", frozen=True):
     notes: list[str] = Field(default_factory=list)
     distance: bool = False
     causes: list[str] = Field(default_factory=list)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _named(cls, entries: Any) -> Any:
+        """Completes a column that is named alone, or by its key with what differs from columns.yaml."""
+        completed = []
+        for entry in ({"key": entry} if isinstance(entry, str) else entry for entry in entries):
+            known = columns().get(entry.get("key"))
+            if known is None and "label" not in entry:
+                raise ValueError(f"no column {entry.get('key')!r}; known: {', '.join(columns())}")
+            completed.append({**known.model_dump(), **entry} if known else entry)
+        return completed
 
     @model_validator(mode="after")
     def _paper_fits(self) -> TableSpec:
@@ -84,6 +104,11 @@ class Line:
     section: str = ""
     raw: Mapping[str, Any] | None = None
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The label and the cells."""
+        return self.label, *self.cells
+
 
 @dataclass(frozen=True)
 class Table:
@@ -101,36 +126,19 @@ class Table:
         return list(found.items())
 
     def to_markdown(self) -> str:
-        def row(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-        out = [f"### {self.title}", "", row(["", *self.head]), "| --- |" + " ---: |" * len(self.head)]
-        for section, lines in self.sections():
-            if section:
-                out.append(row([f"**{section}**", *[""] * len(self.head)]))
-            for line in lines:
-                paper = line.source == "paper"
-                out.append(row([f"*{cell}*" if paper and cell else cell for cell in (line.label, *line.cells)]))
-        return "\n".join([*out, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
+        return self._filled("table.md.j2").rstrip() + "\n"
 
     def to_latex(self) -> str:
         """A booktabs tabular with its notes; needs \\usepackage{booktabs}."""
-        width = len(self.head) + 1
-        out = [r"\begin{table}[t]", r"\centering", rf"\caption{{{_tex(self.title)}}}"]
-        out += [rf"\begin{{tabular}}{{l{'r' * len(self.head)}}}", r"\toprule"]
-        out += [" & ".join(["", *map(_tex, self.head)]) + r" \\", r"\midrule"]
-        for i, (section, lines) in enumerate(self.sections()):
-            if section:
-                out += [r"\midrule"] * (i > 0) + [rf"\multicolumn{{{width}}}{{l}}{{\textbf{{{_tex(section)}}}}} \\"]
-            for line in lines:
-                cells = [_tex(cell) for cell in (line.label, *line.cells)]
-                if line.source == "paper":
-                    cells = [rf"\emph{{{cell}}}" if cell else "" for cell in cells]
-                out.append(" & ".join(cells) + r" \\")
-        out += [r"\bottomrule", r"\end{tabular}"]
-        if self.notes:
-            out += [r"\par\smallskip\footnotesize", *(_tex(note) + r"\\" for note in self.notes)]
-        return "\n".join([*out, r"\end{table}"]) + "\n"
+        return self._filled("table.tex.j2")
+
+    def to_html(self) -> str:
+        """A fragment: <figure class="table"> with caption, table and notes; all text escaped."""
+        return self._filled("table.html.j2")
+
+    def _filled(self, template: str) -> str:
+        fields = {"title": self.title, "head": ("", *self.head), "notes": self.notes, "sections": self.sections()}
+        return _templates().get_template(template).render(fields)
 
     def to_csv(self) -> str:
         """Numbers, not their print: a share is its count, `_n`, `_low`, `_high`; a paper's share is per cent."""
@@ -143,25 +151,6 @@ class Table:
             fixed = {"label": line.label, "section": line.section, "source": line.source, "status": status}
             writer.writerow({**fixed, **(line.raw or {})})
         return buffer.getvalue()
-
-    def to_html(self) -> str:
-        """A fragment: <figure class="table"> with caption, table and notes; all text escaped."""
-        escape = html.escape
-        head = "".join(f'<th scope="col">{_keep_arrow(escape(label))}</th>' for label in ("", *self.head))
-        body = []
-        for section, lines in self.sections():
-            if section:
-                cell = f'<th scope="rowgroup" colspan="{len(self.head) + 1}">{escape(section)}</th>'
-                body.append(f'<tr class="section">{cell}</tr>')
-            for line in lines:
-                cells = "".join(f"<td{_muted(cell)}>{escape(cell)}</td>" for cell in line.cells)
-                body.append(f'<tr class="{line.source}"><th scope="row">{escape(line.label)}</th>{cells}</tr>')
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return (
-            f'<figure class="table"><figcaption>{escape(self.title)}</figcaption><div class="scroll"><table>'
-            f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-            f"{f'<ul class=notes>{notes}</ul>' if notes else ''}</figure>"
-        )
 
     def to_rich(self) -> RichTable:
         from rich import box
@@ -181,7 +170,7 @@ class Table:
                 table.add_row(Text(section, style="bold"))
             for line in lines:
                 style = "dim" if line.source == "paper" else ""
-                table.add_row(*(Text(cell, style=style) for cell in (line.label, *line.cells)))
+                table.add_row(*(Text(cell, style=style) for cell in line.texts))
         return table
 
     def write(self, folder: str | Path) -> None:
@@ -213,9 +202,14 @@ def render(table: TableSpec | Mapping[str, Any], results: Mapping[str, Mapping[s
             if row.paper and not cause:
                 lines.append(_paper_line(spec, row))
     kept = _with_numbers(lines) or range(len(spec.columns))
-    head = tuple(spec.columns[i].label + ARROWS[spec.columns[i].better] for i in kept)
+    head = tuple(_heading(spec, spec.columns[i]) for i in kept)
     lines = [replace(line, cells=tuple(line.cells[i] for i in kept)) for line in lines]
     return Table(spec.title, head, tuple(lines), (*spec.notes, *own_notes(spec, results)))
+
+
+def _heading(spec: TableSpec, column: Column) -> str:
+    turned = spec.distance and column.key in SIMILARITIES
+    return column.label + ARROWS[OPPOSITE[column.better] if turned else column.better]
 
 
 def _with_numbers(lines: list[Line]) -> list[int]:
@@ -237,11 +231,14 @@ def _measured_line(spec: TableSpec, row: RowSpec, cause: str | None, result: Any
         result = result.get("by_cause", {}).get(cause)
         if not result or not result.get("n"):
             return Line(row.label, (NOT_RUN,) * len(spec.columns), section=section)
-    cells = tuple(measured(result, c.key, c.format, spec.distance) for c in spec.columns)
+    cells: list[str] = []
     numbers: dict[str, Any] = {}
     for column in spec.columns:
-        numbers |= raw(result, column.key, column.format, spec.distance)
-    return Line(row.label, cells, section=section, raw=numbers)
+        value = result.get(column.key)
+        value = negated(value) if spec.distance and column.key in SIMILARITIES else value
+        cells.append(measured(value, column.format))
+        numbers |= raw(column.key, value)
+    return Line(row.label, tuple(cells), section=section, raw=numbers)
 
 
 def _paper_line(spec: TableSpec, row: RowSpec) -> Line:
@@ -249,13 +246,31 @@ def _paper_line(spec: TableSpec, row: RowSpec) -> Line:
     return Line(f"{row.label}, paper", cells, "paper", raw=row.paper)
 
 
+@cache
+def _templates() -> Environment:
+    from jinja2 import Environment, FileSystemLoader
+
+    folder = Path(__file__).with_name("templates")
+    templates = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=lambda name: name.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {"keep_arrow": _keep_arrow, "pipes": _pipes, "tex": _tex}
+    templates.tests["missing"] = {MISSING, NOT_RUN, NOT_APPLICABLE}.__contains__
+    return templates
+
+
 def _keep_arrow(label: str) -> str:
     """A no-break space before the arrow: it never stands alone on a line."""
     return label[:-2] + "\u00a0" + label[-1] if label.endswith((" ↓", " ↑")) else label
 
 
-def _muted(cell: str) -> str:
-    return ' class="missing"' if cell in (MISSING, NOT_RUN, NOT_APPLICABLE) else ""
+def _pipes(cell: str) -> str:
+    """Text within a Markdown table."""
+    return cell.replace("|", "\\|")
 
 
 def _tex(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from amg.metrics.values import Share
 from experiments.config.schema import ConfigError, RunConfig
 from experiments.report.present import notes, show, useful
-from experiments.run.folder import DECIDES, NODES
+from experiments.run.folder import DECIDES, NODES, Manifest
 from experiments.tables.labels import labels
 from experiments.tables.pool import pool
 from experiments.tables.seeds import refuse_overlap
@@ -22,10 +22,6 @@ from experiments.tables.table import render
 from experiments.tasks.task import Task
 
 SHOWN = ("model", "conditioning", "guidance", "s0")
-COUNTS = [
-    {"key": "groups", "label": "Groups", "format": ".0f"},
-    {"key": "n", "label": "Samples", "format": ".0f"},
-]
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Collect(Task):
         spec = {
             "title": f"{len(found)} runs, {len(groups)} settings",
             "rows": [{"row": name, "label": name} for name in names],
-            "columns": [*COUNTS, *useful(list(metrics.values()))],
+            "columns": ["groups", "n", *useful(list(metrics.values()))],
             "notes": [*dict.fromkeys(notes(one.manifest["metrics"]) for one in found), *left_out],
             "distance": all(one.manifest["similarity"] == "nl2" for one in found),
         }
@@ -121,7 +117,7 @@ def read(folders: Sequence[Path]) -> tuple[list[Finished], list[str]]:
     found, left_out = [], []
     for folder in folders:
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest = Manifest(folder).read()
             config = yaml.safe_load((folder / "config.yaml").read_text()) | manifest.get("measured_with", {})
         except FileNotFoundError as error:
             left_out.append(f"left out: {folder}: not finished, no {Path(error.filename).name}")
@@ -143,6 +139,8 @@ def _unfinished(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
         return "made by an earlier version; its own command renews it"
     if "n" not in manifest["metrics"]:
         return "detectors' scores; a sweep of task=detect makes their table"
+    if not isinstance(manifest["metrics"]["copies"], Share):
+        return "measured by an earlier version; its own command measures it again"
     if manifest["metrics"]["n"] != config["n_samples"]:
         return f"{manifest['metrics']['n']} of {config['n_samples']} samples; its own command draws the rest"
     return None

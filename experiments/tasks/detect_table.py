@@ -11,6 +11,7 @@ import torch
 
 from amg.detectors import Detector
 from amg.metrics.detection import auc, auc_interval, positives_at
+from amg.metrics.values import Bounds, Share
 from experiments.config.build import Parts, told
 from experiments.config.schema import ConfigError, RunConfig
 from experiments.report.page import write_report
@@ -74,13 +75,9 @@ def compare(scores: pd.DataFrame) -> list[Section]:
             values = torch.tensor(roc.decisions[f"score_{name}"].to_numpy(float))
             with told(f"detector.{name}"):
                 area = auc(values, memorized)
-            low, high = auc_interval(area, *independent)
             metrics[name] = {
-                "auc": area,
-                "auc_low": low,
-                "auc_high": high,
-                "tpr": positives_at(values, memorized, RATE),
-                "tpr_n": int(memorized.sum()),
+                "auc": Bounds(area, *auc_interval(area, *independent)),
+                "tpr": Share(positives_at(values, memorized, RATE), int(memorized.sum())),
                 "calls": int(scores[f"calls_{name}"].iloc[0]) * images,
                 "seconds": float(scores[f"seconds_{name}"].mean()) * images,
             }

@@ -103,7 +103,7 @@ def test_each_row_is_armed_for_itself():
     guidance = amg(Line(CAPTIONS), neighbours=4, count=1)
     whole, _ = guidance(step(values, []), None)
     alone = torch.cat([guidance(step([value], []), None)[0] for value in values])
-    assert torch.equal(whole, alone)
+    torch.testing.assert_close(whole, alone)
 
 
 def test_repeats_of_one_picture_count_as_often_as_they_occur():

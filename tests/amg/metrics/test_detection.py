@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc
 
-from amg.metrics.counts import share
 from amg.metrics.detection import auc, auc_interval, positives_at, roc
+from amg.metrics.values import Share
 
 SCORES = torch.tensor([5.0, 4.0, 4.0, 2.0, 1.0])
 TRUTH = torch.tensor([True, True, False, False, True])
@@ -62,8 +62,7 @@ def test_scores_that_say_nothing_are_refused(scores, truth, said):
 
 def test_interval_of_one_pair_is_wilsons_of_one_trial():
     for area in (0, 1):
-        wilson = share(area, 1)
-        assert auc_interval(area, 1, 1) == pytest.approx((wilson["low"], wilson["high"]), abs=1e-6)
+        assert auc_interval(area, 1, 1) == pytest.approx(Share(area, 1).interval, abs=1e-6)
 
 
 def test_interval_holds_the_area_shrinks_with_n_and_never_to_a_point():

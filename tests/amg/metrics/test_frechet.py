@@ -4,20 +4,21 @@ import time
 
 import pytest
 import torch
+from cleanfid.fid import compute_fid, fid_from_feats
 from PIL import Image
 from scipy.linalg import sqrtm
 
 from amg.metrics import (
-    FrechetDistance,
     features_of,
     features_of_files,
+    fid,
     frechet_between,
     frechet_distance,
     matched_distance,
     moments,
 )
 from amg.metrics.efficientnet import EfficientNetLite0
-from amg.metrics.extractors import Extractor, cleanfid_distance, efficientnet_lite0, inception
+from amg.metrics.extractors import Extractor, efficientnet_lite0, inception
 from amg.worlds.emoji import emoji
 
 # EfficientNet-Lite0 on a ramp at 224, by the package efficientnet-lite-pytorch 0.1.0: the five largest features
@@ -85,25 +86,12 @@ def test_frechet_from_few_features_equals_that_of_their_moments(n):
     assert frechet_between(features, mu, cov) == pytest.approx(frechet_distance(*moments(features), mu, cov), rel=1e-7)
 
 
-def test_frechet_metric_equals_the_features_own_and_names_extractor_n_and_reference():
-    pictures, reference = (torch.rand(n, 3, 8, 8) * 2 - 1 for n in (30, 50))
-    metric = FrechetDistance(colours())
-    for batch in pictures.split(7):
-        metric.update(batch)
-    metric.update(reference, reference=True)
-    result = metric.compute()
-    features = colours()(pictures).double(), colours()(reference).double()
-    assert result.pop("value") == pytest.approx(
-        frechet_distance(*moments(features[0]), *moments(features[1])), rel=1e-6
-    )
-    assert result == {"n": 30, "reference_n": 50, "extractor": "colours", "resize": "none"}
-
-
-def test_frechet_of_one_picture_is_refused_in_words():
-    metric = FrechetDistance(colours())
-    metric.update(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="at least 2 sample pictures, got 1"):
-        metric.compute()
+def test_fid_by_clean_fids_inception_is_clean_fids_own_and_equals_ours():
+    features, reference = normal(300, 12), normal(400, 12) + 0.3
+    inception = Extractor("inception", "none", 12, lambda pixels: pixels, cleanfid=True)
+    theirs = fid(features, reference, inception)
+    assert theirs == fid_from_feats(features.numpy(), reference.numpy())
+    assert theirs == pytest.approx(fid(features, reference, colours()), rel=1e-6)
 
 
 def test_matched_distance_is_not_flattered_by_copies():
@@ -114,21 +102,20 @@ def test_matched_distance_is_not_flattered_by_copies():
     guided = novel.flip(0)
     result = matched_distance(guided, unguided, mask, reference)
     assert (result["n"], result["reference_n"]) == (60, 400)
-    assert result["ratio"] == pytest.approx(1, rel=1e-9)  # the same pictures, so neither better nor worse
+    assert result["ratio"].mean == pytest.approx(1, rel=1e-9)  # the same pictures, so neither better nor worse
     mu, cov = moments(reference)
     assert frechet_between(unguided[:60], mu, cov) < 0.5 * result["unguided"]  # what copies would have lent
     # as many on both sides, however many there are
-    assert matched_distance(torch.cat([guided, novel]), unguided, mask, reference)["ratio"] == pytest.approx(
-        1, rel=1e-9
-    )
+    more = matched_distance(torch.cat([guided, novel]), unguided, mask, reference)
+    assert more["ratio"].mean == pytest.approx(1, rel=1e-9)
     assert matched_distance(guided, copies, mask[:60], reference)["ratio"] is None
 
 
 def test_standard_error_of_a_matched_ratio_is_the_spread_of_repeated_runs():
     reference, none = normal(500, 6), torch.zeros(100, dtype=torch.bool)
     runs = [matched_distance(normal(100, 6) * 1.3, normal(100, 6) * 1.3, none, reference) for _ in range(100)]
-    spread = torch.tensor([run["ratio"] for run in runs]).std()
-    claimed = torch.tensor([run["ratio_se"] for run in runs]).square().mean().sqrt()
+    spread = torch.tensor([run["ratio"].mean for run in runs]).std()
+    claimed = torch.tensor([run["ratio"].se for run in runs]).square().mean().sqrt()
     assert 0.7 < claimed / spread < 1.4
 
 
@@ -198,7 +185,7 @@ def test_half_a_cache_file_is_computed_again(tmp_path):
 def test_features_of_files_equal_those_of_the_pictures_in_them(tmp_path):
     pictures = emoji(16).images[:5]
     files = write(pictures, tmp_path / "pictures")
-    assert torch.equal(features_of_files(files, colours(), None), features_of(pictures, colours(), None))
+    torch.testing.assert_close(features_of_files(files, colours(), None), features_of(pictures, colours(), None))
 
 
 # clean-fid
@@ -213,16 +200,27 @@ def write(pictures, folder):
     return files
 
 
+def as_is(array):  # at module level: data-loader workers pickle it
+    return array
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_clean_fids_distance_by_our_extractor_equals_ours(tmp_path, num_workers):
-    pictures = emoji(16).images
+    """clean-fid would resize to 299 first; here the extractor resizes, once."""
+    pictures, extractor = emoji(16).images, colours()
     write(pictures[:60], tmp_path / "a")
     write(pictures[60:150], tmp_path / "b")
-    theirs = cleanfid_distance(tmp_path / "a", tmp_path / "b", colours(), device="cpu", num_workers=num_workers)
-    metric = FrechetDistance(colours())
-    metric.update(pictures[:60])
-    metric.update(pictures[60:150], reference=True)
-    assert theirs == pytest.approx(metric.compute()["value"], rel=1e-4)
+    theirs = compute_fid(
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+        custom_feat_extractor=lambda pixels: extractor(pixels / 127.5 - 1),
+        custom_fn_resize=as_is,
+        device=torch.device("cpu"),
+        num_workers=num_workers,
+        verbose=False,
+    )
+    ours = fid(extractor(pictures[:60]), extractor(pictures[60:150]), extractor)
+    assert theirs == pytest.approx(ours, rel=1e-4)
 
 
 def test_missing_inception_weights_say_in_one_line_where_to_put_them(tmp_path):

@@ -88,10 +88,10 @@ def test_the_edit_is_that_of_equations_13_to_17(name):
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_guarded_pipeline_without_text_equals_sample(name, guided, tmp_path):
-    """The same weights, scheduler and noise, bit by bit; text-to-image is in test_guard_schedulers.py."""
-    pipe = PIPELINES[name][0]()
+    """The same network, scheduler and noise; text-to-image is in test_guard_schedulers.py."""
+    pipe = PIPELINES[name][0](dtype=torch.float64)
     pipe.save_pretrained(tmp_path)
-    model, method = DDPM(tmp_path), amg(None if guided else Constant(1e9), size_of(name))
+    model, method = DDPM(tmp_path, dtype=torch.float64), amg(None if guided else Constant(1e9), size_of(name))
     ours, theirs = [], []
     expected = sample(
         model, [5], guidance=method, steps=4, eta=0.5, on_step=lambda step, state: ours.append((step, state))
@@ -100,10 +100,11 @@ def test_a_guarded_pipeline_without_text_equals_sample(name, guided, tmp_path):
     options = {"eta": 0.5} if name == "ddim" else {}
     generator = torch.Generator().manual_seed(5)
     got = guarded(batch_size=1, generator=generator, num_inference_steps=4, output_type="pt", **options).images
-    assert torch.equal(got, (expected / 2 + 0.5).clamp(0, 1))
+    torch.testing.assert_close(got, (expected / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-6)
     for (step, state), (other, their) in zip(ours, theirs, strict=True):
         assert step.seeds == other.seeds == (5,)
-        assert torch.equal(step.x_t, other.x_t) and torch.equal(state.sim, their.sim)
+        torch.testing.assert_close(step.x_t, other.x_t, rtol=0, atol=1e-6)
+        torch.testing.assert_close(state.sim, their.sim, rtol=0, atol=1e-6)
         assert (state.sim > 0).all() == guided
 
 
@@ -111,7 +112,7 @@ def test_a_guarded_pipeline_without_text_equals_sample(name, guided, tmp_path):
 def test_the_neighbours_branch_of_ones_own_prompt_is_ones_own_prediction(name):
     """Rows are sliced by name, whatever else the denoiser is fed: the prompt again gives the prediction again."""
     build, options = PIPELINES[name]
-    pipe = build()
+    pipe = build(dtype=torch.float64)
     checked = []
 
     class Asks(Guidance):
@@ -119,7 +120,7 @@ def test_the_neighbours_branch_of_ones_own_prompt_is_ones_own_prediction(name):
             prompts = (options["prompt"] * 3)[:3]
             rows = torch.tensor([2, 0])
             got = step.denoise(rows, [prompts[2], prompts[0]])
-            torch.testing.assert_close(got, step.eps_cond[rows], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(got, step.eps_cond[rows], rtol=0, atol=1e-6)
             other = step.denoise(rows, ["zebra", "zebra"])
             checked.append((other - step.eps_cond[rows]).abs().max().item() > 1e-4)
             return step.eps, None
@@ -136,12 +137,12 @@ def test_a_prediction_at_the_same_place_is_the_same_and_at_another_another(name)
     class Asks(Guidance):
         def __call__(self, step, state):
             rows = torch.tensor([2, 0])
-            torch.testing.assert_close(step.predict(step.x_t[rows], rows), step.eps[rows], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(step.predict(step.x_t[rows], rows), step.eps[rows], rtol=0, atol=1e-6)
             other = step.predict(step.x_t[rows] + 0.1, rows)
             checked.append((other - step.eps[rows]).flatten(1).abs().amax(1).min().item() > 1e-4)
             return step.eps, None
 
-    call(guard(build(), Asks()), options)
+    call(guard(build(dtype=torch.float64), Asks()), options)
     assert len(checked) >= 3 and all(checked)
 
 

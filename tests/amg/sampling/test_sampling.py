@@ -124,16 +124,17 @@ def test_schedulers_that_call_the_network_twice_are_refused_by_name(scheduler):
 
 
 def test_a_multistep_solver_steps_as_diffusers_has_it_and_the_models_scheduler_is_untouched():
-    model = Toy(DDIMScheduler())
+    model = Toy(DDIMScheduler(), torch.float64)
     before = model.scheduler.timesteps.clone()
     drawn = sample(model, [0, 1], scheduler=DPMSolverMultistepScheduler, steps=6)
     assert torch.equal(model.scheduler.timesteps, before)
     solver = DPMSolverMultistepScheduler.from_config(model.scheduler.config)
     solver.set_timesteps(6)
-    x_t = torch.cat([torch.randn(1, 3, 8, 8, generator=generator) for generator in generators([0, 1])])
+    noise = [torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64) for generator in generators([0, 1])]
+    x_t = torch.cat(noise)
     for timestep in solver.timesteps:
         x_t = solver.step(model.unet(x_t, timestep).sample, timestep, x_t).prev_sample
-    assert torch.equal(drawn, x_t)
+    torch.testing.assert_close(drawn, x_t, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

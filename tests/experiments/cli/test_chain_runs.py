@@ -89,7 +89,7 @@ def test_noised_embeddings_under_amg_leave_the_records_of_both(tmp_path, monkeyp
     assert (both.loc[~guided, ["norm_spe", "norm_dup", "norm_sim"]] == 0).all(axis=None)
     # the embeddings were noised: already the first x̂0 is another; and where AMG never acted it is gni's chain
     assert (traces(both)[:, 0] != traces(amg)[:, 0]).all()
-    assert (traces(both)[~guided] == traces(gni)[~guided]).all()
+    np.testing.assert_allclose(traces(both)[~guided], traces(gni)[~guided], atol=1e-4)
     assert (both.similarity[late] != gni.similarity[late]).any()
     assert (gni[["norm_spe", "norm_dup", "norm_sim"]] == 0).all(axis=None)
 
@@ -106,5 +106,5 @@ def test_numbers_in_the_prompt_under_amg_are_amg_on_the_rewritten_prompt(tmp_pat
     assert chain.prompt[0] == prompt and other.prompt[0] == written
     assert chain.steps_guided[0] == 6 and chain.norm_sim[0] > 0 and chain.norm_spe[0] > 0
     for name in ("similarity", "judge", "steps_guided", "norm_spe", "norm_dup", "norm_sim"):
-        assert chain[name][0] == other[name][0], name
-    assert (traces(chain) == traces(other)).all()
+        assert chain[name][0] == pytest.approx(other[name][0], rel=1e-3, abs=1e-4), name
+    np.testing.assert_allclose(traces(chain), traces(other), atol=1e-4)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from synthetic_runs import LAMBDA, write_run
 
+from amg.metrics import Share
 from amg.worlds.emoji import CAUSES, emoji
 from experiments.report.curves import COPIED, NOVEL, chains, figure3, panels, privacy_utility
 from experiments.report.pictures import SIDE, choose, contact_sheet, enlarge, figure4, picture, training_picture
@@ -153,8 +154,9 @@ def test_contact_sheet_frames_the_copies_alone(pair, tmp_path):
 
 
 def test_scatter_puts_each_row_at_its_share_and_utility(tmp_path, drawn):
-    results = {"none": {"n": 200, "copies": 50, "fid": 12.0}, "full": {"n": 200, "copies": 0, "fid": 11.0},
-               "wen": {"n": 200, "copies": 3, "fid": 14.0}, "og": "n/a", "gni": None}  # fmt: skip
+    points = {"none": (50, 12.0), "full": (0, 11.0), "wen": (3, 14.0)}
+    results = {name: {"copies": Share(copies, 200), "fid": fid} for name, (copies, fid) in points.items()}
+    results |= {"og": "n/a", "gni": None}
     privacy_utility(results, tmp_path / "scatter.png", labels={"full": "AMG"})
     named = {name: tuple(xy) for _, name, xy in drawn if name in ("none", "AMG", "wen", "og", "gni")}
     assert named == {"none": (25.0, 12.0), "AMG": (0.0, 11.0), "wen": (1.5, 14.0)}
@@ -174,12 +176,12 @@ def test_names_of_close_points_do_not_cover_each_other(tmp_path, monkeypatch):
         return save(self, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "savefig", spy)
-    results = {f"method {i}": {"n": 500, "copies": i % 3, "fid": 10 + 0.15 * i} for i in range(6)}
-    privacy_utility({**results, "none": {"n": 500, "copies": 200, "fid": 14.0}}, tmp_path / "scatter.png")
+    results = {f"method {i}": {"n": 500, "copies": Share(i % 3, 500), "fid": 10 + 0.15 * i} for i in range(6)}
+    privacy_utility({**results, "none": {"n": 500, "copies": Share(200, 500), "fid": 14.0}}, tmp_path / "scatter.png")
     assert len(boxes) == 8  # seven names and "better"
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_scatter_without_a_point_says_which_numbers_are_missing(tmp_path):
     with pytest.raises(ValueError, match="copies and fid"):
-        privacy_utility({"none": {"n": 10, "copies": 1, "fid": None}}, tmp_path / "scatter.png")
+        privacy_utility({"none": {"n": 10, "copies": Share(1, 10), "fid": None}}, tmp_path / "scatter.png")

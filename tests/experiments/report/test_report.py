@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from synthetic_runs import write_run
 
+from amg.metrics import Share
 from amg.worlds.emoji import emoji
 from experiments.report import page as report
 from experiments.report.page import find_runs, write_report
@@ -23,8 +24,8 @@ from experiments.tables.table import render
 
 TABLE = render(
     {"title": "Copies", "rows": [{"row": "none", "label": "Unguided"}],
-     "columns": [{"key": "copies", "label": "copies", "format": "share", "better": "lower"}]},
-    {"none": {"n": 8, "copies": 3}},
+     "columns": ["copies"]},
+    {"none": {"n": 8, "copies": Share(3, 8)}},
 )  # fmt: skip
 CLAIMS = [
     {"claim": "AMG clears <all> copies", "verdict": "holds", "numbers": "3 of 8, then 0"},
@@ -145,7 +146,7 @@ def test_guided_run_is_drawn_beside_its_unguided_twin_alone(experiment):
 
 def test_three_rows_of_one_setting_make_a_scatter_of_the_given_metrics(experiment):
     write_run(experiment / "spe", "spe", {0})
-    metrics = {name: {"n": 8, "copies": k, "fid": 9.0 + k} for k, name in enumerate(("none", "full", "spe"))}
+    metrics = {name: {"n": 8, "copies": Share(k, 8), "fid": 9.0 + k} for k, name in enumerate(("none", "full", "spe"))}
     write_report(experiment, metrics=metrics, bank_images=emoji(32).images)
     assert (experiment / "figures" / "privacy-fid-1.png").is_file()
 

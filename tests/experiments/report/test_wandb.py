@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from amg.metrics import Share
 from experiments.cli.main import compose_config, main
 from experiments.config.bind import check
+from experiments.report.loggers import _numbers
 from experiments.run import records
 
 QUICK = ["n_samples=2", "sampler.steps=2", "metrics.extractor=none", "trainer=cpu", "logger=wandb"]
@@ -86,7 +88,7 @@ def test_a_finished_offline_run_holds_configuration_metrics_table_figures_and_sa
     assert (run.project, run.group, run.job_type) == ("memorization-free-diffusion", "mine", "none")
     assert run.config["seed"] == 0 and run.config["model"]["name"] == "closed_form"
     manifest = json.loads(Path("out/manifest.json").read_text())
-    assert run.history["truth_copies"] == manifest["metrics"]["truth_copies"]
+    assert run.history["truth_copies/count"] == manifest["metrics"]["truth_copies"]["count"]
     assert run.history["top5"] == pytest.approx(manifest["metrics"]["top5"])
     rows = records.read("out")
     assert [row["seed"] for row in run.table("samples")] == rows["seed"].tolist() == [0, 1]
@@ -127,10 +129,9 @@ def test_the_example_sweep_of_wandb_composes_with_the_arguments_that_its_agent_g
 
 
 def test_the_metric_of_the_example_sweep_is_one_that_runs_log():
-    from experiments.tables.pool import SHARE_PARTS
-
-    name, part = SWEEP["metric"]["name"].rsplit("_", 1)
-    assert part in SHARE_PARTS and name == "truth_copies"
+    logged = _numbers({"truth_copies": Share(1, 4)})
+    name, part = SWEEP["metric"]["name"].split("/")
+    assert logged[name][part] == 0.25
     starts = SWEEP["parameters"]["seed"]["values"]
     (n,) = (int(word.split("=")[1]) for word in SWEEP["command"] if word.startswith("n_samples="))
     assert all(b - a >= n for a, b in zip(starts, starts[1:], strict=False))

@@ -8,6 +8,7 @@ from synthetic_runs import save, write_run
 from tiny_pipelines import tokenizer
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
+from amg.metrics import Mean
 from amg.metrics.alignment import CLIPScorer
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
@@ -49,12 +50,12 @@ def test_alignment_is_the_mean_cosine_of_each_picture_with_its_own_prompt(tmp_pa
     rows = [("red", "ordinary", red), ("green", "ordinary", both), ("red", "verbatim", both), ("blue", "", red)]
     found = scores(Colour(), "colours", coloured(tmp_path / "run", *rows), None, range(4))
     half = 100 / math.sqrt(2)
-    assert found["alignment_ordinary"] == pytest.approx((100 + half) / 2, abs=0.3)  # 8-bit pictures
-    assert found["alignment_planted"] == pytest.approx(half, abs=0.3)
-    assert found["alignment"] == pytest.approx((100 + 2 * half) / 4, abs=0.3)
-    assert (found["alignment_n"], found["alignment_by"]) == (4, "colours")
+    assert found["alignment_ordinary"].mean == pytest.approx((100 + half) / 2, abs=0.3)  # 8-bit pictures
+    assert found["alignment_planted"].mean == pytest.approx(half, abs=0.3)
+    assert found["alignment"].mean == pytest.approx((100 + 2 * half) / 4, abs=0.3)
+    assert (found["alignment"].n, found["alignment_by"]) == (4, "colours")
     some = scores(Colour(), "colours", tmp_path / "run", None, range(1, 3))
-    assert some["alignment_n"] == 2 and some["alignment"] == pytest.approx(half, abs=0.3)
+    assert some["alignment"].n == 2 and some["alignment"].mean == pytest.approx(half, abs=0.3)
 
 
 def test_what_a_guidance_changed_is_compared_seed_by_seed(tmp_path):
@@ -64,9 +65,9 @@ def test_what_a_guidance_changed_is_compared_seed_by_seed(tmp_path):
     full = coloured(tmp_path / "full", ("red", "ordinary", both), ("blue", "ordinary", both), ("red", "verbatim", red))
     found = gained(Colour(), "colours", full, none, None, range(3))
     lost = 100 - 100 / math.sqrt(2)
-    assert found["alignment_change_ordinary"] == pytest.approx(-lost / 2, abs=0.3)
-    assert found["alignment_change_ordinary_se"] == pytest.approx(lost / 2, abs=0.3)  # s = lost/√2, over √2
-    assert found["alignment_change"] == pytest.approx(0, abs=0.3)
+    assert found["alignment_change_ordinary"].mean == pytest.approx(-lost / 2, abs=0.3)
+    assert found["alignment_change_ordinary"].se == pytest.approx(lost / 2, abs=0.3)  # s = lost/√2, over √2
+    assert found["alignment_change"].mean == pytest.approx(0, abs=0.3)
     assert "alignment_change_planted" not in found
 
 
@@ -136,9 +137,9 @@ def test_clip_sees_the_centre_of_a_wide_picture(clip):
 
 
 def test_a_table_names_the_scorer_or_why_there_is_none():
-    spec = {"title": "t", "rows": [{"row": "a", "label": "a"}], "columns": [{"key": "alignment", "label": "x"}]}
-    table = render(spec, {"a": {"n": 1, "alignment": 31.25, "alignment_by": "CLIP tiny"}})
-    assert table.lines[0].cells == ("31.25",)
+    spec = {"title": "t", "rows": [{"row": "a", "label": "a"}], "columns": ["alignment"]}
+    table = render(spec, {"a": {"n": 1, "alignment": Mean(31.25, 9, 0.5), "alignment_by": "CLIP tiny"}})
+    assert table.lines[0].cells == ("31.2",)
     assert table.notes == ("Alignment: 100 · cosine of picture and prompt, by CLIP tiny.",)
     missing = render(spec, {"a": {"n": 1, "alignment": None, "notes": ["Alignment is not measured: no CLIP."]}})
     assert missing.lines[0].cells == ("–",) and missing.notes == ("Alignment is not measured: no CLIP.",)

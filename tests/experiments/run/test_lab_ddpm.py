@@ -46,4 +46,4 @@ def test_it_runs_without_and_with_a_label(tmp_path, monkeypatch):
         quick = ["trainer=cpu", "metrics.extractor=none", "sampler.steps=2", "n_samples=2", *extra]
         assert main(["model=lab_ddpm", "guidance=sim", *quick]) == 0
     found = [json.loads(file.read_text())["metrics"] for file in Path("runs").glob("*/*/manifest.json")]
-    assert len(found) == 2 and all(one["planted_copies_n"] == 2 for one in found)
+    assert len(found) == 2 and all(one["planted_copies"]["n"] == 2 for one in found)

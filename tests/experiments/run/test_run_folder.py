@@ -38,7 +38,7 @@ def test_measuring_again_leaves_how_the_pictures_were_drawn(drawn):
     after = manifest()
     assert after["command"] == before["command"] and "task=evaluate" in after["evaluated_by"]
     # no nL2 distance reaches 100, so all of the four samples that were asked for count
-    assert (after["metrics"]["n"], after["metrics"]["judge_copies"]) == (4, 4) and before["metrics"]["n"] == 6
+    assert after["metrics"]["judge_copies"] == {"count": 4, "n": 4} and before["metrics"]["n"] == 6
     page = Path("out/report.html").read_text()
     assert "Measured by" in page and "task=evaluate n_samples=4" in page
 

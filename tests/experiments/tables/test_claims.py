@@ -2,20 +2,19 @@
 
 import pytest
 
-from amg.metrics import share
-from experiments.tables.claim_numbers import at_most, difference, falls
+from amg.metrics import Mean, Share
 from experiments.tables.claims import claims
+from experiments.tables.compare import as_good_as, at_least, at_most, fewer, none_left
 from experiments.tables.pool import pool
 
 
 def row(n=100, copies=0, judge=None, truth=None, novel=None, causes=None, **more):
     """Metrics as `experiments.run.evaluate` leaves them, of what a claim looks at."""
-    made = {"n": n, "copies": copies, "judge_copies": judge, "truth_copies": truth, "copies_by_cause": None, **more}
-    if novel is not None:
-        made |= {"judge_novel": novel[0], "judge_novel_n": novel[1]}
-    if causes:
-        made["copies_by_cause"] = {cause: share(count, 24) for cause, count in causes.items()}
-    return made
+    counts = {"copies": copies, "judge_copies": judge, "truth_copies": truth, "strict": more.pop("strict", None)}
+    made = {key: None if count is None else Share(count, n) for key, count in counts.items()}
+    made["judge_novel"] = novel and Share(*novel)
+    made["by_cause"] = {cause: {"n": 24, "copies": Share(count, 24)} for cause, count in (causes or {}).items()}
+    return {"n": n, **made, **more}
 
 
 def verdicts(metrics):
@@ -28,21 +27,28 @@ def said(metrics, start):
     return found["verdict"], found["numbers"]
 
 
-def test_the_difference_of_shares_has_newcombes_interval():
-    """56/70 − 48/80 = 0.20, 95 % interval 0.0524 to 0.3339 (Newcombe 1998, Table II, method 10)."""
-    assert difference((56, 70), (48, 80)) == pytest.approx((0.20, 0.0524, 0.3339), abs=1e-4)
-
-
-@pytest.mark.parametrize(("change", "expected"), [((-0.3, -0.4, -0.2), True), ((-0.1, -0.3, 0.1), None),
-                                                  ((0.0, -0.1, 0.1), False), ((0.2, 0.1, 0.3), False)])  # fmt: skip
-def test_a_fall_is_told_only_where_the_interval_excludes_zero(change, expected):
-    assert falls(change) is expected
+@pytest.mark.parametrize(
+    ("after", "before", "expected"),
+    [(2, 30, True), (25, 30, None), (30, 30, False), (50, 30, False)],
+)
+def test_a_fall_is_told_only_where_the_interval_excludes_zero(after, before, expected):
+    assert fewer(Share(after, 100), Share(before, 100)) is expected
 
 
 def test_a_bound_is_kept_or_broken_by_the_whole_interval():
-    assert at_most(1.0, 0.02, 1.03) is True
-    assert at_most(1.1, 0.02, 1.03) is False
-    assert at_most(1.02, 0.05, 1.03) is None
+    for mean, half, expected in ((1.0, 0.02, True), (1.1, 0.02, False), (1.02, 0.05, None)):
+        assert at_most(Mean(mean, 9, half / 1.96), 1.03) is expected
+        assert at_least(Mean(-mean, 9, half / 1.96), -1.03) is expected
+    assert at_least(Mean(1.1, 9, 0.01), 1.03) is True
+    assert none_left(Share(0, 9)) and not none_left(Share(1, 9))
+
+
+def test_as_good_is_no_worse_in_both_and_worse_is_beyond_chance_in_one():
+    amg = Share(2, 100), Mean(-1.0, 100, 0.2)
+    assert as_good_as((Share(1, 100), Mean(-0.5, 100, 0.2)), amg) is True
+    assert as_good_as((Share(40, 100), Mean(-0.5, 100, 0.2)), amg) is False
+    assert as_good_as((Share(1, 100), Mean(-5.0, 100, 0.2)), amg) is False
+    assert as_good_as((Share(1, 100), Mean(-1.1, 100, 0.2)), amg) is None
 
 
 def test_a_sweep_without_rows_of_the_paper_claims_nothing():
@@ -89,13 +95,13 @@ def test_without_sim_copies_remain_or_do_not():
 
 
 def test_each_guidance_is_judged_on_its_own_cause():
-    before = {"specific prompt": 20, "duplicated caption": 20, "duplicated picture": 20, "ordinary": 0}
+    before = {"specific prompt": 20, "duplicated caption": 20, "duplicated image": 20, "ordinary": 0}
     none = row(copies=60, causes=before)
     metrics = {
         "none": none,
         "spe": row(causes=before | {"specific prompt": 2}),
         "dup": row(causes=before | {"specific prompt": 0}),
-        "sim": row(causes=before | {"duplicated picture": 18}),
+        "sim": row(causes=before | {"duplicated image": 18}),
     }
     assert said(metrics, "G_spe answers")[0] == "holds"
     verdict, numbers = said(metrics, "G_dup answers")
@@ -116,10 +122,10 @@ def test_the_judge_is_compared_with_its_own_false_alarms():
 
 def test_quality_is_kept_lost_or_open():
     for ratio, error, verdict in ((0.99, 0.01, "holds"), (1.2, 0.03, "does not hold"), (1.02, 0.04, "not measured")):
-        metrics = {"full": row(matched_ratio=ratio, matched_ratio_se=error)}
+        metrics = {"full": row(matched_ratio=Mean(ratio, 100, error))}
         assert said(metrics, "AMG keeps picture quality")[0] == verdict
-    both = {"full": row(matched_ratio=1.2, matched_ratio_se=0.01),
-            "unconditional_full": row(matched_ratio=0.9, matched_ratio_se=0.01)}  # fmt: skip
+    both = {"full": row(matched_ratio=Mean(1.2, 100, 0.01)),
+            "unconditional_full": row(matched_ratio=Mean(0.9, 100, 0.01))}  # fmt: skip
     assert said(both, "AMG keeps picture quality")[0] == "does not hold"
 
 
@@ -127,9 +133,8 @@ def test_alignment_is_kept_on_ordinary_captions_and_lost_on_others():
     none = row(copies=9, alignment=45.0, alignment_ordinary=50.0, alignment_planted=40.0)
     full = row(
         **{"alignment": 43.0, "alignment_ordinary": 49.9, "alignment_planted": 36.0},
-        **{"alignment_change_ordinary": -0.1, "alignment_change_ordinary_se": 0.1},
-        **{"alignment_change_planted": -4.0, "alignment_change_planted_se": 0.5, "alignment_change": -2.0},
-        **{"aligned_ordinary": 40, "aligned_ordinary_n": 50},
+        **{"alignment_change": Mean(-2.0, 100), "alignment_change_ordinary": Mean(-0.1, 50, 0.1)},
+        **{"alignment_change_planted": Mean(-4.0, 50, 0.5), "aligned_ordinary": Share(40, 50)},
     )
     found = verdicts({"none": none, "full": full})
     assert found["AMG keeps text alignment on ordinary captions (within 5 % of unguided)"] == "holds"
@@ -140,7 +145,7 @@ def test_alignment_is_kept_on_ordinary_captions_and_lost_on_others():
 
 def test_always_on_ruins_quality_or_does_not():
     for ratio, error, verdict in ((4.0, 0.3, "holds"), (1.1, 0.05, "does not hold"), (1.6, 0.2, "not measured")):
-        metrics = {"none": row(copies=5), "always": row(matched_ratio=ratio, matched_ratio_se=error)}
+        metrics = {"none": row(copies=5), "always": row(matched_ratio=Mean(ratio, 100, error))}
         assert said(metrics, "Always-on")[0] == verdict
     assert said({"always": row(matched_ratio=None)}, "Always-on")[0] == "not measured"
 
@@ -153,20 +158,20 @@ def test_always_on_ruins_quality_or_does_not():
     ((0, 0.50), (40, 0.20), "does not hold"),
 ])  # fmt: skip
 def test_a_constant_threshold_leaves_copies_or_guides_more(constant, changing, verdict, name):
-    rows = [row(copies=copies, steps_guided_share=steps) for copies, steps in (constant, changing)]
+    rows = [row(copies=copies, steps_guided=steps) for copies, steps in (constant, changing)]
     found, numbers = said({"constant": rows[0], name: rows[1]}, f"A {name} λ_t")
     assert found == verdict and f"{name} {changing[0]}/100" in numbers
 
 
 def test_a_row_whose_threshold_may_be_constant_is_no_test_of_a_changing_one():
     """In the closed-form world λ_t of `full` is a constant with nL2."""
-    metrics = {"constant": row(copies=40, steps_guided_share=0.3), "full": row(steps_guided_share=0.1)}
+    metrics = {"constant": row(copies=40, steps_guided=0.3), "full": row(steps_guided=0.1)}
     assert not any("λ_t" in text for text in verdicts(metrics))
     assert not any("λ_t" in text for text in verdicts(metrics | {"calibrated": "n/a"}))
 
 
 def rival(copies, change, error=0.2):
-    return row(copies=copies, alignment=50.0, alignment_change=change, alignment_change_se=error)
+    return row(copies=copies, alignment=50.0, alignment_change=Mean(change, 100, error))
 
 
 def test_rivals_pay_for_privacy_in_alignment_unless_one_does_not():
@@ -193,7 +198,7 @@ def test_a_rival_as_private_and_as_aligned_as_amg_is_named():
 
 
 def test_pooled_rows_are_judged_by_their_pooled_counts():
-    none = pool([row(copies=30, copies_share=0.3, strict=40), row(copies=20, copies_share=0.2, strict=30)])
-    full = pool([row(copies=0, copies_share=0.0), row(copies=1, copies_share=0.01)])
+    none = pool([row(copies=30, strict=40), row(copies=20, strict=30)])
+    full = pool([row(copies=0), row(copies=1)])
     verdict, numbers = said({"none": none, "full": full}, "AMG clears all copies")
     assert verdict == "does not hold" and "50/200 → 1/200" in numbers

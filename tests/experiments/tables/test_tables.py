@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from experiments.tables.cells import interval, percent, share
+from amg.metrics import Mean, Share
 from experiments.tables.table import TableSpec, render
 
 SPEC = {
@@ -20,48 +20,25 @@ SPEC = {
         {"row": "sim", "label": "G_sim"},
     ],
     "columns": [
-        {"key": "top5", "label": "Top5 %", "format": ".2f", "better": "higher"},
-        {"key": "copies", "label": "nL2 < 1.4", "format": "share", "better": "lower"},
-        {"key": "fid", "label": "FID", "format": ".1f", "better": "lower"},
-        {"key": "steps_guided_share", "label": "Steps guided", "format": "percent"},
+        "top5",
+        {"key": "copies", "label": "nL2 < 1.4"},
+        "fid",
+        {"key": "steps", "label": "Steps guided", "format": "percent"},
     ],
     "notes": ["Paper: iDDPM."],
     "distance": True,
 }
-CAUSE = {"n": 16, "copies": 3, "judge_copies": 4, "truth_copies": None}
-NONE = {"n": 512, "top5": -1.234, "copies": 230, "fid": 9.876, "fid_n": 512, "fid_extractor": "lite0",
-        "steps_guided_share": 0.0, "by_cause": {"specific prompt": CAUSE}}  # fmt: skip
-FULL = {**NONE, "top5": -1.61, "copies": 0, "steps_guided_share": 0.0312, "by_cause": {}}
+CAUSE = {"n": 16, "copies": Share(3, 16), "judge_copies": Share(4, 16), "truth_copies": None}
+FID = {"n": 512, "extractor": "lite0", "reference": "bank (9 pictures)", "resize": "none"}
+NONE = {"n": 512, "top5": -1.234, "copies": Share(230, 512), "fid": 9.876, "fid_setting": FID,
+        "steps": 0.0, "by_cause": {"specific prompt": CAUSE}}  # fmt: skip
+FULL = {**NONE, "top5": -1.61, "copies": Share(0, 512), "steps": 0.0312, "by_cause": {}}
 RESULTS = {"none": NONE, "full": FULL, "spe": "n/a", "sim": None}
 
 
 def cells(markdown: str, label: str) -> list[str]:
     line = next(line for line in markdown.splitlines() if line.startswith((f"| {label} |", f"| *{label}* |")))
     return [cell.strip() for cell in line.strip("| ").split(" | ")][1:]
-
-
-def test_share_prints_count_and_wilson_interval():
-    assert share(0, 512) == "0/512 (0–0.7 %)"  # z² / (n + z²) = 3.8415 / 515.84
-    assert share(512, 512) == "512/512 (99.3–100 %)"
-
-
-@pytest.mark.parametrize(
-    "count, n, low, high",
-    # centre (p + z²/2n) / (1 + z²/n), half-width z √(p(1−p)/n + z²/4n²) / (1 + z²/n), worked by hand for z = 1.96
-    [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (1, 4, 0.0456, 0.6994)],
-)
-def test_interval_is_wilsons(count, n, low, high):
-    assert interval(count, n) == pytest.approx((low, high), abs=1e-4)
-
-
-@pytest.mark.parametrize("count, n", [(1, 0), (3, 2), (-1, 5)])
-def test_impossible_share_is_refused(count, n):
-    with pytest.raises(ValueError, match="count"):
-        interval(count, n)
-
-
-def test_small_share_is_not_rounded_to_none_and_large_not_to_all():
-    assert [percent(p) for p in (0.0, 0.00038, 0.012, 0.99961, 1.0)] == ["0", "0.038", "1.2", "99.96", "100"]
 
 
 def test_measured_stands_above_the_papers_numbers():
@@ -71,12 +48,12 @@ def test_measured_stands_above_the_papers_numbers():
     assert markdown.index("| Unguided |") < markdown.index("Unguided, paper") < markdown.index("AMG & co")
 
 
-def test_distance_turns_negated_similarities_and_arrows_follow_the_spec():
+def test_distance_turns_negated_similarities_and_arrows():
     table = render(SPEC, RESULTS)
     assert cells(table.to_markdown(), "AMG & co")[0] == "1.61"
     assert table.head == ("Top5 % ↑", "nL2 < 1.4 ↓", "FID ↓", "Steps guided")
     as_similarity = render({**SPEC, "distance": False}, RESULTS)
-    assert cells(as_similarity.to_markdown(), "AMG & co")[0] == "−1.61"
+    assert cells(as_similarity.to_markdown(), "AMG & co")[0] == "−1.61" and as_similarity.head[0] == "Top5 % ↓"
 
 
 def test_row_without_result_says_so_and_impossible_row_is_not_applicable():
@@ -90,22 +67,25 @@ def test_number_that_nobody_measured_is_a_dash():
     assert cells(render(SPEC, {"none": broken}).to_markdown(), "Unguided") == ["–", "–", "–", "0 %"]
 
 
-def test_share_of_fewer_samples_uses_its_own_n():
-    spec = {**SPEC, "columns": [{"key": "aligned", "label": "Aligned", "format": "share"}], "rows": SPEC["rows"][1:]}
-    metrics = {"n": 512, "aligned": 5, "aligned_n": 10}
-    assert cells(render(spec, {"full": metrics}).to_markdown(), "AMG & co") == ["5/10 (23.7–76.3 %)"]
+def test_a_mean_over_groups_of_seeds_carries_its_interval_and_that_of_one_run_stands_alone():
+    means = {"top5": Mean.over([-1.0, -3.0]), "fid": Mean(9.0, 100, 0.5), "steps": Mean.over([0.1, 0.1])}
+    assert cells(render(SPEC, {"none": means}).to_markdown(), "Unguided") == ["2.00 ± 12.71", "–", "9.0", "10.0 ± 0 %"]
+    written = render(SPEC, {"none": means}).to_csv().splitlines()
+    assert "top5_ci" in written[0] and "fid_ci" not in written[0]
 
 
 def test_every_fid_names_its_n_and_extractor():
     notes = render(SPEC, RESULTS).notes
-    assert [note for note in notes if note.startswith("FID")] == ["FID: n = 512, extractor lite0."]
-    other = render(SPEC, {**RESULTS, "full": {**FULL, "fid_n": 64, "fid_reference": "bank (9 pictures)"}}).notes
-    assert "FID of Unguided: n = 512, extractor lite0." in other
-    assert "FID of AMG & co: n = 64, extractor lite0, reference bank (9 pictures)." in other
+    assert [note for note in notes if note.startswith("FID")] == [
+        "FID: n = 512, extractor lite0, reference bank (9 pictures), resize none."
+    ]
+    other = render(SPEC, {**RESULTS, "full": {**FULL, "fid_setting": {**FID, "n": 64}}}).notes
+    assert "FID of Unguided: n = 512, extractor lite0, reference bank (9 pictures), resize none." in other
+    assert "FID of AMG & co: n = 64, extractor lite0, reference bank (9 pictures), resize none." in other
 
 
 def test_causes_make_one_section_each_with_every_row_counted_within_the_cause():
-    columns = [{"key": key, "label": key, "format": "share"} for key in ("copies", "judge_copies", "truth_copies")]
+    columns = ["copies", "judge_copies", "truth_copies"]
     none = {**NONE, "by_cause": {"specific prompt": CAUSE, "duplicated caption": {"n": 0}}}
     table = render({**SPEC, "columns": columns, "rows": SPEC["rows"][1:] + [{"row": "none", "label": "Unguided"}],
                     "causes": ["specific prompt", "duplicated caption"]}, {**RESULTS, "none": none})  # fmt: skip
@@ -114,7 +94,7 @@ def test_causes_make_one_section_each_with_every_row_counted_within_the_cause():
         ("duplicated caption", 4),
     ]
     first, second = ({line.label: line.cells for line in lines} for _, lines in table.sections())
-    assert first["Unguided"] == (share(3, 16), share(4, 16))
+    assert first["Unguided"] == (str(Share(3, 16)), str(Share(4, 16)))
     assert first["G_spe"] == ("n/a",) * 2
     assert second["Unguided"] == ("not run",) * 2
 
@@ -122,16 +102,16 @@ def test_causes_make_one_section_each_with_every_row_counted_within_the_cause():
 def test_one_row_may_ask_for_one_cause():
     spec = {**SPEC, "rows": [{"row": "none", "label": "Unguided", "cause": "specific prompt"}]}
     table = render(spec, RESULTS)
-    assert table.head[0] == "nL2 < 1.4 ↓" and cells(table.to_markdown(), "Unguided")[0] == share(3, 16)
+    assert table.head[0] == "nL2 < 1.4 ↓" and cells(table.to_markdown(), "Unguided")[0] == str(Share(3, 16))
 
 
 def test_a_column_without_any_number_is_left_out_unless_nothing_was_run():
-    without = {**NONE, "steps_guided_share": None}
+    without = {**NONE, "steps": None}
     rows = {"rows": SPEC["rows"][:3]}
     assert render(SPEC | rows, {"none": without, "spe": "n/a"}).head == ("Top5 % ↑", "nL2 < 1.4 ↓", "FID ↓")
     assert render(SPEC | rows, {"none": without, "full": FULL}).head[-1] == "Steps guided"
     papers = {"rows": [SPEC["rows"][0]]}  # what the paper alone tells is told
-    assert render(SPEC | papers, {"none": {**NONE, "fid": None, "fid_n": None}}).head[2] == "FID ↓"
+    assert render(SPEC | papers, {"none": {**NONE, "fid": None, "fid_setting": None}}).head[2] == "FID ↓"
     assert len(render({**SPEC, "rows": SPEC["rows"][1:]}, {}).head) == 4
 
 
@@ -139,7 +119,7 @@ def test_csv_holds_numbers():
     rows = {row["label"]: row for row in csv.DictReader(io.StringIO(render(SPEC, RESULTS).to_csv()))}
     assert float(rows["Unguided"]["top5"]) == 1.234
     assert (rows["Unguided"]["copies"], rows["Unguided"]["copies_n"]) == ("230", "512")
-    assert float(rows["Unguided"]["copies_low"]) == pytest.approx(interval(230, 512)[0])
+    assert float(rows["Unguided"]["copies_low"]) == pytest.approx(Share(230, 512).interval[0])
     assert rows["Unguided, paper"]["source"] == "paper" and float(rows["Unguided, paper"]["fid"]) == 7.44
     assert (rows["G_spe"]["status"], rows["G_sim"]["status"]) == ("n/a", "not run")
 
@@ -189,7 +169,8 @@ def test_files_are_written_where_asked(tmp_path):
     [
         ({"colums": []}, "colums"),
         ({"rows": [{"row": "none", "label": "x", "paper": {"clip": 1.0}}]}, "clip has no column"),
-        ({"columns": [{"key": "fid", "label": "FID", "format": "two digits"}]}, "two digits"),
+        ({"columns": ["fid", {"key": "top5", "format": "two digits"}, "copies"]}, "two digits"),
+        ({"columns": ["top5", "copies", "fd"]}, "no column 'fd'; known: .*fid"),
     ],
 )
 def test_mistake_in_a_spec_is_named(change, message):
@@ -207,9 +188,9 @@ def test_only_causes_that_some_prompt_has_are_sections():
         "title": "by cause",
         "causes": ["duplicated caption", "verbatim"],
         "rows": [{"row": "a", "label": "A"}, {"row": "b", "label": "B"}],
-        "columns": [{"key": "copies", "label": "copies", "format": "share"}],
+        "columns": ["copies"],
     }
-    table = render(spec, {"a": {"n": 9, "by_cause": {"verbatim": {"n": 4, "copies": 1}}}, "b": None})
+    table = render(spec, {"a": {"n": 9, "by_cause": {"verbatim": {"n": 4, "copies": Share(1, 4)}}}, "b": None})
     assert [(line.section, line.label) for line in table.lines] == [("verbatim", "A"), ("verbatim", "B")]
     assert table.lines[0].cells[0].startswith("1/4")
     assert {line.section for line in render(spec, {}).lines} == {"duplicated caption", "verbatim"}
@@ -219,7 +200,7 @@ def test_every_table_says_who_counted_and_beyond_what():
     spec = {
         "title": "t",
         "rows": [{"row": row, "label": row} for row in "ab"],
-        "columns": [{"key": "top1", "label": "Top1"}],
+        "columns": ["top1"],
         "notes": ["Copies: similarity > 0.5."],
     }
     one = {"n": 9, "top1": 0.5, "thresholds": "copies: similarity > 0.5", "notes": ["Guide: sscd (file, official)."]}

@@ -2,26 +2,24 @@
 
 import csv
 import json
-import math
 from pathlib import Path
 
 import pytest
 import yaml
 from synthetic_runs import write_run
 
-from amg.metrics import share
+from amg.metrics import Mean, Share
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
 from experiments.config.schema import ConfigError
 from experiments.tables.labels import labels
-from experiments.tables.pool import half_width, pool
+from experiments.tables.pool import pool
 from experiments.tables.rows import _is_twin, keys
 
-COUNTED = {f"copies_{part}": 0.0 for part in ("share", "low", "high")}
 
-
-def metrics(**changes):
-    return {"n": 8, "top5": 0.5, "fid": 9.0, "copies": 1, **COUNTED, "thresholds": "copies: similarity > 0.9"} | changes
+def metrics(copies=1, **changes):
+    counts = {"n": 8, "copies": Share(copies, 8)}
+    return {**counts, "top5": 0.5, "fid": 9.0, "thresholds": "copies: similarity > 0.9"} | changes
 
 
 def finished(folder: Path, guidance: str, seed: int, changes=(), setting=None, **measured):
@@ -38,46 +36,34 @@ def rows(folder: str = "runs/collected"):
 
 def test_a_mean_has_students_interval_over_the_groups():
     pooled = pool([metrics(fid=fid) for fid in (1.0, 2.0, 3.0)])
-    assert pooled["fid"] == 2 and pooled["groups"] == 3
-    assert pooled["fid_ci"] == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t(0.975; 2), s = 1
-    assert half_width([1.0, 3.0]) == pytest.approx(12.7062, rel=1e-5)  # t(0.975; 1) · √2 / √2
+    assert pooled["fid"] == Mean.over([1.0, 2.0, 3.0]) and pooled["groups"] == 3
+    of_means = pool([metrics(alignment=Mean(mean, 8, 0.5)) for mean in (1.0, 3.0)])["alignment"]
+    assert of_means == Mean.over([1.0, 3.0])
 
 
 def test_a_share_is_counted_over_all_samples_with_wilsons_interval():
     pooled = pool([metrics(copies=1), metrics(copies=0), metrics(copies=3)])
-    expected = share(4, 24)
-    assert (pooled["copies"], pooled["n"]) == (4, 24)
-    assert [pooled[f"copies_{part}"] for part in ("share", "low", "high")] == [
-        expected[part] for part in ("share", "low", "high")
-    ]
+    assert (pooled["copies"], pooled["n"]) == (Share(4, 24), 24)
 
 
 def test_a_share_of_some_samples_keeps_its_own_n_and_groups_without_any_do_not_count():
-    def aligned(count, n):
-        return {"n": 8, "aligned": count, "aligned_n": n} | {f"aligned_{p}": count for p in ("share", "low", "high")}
-
-    pooled = pool([aligned(2, 4), aligned(None, None), aligned(3, 5)])
-    assert (pooled["aligned"], pooled["aligned_n"], pooled["n"]) == (5, 9, 24)
-    assert pooled["aligned_low"] == share(5, 9)["low"]
-    nobody = pool([aligned(None, None)] * 2)
-    assert nobody["aligned"] is None and nobody["aligned_n"] is None
+    pooled = pool([{"n": 8, "aligned": share} for share in (Share(2, 4), None, Share(3, 5))])
+    assert (pooled["aligned"], pooled["n"]) == (Share(5, 9), 24)
+    assert pool([{"n": 8, "aligned": None}] * 2)["aligned"] is None
 
 
 def test_causes_add_up_and_unknown_numbers_stay_unknown():
     groups = [
-        {"n": 2, "by_cause": {"a": {"n": 2, "copies": 1}}, "fid": None, "copies_by_cause": {"a": share(1, 2)}},
-        {"n": 2, "by_cause": {"a": {"n": 1, "copies": 1}, "b": {"n": 1, "copies": 0}}, "fid": None,
-         "copies_by_cause": {"a": share(1, 1), "b": share(0, 1)}},
-    ]  # fmt: skip
+        {"n": 2, "by_cause": {"a": {"n": 2, "copies": Share(1, 2)}}, "fid": None},
+        {"n": 2, "by_cause": {"a": {"n": 1, "copies": Share(1, 1)}, "b": {"n": 1, "copies": Share(0, 1)}}, "fid": None},
+    ]
     pooled = pool(groups)
-    assert pooled["by_cause"] == {"a": {"n": 3, "copies": 2}, "b": {"n": 1, "copies": 0}}
-    assert pooled["copies_by_cause"]["a"] == share(2, 3)
-    assert pooled["fid"] is None and "fid_ci" not in pooled
+    assert pooled["by_cause"] == {"a": {"n": 3, "copies": Share(2, 3)}, "b": {"n": 1, "copies": Share(0, 1)}}
+    assert pooled["fid"] is None
 
 
 def test_one_group_has_no_interval():
-    pooled = pool([metrics()])
-    assert pooled["fid"] == 9.0 and "fid_ci" not in pooled
+    assert pool([metrics()])["fid"] == 9.0
 
 
 def test_labels_say_what_differs_and_no_more():
@@ -125,6 +111,17 @@ def test_runs_of_one_setting_are_one_row(command, tmp_path):
     markdown = Path("runs/collected/table.md").read_text()
     assert "2.0 ± 12.7" in markdown and "1/16 (1.1–28.3 %)" in markdown and "Student's t" in markdown
     assert Path("runs/collected/table.tex").is_file() and Path("runs/collected/report.html").is_file()
+
+
+def test_a_run_whose_metrics_an_earlier_version_measured_is_left_out_by_name(command, tmp_path):
+    finished(tmp_path / "runs" / "t" / "new", "none", 0)
+    finished(tmp_path / "runs" / "t" / "old", "full", 0, copies=0)
+    manifest = tmp_path / "runs" / "t" / "old" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["metrics"] |= {"copies": 0, "copies_share": 0.0}
+    manifest.write_text(json.dumps(content))
+    code, _, told = command("task=collect", "task.runs=[runs/t/*]")
+    assert code == 0 and "runs/t/old: measured by an earlier version" in told and len(rows()) == 1
 
 
 def test_runs_of_another_size_or_other_metrics_are_rows_of_their_own(command, tmp_path):
@@ -186,7 +183,7 @@ def test_a_sweep_over_seeds_ends_in_the_table_that_collecting_its_runs_gives(com
     assert set(swept) == {"guidance=none", "guidance=full"}
     manifests = [json.loads(file.read_text()) for file in Path("runs/t").glob("closed_form-*/manifest.json")]
     guided = [one["metrics"] for one in manifests if one["guidance"] == "full"]
-    mean = sum(one["matched_ratio"] for one in guided) / 3
+    mean = sum(one["matched_ratio"]["mean"] for one in guided) / 3
     assert len(guided) == 3 and float(swept["guidance=full"]["matched_ratio"]) == pytest.approx(mean)
     assert not any("matched_ratio" in one["metrics"] for one in manifests if one["guidance"] == "none")
     code, _, told = command("task=collect", "task.runs=[runs/t/*]")

@@ -10,6 +10,7 @@ from PIL import Image
 from tiny_pipelines import stable_diffusion
 
 from amg.detectors import Norms
+from amg.metrics import Share
 from amg.models.base import Model
 from amg.worlds.world import World
 from experiments.cli.main import compose_config
@@ -103,7 +104,7 @@ def test_a_model_without_planted_prompts_takes_two_sets_in_turn_and_its_judge(co
     assert scores["prompt"].tolist() == ["a b", "e f", "c d", "g h", "i j"] * 2
     assert scores["cause"].tolist() == ["memorized", "ordinary", "memorized", "ordinary", "ordinary"] * 2
     sections = json.loads((tmp_path / "out" / "manifest.json").read_text())["metrics"]
-    assert sections["Is the prompt planted? Mean of 2 images"]["magnitude"]["tpr_n"] == 2
+    assert sections["Is the prompt planted? Mean of 2 images"]["magnitude"]["tpr"]["n"] == 2
     assert "the judge, pca, says so" in (tmp_path / "out" / "table.md").read_text()
 
 
@@ -146,10 +147,10 @@ def test_parts_of_the_table_from_scores_made_by_hand():
     )
     one, mean, copy = compare(scores)
     # planted 4 0 6 9 against 1 3 1 5: 3 + 0 + 4 + 4 of 16 pairs; means 5, 4.5 against 1, 4; the copy, 4, against seven
-    assert one.metrics["magnitude"]["auc"] == pytest.approx(11 / 16)
-    assert mean.metrics["magnitude"]["auc"] == 1 and mean.title == "Is the prompt planted? Mean of 2 images"
-    assert copy.metrics["magnitude"]["auc"] == pytest.approx(4 / 7)
-    assert (one.metrics["magnitude"]["tpr"], one.metrics["magnitude"]["tpr_n"], one.ordinary) == (2, 4, 4)
+    assert one.metrics["magnitude"]["auc"].value == pytest.approx(11 / 16)
+    assert mean.metrics["magnitude"]["auc"].value == 1 and mean.title == "Is the prompt planted? Mean of 2 images"
+    assert copy.metrics["magnitude"]["auc"].value == pytest.approx(4 / 7)
+    assert (one.metrics["magnitude"]["tpr"], one.ordinary) == (Share(2, 4), 4)
     assert (one.metrics["magnitude"]["calls"], mean.metrics["magnitude"]["calls"]) == (2, 4)
     assert (one.metrics["magnitude"]["seconds"], mean.metrics["magnitude"]["seconds"]) == (0.5, 1.0)
 
@@ -158,8 +159,7 @@ def test_the_interval_counts_each_prompt_once():
     base = {"cause": ["specific prompt", "ordinary"] * 2, "score_magnitude": [3.0, 1.0, 2.0, 2.5]}
     once = frame(prompt=["a", "b", "c", "d"], **base)
     (single, *_), (double, *_) = (compare(pd.concat([once] * times, ignore_index=True)) for times in (1, 5))
-    for end in ("auc", "auc_low", "auc_high"):
-        assert single.metrics["magnitude"][end] == pytest.approx(double.metrics["magnitude"][end])
+    assert single.metrics["magnitude"]["auc"] == pytest.approx(double.metrics["magnitude"]["auc"])
 
 
 def test_ordinary_chains_that_came_out_as_copies_are_not_learned_on():

@@ -6,6 +6,7 @@ import browser
 import pytest
 from synthetic_runs import write_run
 
+from amg.metrics import Share
 from amg.worlds.emoji import emoji
 from experiments.cli.main import main
 from experiments.report.page import write_report
@@ -15,8 +16,8 @@ from experiments.tasks.overview import by_claim
 
 TABLE = render(
     {"title": "Copies & more", "rows": [{"row": "none", "label": "none"}],
-     "columns": [{"key": "copies", "label": "copies", "format": "share"}]},
-    {"none": {"n": 8, "copies": 3}},
+     "columns": ["copies"]},
+    {"none": {"n": 8, "copies": Share(3, 8)}},
 )  # fmt: skip
 
 
