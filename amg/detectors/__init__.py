@@ -2,6 +2,7 @@
 
 from amg.detectors.anisotropy import Anisotropy
 from amg.detectors.base import Detector
+from amg.detectors.dsm import DSM
 from amg.detectors.magnitude import Magnitude
 from amg.detectors.nearest import NearestPicture
 from amg.detectors.norms import Norms
@@ -9,6 +10,7 @@ from amg.detectors.observe import Observation, Observer, network_calls, observe,
 from amg.detectors.one_step import OneStep
 
 __all__ = [
+    "DSM",
     "Anisotropy",
     "Detector",
     "Magnitude",

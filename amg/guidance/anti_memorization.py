@@ -14,11 +14,12 @@ from torch import Tensor
 from amg.bank import TrainingBank
 from amg.guidance.base import Guidance, require_gradients
 from amg.guidance.captions import CommonCaption
+from amg.guidance.streams import own_direction
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
 from amg.guidance.watch import Sight, Watch
 from amg.similarity.base import Similarity
 from amg.step import Asked, Step
-from amg.tensors import broadcast, norm
+from amg.tensors import broadcast, finite_rows, norm
 from amg.thresholds import Threshold
 
 TERMS = ("spe", "dup", "sim")
@@ -42,7 +43,7 @@ class State(Sight):
     sim: Tensor
     """‖G_sim‖₂, (B,)."""
     dropped: Tensor
-    """Whether G_sim was dropped because its gradient was not finite, (B,) bool."""
+    """Whether ∇σ_t was zero or not finite and G_sim took a direction of the sample's own seed instead, (B,) bool."""
 
 
 class AntiMemorizationGuidance(Guidance):
@@ -69,6 +70,9 @@ class AntiMemorizationGuidance(Guidance):
             flagged nothing. 0 is the paper's Eq. 10, which leaves such a sample just below λ_t.
         neighbours, count: G_dup acts by the most common caption among so many nearest training pictures, if it occurs
             more than `count` times. Paper (1, 0): by the nearest picture's caption, always; released code: 1000, 20.
+
+    At an exact copy ∇σ_t may be zero (nL2) or not finite. G_sim of such a flagged sample takes a random direction of
+    unit length in its place, which the sample's seed alone decides and which is the same at every step.
 
     G_sim is left out where ᾱ_t < 1e-4. Where there is no condition, or at s0 <= 1, G_spe and G_dup vanish.
     """
@@ -170,33 +174,19 @@ class AntiMemorizationGuidance(Guidance):
                     change += self._record(acted, "dup", dup)
                 acted["s2"] = s2
         if "sim" in self.terms and self.c3 > 0:
-            gradient = self._gradient(step, rows)
-            finite = gradient.flatten(1).isfinite().all(1)
+            gradient = similarity_gradient(self.similarity, step, rows, self.gradient)
+            pointing = finite_rows(gradient) & gradient.flatten(1).any(1)
             seen = step.alpha_bar[rows] >= MIN_ALPHA_BAR
-            gradient = torch.where(broadcast(finite & seen, gradient), gradient, 0)
-            acted["dropped"] = ~finite & seen
+            gradient = torch.where(broadcast(pointing & seen, gradient), gradient, 0)
             if self.normalize:
                 length = norm(gradient)
                 gradient = gradient / broadcast(torch.where(length > 0, length, 1), gradient)
+            acted["dropped"] = ~pointing & seen
+            lost = acted["dropped"].nonzero().flatten()
+            if len(lost):
+                gradient[lost] = own_direction([step.seeds[row] for row in rows[lost].tolist()], gradient)
             change += self._record(acted, "sim", dissimilarity(gradient, step.alpha_bar[rows], self.c3))
         return change, acted
-
-    def _gradient(self, step: Step, rows: Tensor) -> Tensor:
-        """∇_{x_t} σ_t of some rows, (R, C, H, W)."""
-        with torch.inference_mode(False), torch.enable_grad():
-            alpha_bar = step.alpha_bar[rows]
-            if self.gradient == "fixed_eps":  # x̂0 is then linear in x_t with slope 1/√ᾱ_t
-                x0 = step.x0[rows].clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(self.similarity(step.decode(x0)).value.sum(), x0)
-                return gradient / broadcast(alpha_bar.sqrt(), gradient)
-            x_t = step.x_t[rows].clone().requires_grad_()
-            # diffusers' layerwise casting changes weights in place after each call: an alias keeps what was used
-            with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
-                eps = step.predict(x_t, rows)
-            x0 = replace(step, x_t=x_t, alpha_bar=alpha_bar).predict_x0(eps)
-            x0 = step.x0[rows] + (x0 - x0.detach())  # clipped where the scheduler clips: its value, our gradient
-            (gradient,) = torch.autograd.grad(self.similarity(step.decode(x0)).value.sum(), x_t)
-            return gradient
 
     def _captions(self, step: Step, rows: Tensor, index: Tensor) -> tuple[Tensor, list[str]]:
         """Which flagged rows G_dup acts on, (R,) bool, and the caption that it steers each away from."""
@@ -233,3 +223,26 @@ class AntiMemorizationGuidance(Guidance):
     def _record(acted: dict[str, Tensor], name: str, term: Tensor) -> Tensor:
         acted[name] = norm(term).to(acted[name])
         return term
+
+
+def similarity_gradient(similarity: Similarity, step: Step, rows: Tensor, gradient: str) -> Tensor:
+    """Returns ∇_{x_t} σ_t of some rows, (R, C, H, W).
+
+    Args:
+        rows: (R,).
+        gradient: one of `GRADIENTS`.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        alpha_bar = step.alpha_bar[rows]
+        if gradient == "fixed_eps":  # x̂0 is then linear in x_t with slope 1/√ᾱ_t
+            x0 = step.x0[rows].clone().requires_grad_()
+            (slope,) = torch.autograd.grad(similarity(step.decode(x0)).value.sum(), x0)
+            return slope / broadcast(alpha_bar.sqrt(), slope)
+        x_t = step.x_t[rows].clone().requires_grad_()
+        # diffusers' layerwise casting changes weights in place after each call: an alias keeps what was used
+        with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
+            eps = step.predict(x_t, rows)
+        x0 = replace(step, x_t=x_t, alpha_bar=alpha_bar).predict_x0(eps)
+        x0 = step.x0[rows] + (x0 - x0.detach())  # clipped where the scheduler clips: its value, our gradient
+        (slope,) = torch.autograd.grad(similarity(step.decode(x0)).value.sum(), x_t)
+        return slope

@@ -30,6 +30,9 @@ class Guidance:
     `learns_variance`."""
     needs_cfg = False
     """Whether it works on the difference of conditional and unconditional prediction and is n/a without CFG."""
+    needs_points = False
+    """Whether it removes planted points from a known law and is n/a for a model whose class does not say
+    `has_points`."""
     embeds_captions = False
     """Whether it asks for predictions under captions (`Step.denoise`), which need the text encoder."""
 
@@ -97,7 +100,7 @@ class Chain(Guidance):
 
     def __init__(self, guidances: Sequence[Guidance]):
         self.guidances = tuple(guidances)
-        for need in ("needs_prompts", "needs_attention", "needs_text_encoder", "needs_cfg"):
+        for need in ("needs_prompts", "needs_attention", "needs_text_encoder", "needs_cfg", "needs_points"):
             setattr(self, need, any(getattr(guidance, need) for guidance in self.guidances))
 
     def ready(self) -> Chain:

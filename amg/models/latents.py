@@ -1,4 +1,4 @@
-"""Latents to pictures, the way the pipelines of diffusers do it, but differentiable and in slices."""
+"""Latents to pictures, the way the pipelines of diffusers do it, but differentiable and in slices; and back."""
 
 from __future__ import annotations
 
@@ -65,6 +65,23 @@ class LatentDecoder:
         if self._copy is None or self._copy.dtype != dtype:
             self._copy = _converted(getattr(self.vae, "_orig_mod", self.vae), dtype)
         return self._copy
+
+
+@torch.no_grad()
+def encode_latents(vae: Any, images: Tensor) -> Tensor:
+    """Encodes images as a VAE of diffusers does, to the mean of each latent, (N, 3, H, W) to (N, C, h, w).
+
+    The inverse of `LatentDecoder` but for what the VAE loses: scaled and shifted as the denoiser is used to.
+    """
+    parts = images.split(max(1, SLICE_PIXELS // (images.shape[2] * images.shape[3])))
+    encoded = (vae.encode(part.to(vae.device, vae.dtype)) for part in parts)
+    # a tiny autoencoder has no distribution
+    latents = torch.cat([e.latent_dist.mode() if hasattr(e, "latent_dist") else e.latents for e in encoded]).float()
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is not None and std is not None:
+        mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in (mean, std))
+        return (latents - mean) * vae.config.scaling_factor / std
+    return (latents - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
 
 
 @torch.no_grad()

@@ -44,6 +44,9 @@ class ClosedForm(Model):
         device, dtype: of the samples. The densities are computed in float64 where the device has it.
     """
 
+    has_points = True
+    """Conditions are log p(component | condition), (B, K); the first `points` components are planted points."""
+
     def __init__(
         self,
         size: int = 32,

@@ -137,6 +137,10 @@ NEEDS = {
         "guidance.through=mean needs the variance that a network learns, and model={model} has none; "
         "use model=iddpm_cifar10, or guidance.through=eps",
     ),
+    "needs_points": (
+        "has_points",
+        "removes the planted points of a known law, and model={model} has none; use model=closed_form",
+    ),
 }
 """What a guidance's class may ask for; the fact of the model's class that grants it; what is told."""
 

@@ -17,7 +17,8 @@ BY = {
     "copies": "guide",
 }
 """Who counts copies, the most trusted first."""
-RIVALS = ("gni", "rt", "cwr", "rna", "wen", "ren", "stp", "dtp", "og", "han_batch", "broken_memories")
+KIN = ("spell", "safe_denoiser", "sgf", "procreate")
+RIVALS = ("gni", "rt", "cwr", "rna", "wen", "ren", "stp", "dtp", "og", "han_batch", "broken_memories", *KIN)
 """Rows that are no form of AMG."""
 PAIRS = (("none", "full"), ("unconditional_none", "unconditional_full"), ("lab_none", "lab_full"))
 WHERE = {"unconditional_none": " without captions", "lab_none": " on the lab's network"}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from amg.guidance.base import Guidance
+from amg.guidance.streams import noise_of, words_of
 from amg.models.base import Condition
 from amg.step import Start
 
@@ -140,13 +141,3 @@ class GaussianNoiseInput(Guidance):
         shape = condition.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=noise_of(stream, seed)) for seed in seeds])
         return condition + self.scale * noise.to(condition)
-
-
-def words_of(method: str, seed: int) -> random.Random:
-    """A generator that depends on method and seed alone; equal seeds of two methods are unrelated."""
-    return random.Random(f"{method} {seed}")
-
-
-def noise_of(method: str, seed: int) -> torch.Generator:
-    """The same for tensors, on the CPU. Seeding it with `seed` itself would repeat the chain's first noise."""
-    return torch.Generator().manual_seed(words_of(method, seed).getrandbits(63))

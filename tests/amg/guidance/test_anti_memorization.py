@@ -151,17 +151,37 @@ def test_normalized_g_sim_has_length_c3_sqrt_of_1_minus_alpha_bar():
     assert state.sim.tolist() == pytest.approx([1.2, 0, 1.2, 1.2])
 
 
-def test_non_finite_gradients_are_dropped_and_told_and_the_other_rows_guided():
+def test_gradients_without_a_direction_are_replaced_by_one_of_the_seed_and_the_other_rows_keep_theirs():
     def root(images):  # its gradient is NaN at a black picture
         return Match(0.5 + images.square().flatten(1).sum(1).sqrt(), torch.arange(len(images)))
 
     x0 = torch.full((4, 3, 1, 2), 0.1, dtype=torch.float64)
-    x0[0] = 0
+    black = x0.clone()
+    black[0] = 0
     for normalize in (False, True):
-        eps, state = amg(similarity=root, terms="sim", normalize=normalize)(made(x0=x0), None)
+        method = amg(similarity=root, terms="sim", normalize=normalize)
+        eps, state = method(made(x0=black), None)
         assert state.dropped.tolist() == [True, False, False, False]
-        assert torch.equal(eps[0], made().eps[0])
-        assert eps.isfinite().all() and (eps[1:] > 8.5).all()
+        assert (eps[0] - made().eps[0]).norm().item() == pytest.approx(2 * 0.6)  # c3 √(1−ᾱ), of a unit vector
+        assert torch.equal(eps[1:], method(made(x0=x0), None)[0][1:]) and (eps[1:] > 8.5).all()
+        seeds = (0, 7, 8, 9)  # the direction is of seed 0 alone
+        assert torch.equal(eps[0], method(made(x0=black, seeds=seeds), None)[0][0])
+        assert not torch.equal(eps[0], method(made(x0=black, seeds=(5, 1, 2, 3)), None)[0][0])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_amg_with_nl2_leaves_an_exact_copy(normalize):
+    g = torch.Generator().manual_seed(0)
+    bank = TrainingBank.from_tensors(torch.rand(40, 3, 4, 4, generator=g) * 1.6 - 0.8)
+    x0 = bank.images[:4].double()
+    noise = torch.randn(4, 3, 4, 4, generator=g, dtype=torch.float64)
+    step = made(x_t=0.8 * x0 + 0.6 * noise, x0=x0, eps=noise, eps_uncond=noise, eps_cond=None)
+    method = amg(similarity=NormalizedL2(bank), threshold=Constant(-1.4), terms="sim", normalize=normalize)
+    eps, state = method(step, None)
+    assert state.flagged.all() and state.dropped.all() and not state.similarity.any()
+    moved = (step.predict_x0(eps) - x0).flatten(1).norm(dim=1)
+    assert moved.tolist() == pytest.approx([2 * 0.6 * 0.6 / 0.8] * 4)  # c3 (1−ᾱ)/√ᾱ
+    assert (NormalizedL2(bank)(step.predict_x0(eps)).value < 0).all()
 
 
 def test_g_sim_is_left_out_where_the_picture_is_all_noise():

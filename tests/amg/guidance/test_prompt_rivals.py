@@ -9,9 +9,8 @@ from amg.guidance.rivals.somepalli import (
     GaussianNoiseInput,
     RandomNumbers,
     RandomTokens,
-    noise_of,
-    words_of,
 )
+from amg.guidance.streams import noise_of, words_of
 from amg.models.stable_diffusion import StableDiffusion
 from amg.sampling import guard, sample
 
