@@ -72,6 +72,10 @@ def of(model: Model, bank: TrainingBank | None = None) -> World:
 
     Args:
         bank: training images to use instead of the world's own.
+    Raises:
+        ValueError: for a model that is no subclass of `Model`, whose defaults it would lack.
     """
+    if Model not in type(model).__mro__:
+        raise ValueError(f"{type(model).__name__} must be a subclass of amg.models.base.Model")
     world = model.world() if isinstance(model, Known) else World(model, classes=tuple(model.classes))
     return world if bank is None else replace(world, bank=bank)

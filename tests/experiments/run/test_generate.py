@@ -85,7 +85,7 @@ def test_the_guided_gradient_works_inside_trainer_predict():
 
 
 def test_watching_alone_guides_nothing_but_still_has_its_trace():
-    assert main([*QUICK[:3], "guidance=none", TEXT, "n_samples=6", "output_dir=out"]) == 0
+    assert main([*QUICK[:3], "guidance=none", TEXT, "threshold=constant", "n_samples=12", "output_dir=out"]) == 0
     table = records.read("out")
     assert (table.steps_guided == 0).all() and (table[["norm_spe", "norm_dup", "norm_sim"]] == 0).all(axis=None)
     assert traces(table, "trace_flagged").any(), "planted captions must rise above λ_t somewhere"
