@@ -63,6 +63,34 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     return run
 
 
+GIVEN = {"constant": ("Constant", {"value"}), "parabolic": ("Parabolic", {"start", "end"})}
+"""Thresholds that need no table where all their keys are given."""
+
+
+def _threshold(node: dict[str, Any], model: str, similarity: str, strength: str, of: str) -> dict[str, Any]:
+    """Returns the threshold that `preset:` stands for, as a node; keys of `node` win."""
+    from dataclasses import asdict
+
+    from amg.guidance import presets
+
+    kind = node["preset"]
+    given = {key: value for key, value in node.items() if key != "preset"}
+    if kind in GIVEN and GIVEN[kind][1] <= given.keys():
+        return {"_target_": f"amg.thresholds.{GIVEN[kind][0]}"} | given
+    try:
+        chosen = presets.threshold(model, similarity, strength, kind)
+    except FileNotFoundError:
+        raise NotApplicable(
+            [f"threshold={kind}: no curve was learned for {of}; python run.py task=calibrate … learns one"]
+        ) from None
+    except KeyError:
+        raise ConfigError(
+            [f"threshold={kind}: no constants for {of}; choose another similarity, or threshold=constant "
+             "threshold.value=…"]
+        ) from None  # fmt: skip
+    return {"_target_": f"amg.thresholds.{type(chosen).__name__}"} | asdict(chosen) | given
+
+
 def _nodes(run: RunConfig) -> dict[str, dict[str, Any]]:
     nodes = {key: getattr(run, key) for key in COMPONENTS}
     return nodes | {f"{key}.{name}": node for key in SEVERAL for name, node in getattr(run, key).items()}
@@ -77,7 +105,6 @@ def expand_presets(run: RunConfig) -> RunConfig:
         ConfigError: if the table has no constants for the model and similarity.
         NotApplicable: if no curve was learned for them.
     """
-    from dataclasses import asdict
 
     from amg.guidance import presets
 
@@ -89,20 +116,8 @@ def expand_presets(run: RunConfig) -> RunConfig:
         if thresholds:
             plain[key] = dict(zip(("copy", "strict"), thresholds, strict=True)) | plain[key]
     node = plain["threshold"]
-    if isinstance(node, dict) and "preset" in node:
-        kind = node.pop("preset")
-        try:
-            chosen = presets.threshold(model, similarity, run.strength, kind)
-        except FileNotFoundError:
-            raise NotApplicable(
-                [f"threshold={kind}: no curve was learned for {of}; python run.py task=calibrate … learns one"]
-            ) from None
-        except KeyError:
-            raise ConfigError(
-                [f"threshold={kind}: no constants for {of}; choose another similarity, or "
-                 "threshold._target_=amg.thresholds.Constant threshold.value=…"]
-            ) from None  # fmt: skip
-        plain["threshold"] = {"_target_": f"amg.thresholds.{type(chosen).__name__}"} | asdict(chosen) | node
+    if "preset" in node:
+        plain["threshold"] = _threshold(node, model, similarity, run.strength, of)
     for key, node in every("guidance", plain["guidance"]):
         if "preset" not in node:
             continue

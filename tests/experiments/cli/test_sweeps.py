@@ -66,7 +66,7 @@ def test_a_sweep_that_was_killed_continues_with_the_same_command_and_draws_nothi
 @pytest.mark.parametrize(
     ("swept", "named", "said"),
     [
-        (["guidance=none,gni", "guidance.c1=1"], "guidance=gni", "guidance.c1"),
+        (["guidance=full,gni", "guidance.c1=1"], "guidance=gni", "guidance.c1"),
         (["model=closed_form,ddpm_cifar10"], "model=ddpm_cifar10", "model"),
     ],
 )
@@ -80,12 +80,12 @@ def test_a_job_that_cannot_run_is_named_at_the_end_and_the_others_finish(command
 
 @pytest.mark.slow
 def test_jobs_side_by_side_share_the_cores_and_leave_their_results_where_the_sweep_finds_them(tmp_path):
-    line = ["-m", "hydra/launcher=parallel", "guidance=none,gni", "guidance.c1=1", "name=p", *SMALL]
+    line = ["-m", "hydra/launcher=parallel", "guidance=full,gni", "guidance.c1=1", "name=p", *SMALL]
     sweep = started(tmp_path, *line, threads=None, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, told = sweep.communicate()
     assert sweep.returncode == 2, told
     assert told.splitlines()[-1].startswith("error: ") and "guidance=gni" in told.splitlines()[-1]
-    assert statuses(tmp_path, "p") == {"none": "done"} and "runs/p/report.html" in out
+    assert statuses(tmp_path, "p") == {"full": "done"} and "runs/p/report.html" in out
     (file,) = (tmp_path / "runs" / "p").glob("closed_form-*/manifest.json")
     threads = max(1, joblib.cpu_count() // 2)
     assert json.loads(file.read_text())["machine"].endswith(f", CPU threads {threads}")

@@ -23,7 +23,7 @@ def photos(tmp_path):
     "arguments, said",
     [
         (["metrics.reference=/nope"], "metrics.reference=/nope: there is no folder /nope"),
-        (["metrics.reference=empty"], "metrics.reference=empty: no pictures in empty"),
+        (["metrics.reference=empty"], "metrics.reference=empty: no images in empty"),
         (["metrics.extractor=foo"], "metrics.extractor=foo: choose efficientnet_lite0, inception or none"),
         (["metrics.extractor=inception"], "metrics.extractor=inception: Inception weights are missing: put"),
         (["metrics.scorer=/nope"], "metrics.scorer=/nope: no such folder; lab, clip,"),
@@ -66,7 +66,7 @@ def test_pictures_that_cannot_be_read_are_told_by_the_key(command, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"no picture")
     code, _, told = command(*SMALL, "metrics.reference=photos")
-    assert code == 2 and "error: metrics.reference=photos: photos: none of 1 pictures can be read" in told
+    assert code == 2 and "error: metrics.reference=photos: photos: none of 1 images can be read" in told
 
 
 def test_a_name_of_the_hub_is_no_path(command, tmp_path):

@@ -99,7 +99,7 @@ def trace_of(guidance, looks):
         return Match(images.mean((1, 2, 3)), torch.tensor([0, 0]))
 
     parts = SimpleNamespace(guidance=guidance(similarity), similarity=similarity, threshold=Constant(0.5))
-    trace, state = Trace(parts), None
+    trace, state = Trace(parts, [0, 1], [None, None]), None
     for values in ([0.875, 0.125], [0.875, 0.625]):
         x0, half = torch.tensor(values)[:, None, None, None].expand(2, 3, 4, 4), torch.full((2,), 0.5)
         step = Step(x0, half, 0, half, x0, x0, None, 1.0, (0, 1), x0, None, lambda x0: x0)

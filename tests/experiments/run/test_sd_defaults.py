@@ -13,6 +13,7 @@ from torch import nn
 
 from amg.models.stable_diffusion import StableDiffusion
 from amg.prompts import cause, read_prompts
+from amg.worlds import world as worlds
 from experiments.cli.main import compose_config, main
 from experiments.config.bind import check
 from experiments.config.schema import ConfigError
@@ -103,7 +104,7 @@ def test_checking_prompts_encodes_none_and_tells_of_long_ones_once(monkeypatch, 
     long = [" ".join(letter * 20) for letter in "abc"]
     run = check(compose_config(["model=sd", f"prompt=[{','.join(['x', *long])}]"]))
     monkeypatch.setattr(model, "_encode", None)
-    assert len(conditions(run, model)) == 4
+    assert len(conditions(run, worlds.of(model))) == 4
     monkeypatch.undo()
     model.encode(long)
     (told,) = [str(w.message) for w in recwarn if "tokens" in str(w.message)]

@@ -61,7 +61,7 @@ def test_pictures_that_are_left_out_are_noted_in_a_line(command, tmp_path):
     code, _, told = command(*SMALL, *world, "similarity=lab_guide", "data.cache=null")
     assert code == 0, told
     (line,) = [line for line in told.splitlines() if "left out" in line]
-    assert line.startswith("note: train: 1 of 61 pictures cannot be read and are left out: broken.png")
+    assert line.startswith("note: train: 1 of 61 images cannot be read and are left out: broken.png")
     assert "warnings.warn" not in told and ".py:" not in told
 
 
