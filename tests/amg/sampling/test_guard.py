@@ -8,6 +8,7 @@ from guarded import NAMES, PIPELINES, PROMPTS, amg, call, has_cfg, remains, size
 from tiny_pipelines import stable_diffusion
 
 from amg.guidance import Guidance
+from amg.guidance.watch import Watch
 from amg.models.ddpm import DDPM
 from amg.sampling import guard, sample
 from amg.sampling.pipeline import TESTED
@@ -150,12 +151,14 @@ def test_half_of_a_batch_flagged_leaves_the_other_half_as_it_was():
     pipe = stable_diffusion()
     expected = call(pipe, {"prompt": PROMPTS})
     plain = amg()
+
+    def similarity(images):
+        """The last row is never alike, whatever its image."""
+        match = plain.similarity(images)
+        return match._replace(value=torch.cat([match.value[:-1], match.value[-1:] * 0 - 9]))
+
     guidance = amg()
-    # the first row is never alike, whatever its picture
-    guidance.similarity = lambda x: (lambda m: m._replace(value=torch.cat([m.value[:-1], m.value[-1:] * 0 - 9])))(
-        plain.similarity(x)
-    )
-    guidance.threshold = Constant(-5.0)
+    guidance.similarity, guidance.watch = similarity, Watch(similarity, Constant(-5.0))
     got = call(guard(pipe, guidance), {"prompt": PROMPTS})
     assert torch.equal(got[-1], expected[-1]) and not torch.equal(got[0], expected[0])
 
