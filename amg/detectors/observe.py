@@ -23,7 +23,7 @@ class Observation:
     """What detectors saw of B samples, by the detector's name, and the samples."""
 
     seen: dict[str, Tensor]
-    """(B, S, F) each, float64, on the CPU; for `Detector.score`."""
+    """What each kept, (B, S, G), float64, on the CPU; for `Detector.score`."""
     x0: Tensor
     """The finished unguided samples, (B, C, H, W)."""
     seconds: dict[str, float]
@@ -93,7 +93,8 @@ def observe(
     for name, (noise, chain) in wanted.items():
         took = own[name] + sum(calls[place][1] for place in noise)
         seconds[name] = (took + chain_took * (max(chain) + 1 if chain else 0) / steps) / len(seeds)
-    return Observation({name: torch.stack(values, dim=1) for name, values in seen.items()}, x0, seconds)
+    kept = {name: detectors[name].keep(torch.stack(values, dim=1)) for name, values in seen.items()}
+    return Observation(kept, x0, seconds)
 
 
 def places(detector: Detector, steps: int) -> tuple[list[int], range]:
@@ -102,6 +103,11 @@ def places(detector: Detector, steps: int) -> tuple[list[int], range]:
     Raises:
         ValueError: for a place beyond the schedule.
     """
+    if detector.chain.stop is not None and detector.chain.stop > steps:
+        raise ValueError(
+            f"sampler.steps={steps}: {type(detector).__name__} watches the first {detector.chain.stop} steps; "
+            "take as many at least"
+        )
     try:
         return [range(steps)[place] for place in detector.noise], range(steps)[detector.chain]
     except IndexError:

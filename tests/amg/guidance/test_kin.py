@@ -102,6 +102,15 @@ def test_procreate_adds_the_gradient_clipped_to_half_its_scale_by_hand():
     torch.testing.assert_close(eps - step.eps, pixels([0.6, 0.8]).expand(2, -1, -1, -1) * 5 * 0.6)
 
 
+def test_procreate_scales_the_published_weight_as_the_noise_grows():
+    def steep(images):
+        return Match(1e3 * images.sum((1, 2, 3)), torch.zeros(len(images), dtype=torch.long))
+
+    step = at(torch.zeros(1, 4, 8, 8, dtype=torch.float64))
+    eps, _ = ProCreate(steep, gradient="fixed_eps")(step, None)
+    assert (eps - step.eps).norm().item() == pytest.approx(0.5 * 250 / 8 * 0.6)  # √(4 · 8²) is an eighth of theirs
+
+
 def test_procreate_through_the_denoiser_follows_it():
     model, steps = Toy(DDIMScheduler(clip_sample=False), torch.float64), []
     sample(model, [3, 4], steps=3, on_step=lambda step, _: steps.append(step))
@@ -146,13 +155,17 @@ def test_neutral_settings_are_plain_sampling_bit_by_bit():
 @pytest.mark.parametrize("name", [*KINDS, "procreate"])
 def test_a_sample_depends_on_its_own_seed_alone_and_the_method_acts(name):
     model, bank = toy_and_bank()
-    guidance = ProCreate(PCASimilarity(bank), 20.0) if name == "procreate" else KINDS[name](of_bank(bank, model))
-    if name == "spell":
-        guidance = SparseRepellency(of_bank(bank, model), radius=20.0)
-    together = sample(model, [1, 2, 3], guidance=guidance, steps=4)
-    alone = torch.cat([sample(model, [seed], guidance=guidance, steps=4) for seed in (1, 2, 3)])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(together, sample(model, [1, 2, 3], steps=4), atol=1e-2)
+    # clipping brings x̂0 of the random network within reach of the references
+    model = Toy(DDIMScheduler(clip_sample=True), torch.float64)
+    options = {"radius": 20.0} if name == "spell" else {}
+    if name == "procreate":
+        guidance = ProCreate(PCASimilarity(bank), 20.0)
+    else:
+        guidance = KINDS[name](of_bank(bank, model), **options)
+    together = sample(model, [1, 2, 3], guidance=guidance, steps=10)
+    alone = torch.cat([sample(model, [seed], guidance=guidance, steps=10) for seed in (1, 2, 3)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)  # PCA computes in float32
+    assert not torch.allclose(together, sample(model, [1, 2, 3], steps=10), atol=1e-2)
 
 
 def test_the_windows_end_where_they_say():
@@ -249,7 +262,7 @@ def test_one_guidance_serves_a_guarded_pipeline_and_sample():
 
 
 def test_spacing_is_the_median_distance_to_the_nearest_other():
-    assert spacing(pixels([0, 0], [0, 1], [0, 3], [4, 3])) == pytest.approx(1.5)  # 1, 1, 2, 4
+    assert spacing(pixels([0, 0], [0, 1], [0, 3], [4, 3], [9, 3])) == pytest.approx(2)  # of 1, 1, 2, 4, 5
     with pytest.raises(ValueError, match="at least 2"):
         spacing(pixels([0, 0]))
 

@@ -65,9 +65,8 @@ def test_without_a_condition_it_is_the_law_of_the_other_components(world):
 
 
 def test_it_clears_the_copies_of_planted_captions(world):
-    prompts = [world.prompts()[0]] * 12
-    seeds = range(12)
-    options = {"prompts": prompts, "s0": 7.5, "steps": 10}
+    prompts, seeds = world.prompts()[:32:2], range(16)
+    options = {"prompts": prompts, "s0": 7.5, "steps": 20}
     assert world.is_copy(world.responsible(sample(world, seeds, **options))).any()
     assert not world.is_copy(world.responsible(sample(world, seeds, guidance=Oracle(), **options))).any()
 
