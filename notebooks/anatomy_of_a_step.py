@@ -28,18 +28,18 @@ print({prompt: model.cause(prompt) for prompt in prompts})
 
 # %% [markdown]
 # Three prompts of planted pictures, one per cause, and an ordinary one, each sampled twice from the same noise. `watch`
-# has no terms: it looks and leaves the chain as it is. c1 is small here, so that G_spe leaves G_dup something to take
-# back: s1 + s2 never exceeds s0 − 1.
+# is the detection that the guidance acts by; it can be asked of unguided steps too. c1 is small here, so that G_spe
+# leaves G_dup something to take back: s1 + s2 never exceeds s0 − 1.
 
 # %%
 seeds = [10, 1, 6, 3]
 threshold = Parabolic(0.8, 0.6)
-watch = AntiMemorizationGuidance(similarity, threshold, terms=())
 guidance = AntiMemorizationGuidance(similarity, threshold, c1=1, c2=20, c3=8, normalize=True)
+watch = guidance.watch
 
 
-def chain(guidance):
-    """The pictures, (B, 3, H, W), and (step, state) of each step."""
+def chain(guidance=None):
+    """The pictures, (B, 3, H, W), and each step with what is detected at it."""
     seen: list = []
     pictures = sample(
         model,
@@ -47,12 +47,12 @@ def chain(guidance):
         prompts=prompts,
         s0=3.0,
         guidance=guidance,
-        on_step=lambda *step_and_state: seen.append(step_and_state),
+        on_step=lambda step, _: seen.append((step, watch(step))),
     )
     return pictures, seen
 
 
-(plain, watched), (guided, seen) = chain(watch), chain(guidance)
+(plain, watched), (guided, seen) = chain(), chain(guidance)
 
 # %% [markdown]
 # ## σ_t and λ_t
@@ -67,9 +67,9 @@ figure, axes = plt.subplots(1, len(prompts), figsize=(2.6 * len(prompts), 2.4), 
 t = torch.stack([step.t for step, _ in seen])
 for row, (axis, prompt) in enumerate(zip(axes, prompts, strict=True)):
     for name, color, trace in (("without", UNGUIDED, watched), ("with AMG", GUIDED, seen)):
-        sigma = torch.stack([state.similarity for _, state in trace])
+        sigma = torch.stack([sight.similarity for _, sight in trace])
         axis.plot(t[:, row], sigma[:, row], color=color, label=f"$\\sigma_t$ {name}")
-    acted = torch.stack([state.flagged for _, state in seen])[:, row]
+    acted = torch.stack([sight.flagged for _, sight in seen])[:, row]
     axis.plot(t[acted, row], sigma[acted, row], "o", color=GUIDED, markersize=3, label="guided")
     axis.plot(t[:, row], threshold(t[:, row]), "--", color="#333333", linewidth=1, label="$\\lambda_t$")
     axis.set(title=f"{prompt}\n{model.cause(prompt)}", xlabel="t", xlim=(1, 0))
@@ -89,8 +89,8 @@ curves = figure
 
 # %%
 planted = [row for row, prompt in enumerate(prompts) if model.cause(prompt) != "ordinary"]
-step, state = next(one for one in watched if one[0].t[0] < 0.93)
-rows = [row for row in planted if state.flagged[row]]
+step, sight = next(one for one in watched if one[0].t[0] < 0.93)
+rows = [row for row in planted if sight.flagged[row]]
 
 
 def change(*terms: str) -> torch.Tensor:
@@ -113,7 +113,7 @@ def scaled(term: torch.Tensor) -> torch.Tensor:
 columns = {
     "$x_t$": step.x_t / 2,
     r"$\hat x_0$": step.x0,
-    "nearest $n_0$": bank.images[state.index],
+    "nearest $n_0$": bank.images[sight.index],
     **{name: scaled(term) for name, term in terms.items()},
     r"$\hat x_0$ after": after,
 }
@@ -126,7 +126,7 @@ for line, row in zip(axes, rows, strict=True):
         axis.set_title("\n".join(head + norm), fontsize=8)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    line[0].set_ylabel(f"{prompts[row]}\n$\\sigma_t$ {state.similarity[row]:.2f}", fontsize=8)
+    line[0].set_ylabel(f"{prompts[row]}\n$\\sigma_t$ {sight.similarity[row]:.2f}", fontsize=8)
 figure.suptitle(f"t = {float(step.t[0]):.2f}", x=0.02, ha="left", fontsize=9)
 figure.tight_layout()
 

@@ -48,7 +48,11 @@ def write_run(folder: Path, guidance: str, copied: set[int], *, n: int = 8, unco
              "sampler": {"scheduler": "diffusers.DDIMScheduler", "steps": 5, "eta": 0.0}, "machine": "x86_64, cpu",
              "versions": {"torch": "2.14"},
              "metrics": {"n": n, "copies": Share(len(copied), n), "fid": 9.5}}  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(plain(facts | manifest)))
+    facts |= manifest
+    facts.setdefault(
+        "twin", repr([facts[key] for key in ("model", "similarity", "s0", "seed", "n_samples", "sampler")])
+    )
+    (folder / "manifest.json").write_text(json.dumps(plain(facts)))
     (folder / "config.yaml").write_text(f"guidance: {guidance}\nprompt: </pre><script>alert(1)</script>\n")
     return folder
 

@@ -6,7 +6,7 @@ from amg.detectors.dsm import DSM
 from amg.detectors.magnitude import Magnitude
 from amg.detectors.nearest import NearestPicture
 from amg.detectors.norms import Norms
-from amg.detectors.observe import Observation, network_calls, observe, places
+from amg.detectors.observe import Observation, Observer, network_calls, observe, places
 from amg.detectors.one_step import OneStep
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "NearestPicture",
     "Norms",
     "Observation",
+    "Observer",
     "OneStep",
     "network_calls",
     "observe",

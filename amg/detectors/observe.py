@@ -30,71 +30,96 @@ class Observation:
     """Per sample, as if the detector were alone; without encoding the prompt."""
 
 
-@torch.no_grad()
+class Observer:
+    """Shows detectors a batch of unguided trajectories while it is sampled; the `on_step` of `amg.sampling.sample`.
+
+    It makes the looks at the noise x_T that they ask for when it is made, and returns what they saw by `finish`.
+
+    Args:
+        seeds: of the batch, B.
+        prompts: B prompts or labels; None for unconditional sampling.
+        others: those that the batch is sampled with.
+    Raises:
+        ValueError: for a look beyond the schedule, or for a detector of text where there is none.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: Model,
+        detectors: Mapping[str, Detector],
+        seeds: Sequence[int],
+        prompts: Sequence[str | int] | None = None,
+        *,
+        s0: float = 1.0,
+        scheduler: type | None = None,
+        steps: int = 50,
+    ):
+        self.detectors, self.samples, self.steps = detectors, len(seeds), steps
+        self.clock = _Clock(model.device)
+        self.seen: dict[str, list[Tensor]] = {name: [] for name in detectors}
+        self.took = dict.fromkeys(detectors, 0.0)
+        """Seconds of each detector, and of the looks at noise that it asked for."""
+        wanted = {name: places(detector, steps) for name, detector in detectors.items()}
+        self.watched = {name: chain for name, (_, chain) in wanted.items()}
+        both = s0 != 1 or any(detector.needs_prompts for detector in detectors.values())
+        looks = _looks(model, scheduler, seeds, prompts, s0, steps, both)
+        every = sorted({place for noise, _ in wanted.values() for place in noise})
+        steps_at = {place: self.clock(lambda place=place: looks(place)) for place in every}
+        for name, (noise, _) in wanted.items():
+            for place in noise:
+                step, seconds = steps_at[place]
+                self._show(name, step, None)
+                self.took[name] += seconds
+        self.before = sum(self.took.values())
+        self.last: Step | None = None  # a step is shown when the next one tells what became of it
+        self.count = 0
+        self.start = self.clock.now()
+
+    @torch.no_grad()
+    def __call__(self, step: Step, state: Any = None) -> None:
+        if self.last is not None:
+            self._became(step.x_t)
+        self.last = step
+
+    @torch.no_grad()
+    def finish(self, x0: Tensor) -> Observation:
+        """Returns what was seen; x0 is what `sample` returned."""
+        chain = self.clock.now() - self.start - (sum(self.took.values()) - self.before)
+        self._became(x0)
+        share = {name: (max(places) + 1 if places else 0) / self.steps for name, places in self.watched.items()}
+        seconds = {name: (took + chain * share[name]) / self.samples for name, took in self.took.items()}
+        seen = {name: self.detectors[name].keep(torch.stack(values, dim=1)) for name, values in self.seen.items()}
+        return Observation(seen, x0, seconds)
+
+    def _became(self, after: Tensor) -> None:
+        for name, chain in self.watched.items():
+            if self.count in chain:
+                self._show(name, self.last, after)
+        self.count += 1
+
+    def _show(self, name: str, step: Step, after: Tensor | None) -> None:
+        value, took = self.clock(lambda: self.detectors[name].see(step, after).cpu().double())
+        self.seen[name].append(value)
+        self.took[name] += took
+
+
 def observe(
     model: Model,
     detectors: Mapping[str, Detector],
     seeds: Sequence[int],
     prompts: Sequence[str | int] | None = None,
     *,
-    s0: float = 1.0,
-    scheduler: type | None = None,
-    steps: int = 50,
     eta: float = 0.0,
+    **options: Any,
 ) -> Observation:
-    """Shows all detectors one unguided chain per seed, and the looks at its noise x_T that they ask for.
+    """Samples one unguided trajectory per seed and shows it to all detectors.
 
     Args:
-        prompts: B prompts or labels; None for unconditional sampling.
-        others: as `amg.sampling.sample`'s.
-    Raises:
-        ValueError: for a look beyond the schedule, or for a detector of text where there is none.
+        options: s0, scheduler and steps, as `amg.sampling.sample`'s.
     """
-    clock = _Clock(model.device)
-    seen: dict[str, list[Tensor]] = {name: [] for name in detectors}
-    own = dict.fromkeys(detectors, 0.0)
-
-    def show(name: str, step: Step, after: Tensor | None) -> None:
-        value, took = clock(lambda: detectors[name].see(step, after).cpu().double())
-        seen[name].append(value)
-        own[name] += took
-
-    both = s0 != 1 or any(detector.needs_prompts for detector in detectors.values())
-    looks = _looks(model, scheduler, seeds, prompts, s0, steps, both)
-    wanted = {name: places(detector, steps) for name, detector in detectors.items()}
-    calls = {
-        place: clock(lambda place=place: looks(place)) for place in sorted({p for n, _ in wanted.values() for p in n})
-    }
-    for name, (noise, _) in wanted.items():
-        for place in noise:
-            show(name, calls[place][0], None)
-
-    pending: list[Step] = []  # a step is shown when the next one tells what became of it
-    count = 0
-
-    def watch(after: Tensor) -> None:
-        nonlocal count
-        for name, (_, chain) in wanted.items():
-            if count in chain:
-                show(name, pending[-1], after)
-        count += 1
-
-    def on_step(step: Step, state: Any) -> None:
-        if pending:
-            watch(step.x_t)
-        pending[:] = [step]
-
-    before = sum(own.values())
-    options = {"prompts": prompts, "s0": s0, "scheduler": scheduler, "steps": steps, "eta": eta}
-    x0, chain_took = clock(lambda: sample(model, seeds, on_step=on_step, **options))
-    chain_took -= sum(own.values()) - before
-    watch(x0)
-    seconds = {}
-    for name, (noise, chain) in wanted.items():
-        took = own[name] + sum(calls[place][1] for place in noise)
-        seconds[name] = (took + chain_took * (max(chain) + 1 if chain else 0) / steps) / len(seeds)
-    kept = {name: detectors[name].keep(torch.stack(values, dim=1)) for name, values in seen.items()}
-    return Observation(kept, x0, seconds)
+    observer = Observer(model, detectors, seeds, prompts, **options)
+    return observer.finish(sample(model, seeds, prompts=prompts, on_step=observer, eta=eta, **options))
 
 
 def places(detector: Detector, steps: int) -> tuple[list[int], range]:
@@ -103,10 +128,10 @@ def places(detector: Detector, steps: int) -> tuple[list[int], range]:
     Raises:
         ValueError: for a place beyond the schedule.
     """
-    if detector.chain.stop is not None and detector.chain.stop > steps:
+    last = detector.chain.stop
+    if last is not None and last > steps:
         raise ValueError(
-            f"sampler.steps={steps}: {type(detector).__name__} watches the first {detector.chain.stop} steps; "
-            "take as many at least"
+            f"sampler.steps={steps}: {type(detector).__name__} watches the first {last} steps; take as many at least"
         )
     try:
         return [range(steps)[place] for place in detector.noise], range(steps)[detector.chain]
@@ -145,9 +170,11 @@ class _Clock:
     def __init__(self, device: torch.device):
         self.wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
 
+    def now(self) -> float:
+        self.wait()
+        return time.perf_counter()
+
     def __call__(self, function: Callable[[], Any]) -> tuple[Any, float]:
-        self.wait()
-        start = time.perf_counter()
+        start = self.now()
         value = function()
-        self.wait()
-        return value, time.perf_counter() - start
+        return value, self.now() - start

@@ -3,12 +3,15 @@
 from amg.guidance.anti_memorization import AntiMemorizationGuidance, State
 from amg.guidance.base import Chain, Guidance
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
+from amg.guidance.watch import Sight, Watch
 
 __all__ = [
     "AntiMemorizationGuidance",
     "Chain",
     "Guidance",
+    "Sight",
     "State",
+    "Watch",
     "deduplication_scale",
     "despecification_scale",
     "dissimilarity",

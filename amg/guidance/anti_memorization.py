@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from amg.guidance.base import Guidance, require_gradients
 from amg.guidance.captions import CommonCaption
 from amg.guidance.streams import own_direction
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
-from amg.similarity.base import Similarity, measure
+from amg.guidance.watch import Sight, Watch
+from amg.similarity.base import Similarity
 from amg.step import Asked, Step
 from amg.tensors import broadcast, finite_rows, norm
 from amg.thresholds import Threshold
@@ -28,19 +29,9 @@ MIN_ALPHA_BAR = 1e-4
 
 
 @dataclass(frozen=True)
-class State:
-    """What AMG saw and did at one step; one row per sample. The sequence of states is the trace of Figure 3."""
+class State(Sight):
+    """Detection and guidance at one step; one row per sample. The sequence of states is the trace of Figure 3."""
 
-    similarity: Tensor
-    """σ_t of x̂0 to its nearest training picture, (B,); NaN where x̂0 is not finite."""
-    index: Tensor
-    """That picture's index in the bank, (B,)."""
-    threshold: Tensor
-    """λ_t, less the margin where the sample was flagged before, (B,)."""
-    flagged: Tensor
-    """σ_t > threshold, (B,) bool."""
-    ever: Tensor
-    """Flagged at this step or before, (B,) bool."""
     s1: Tensor
     """Scale of G_spe, (B,)."""
     s2: Tensor
@@ -69,7 +60,7 @@ class AntiMemorizationGuidance(Guidance):
         normalize: takes ∇σ_t to unit length, so that ‖G_sim‖ = c3 √(1−ᾱ_t) whatever the similarity and the noise level
             (‖ε‖ is about √(C·H·W)). Off is the paper's Eq. 17; there ∇ of a cosine vanishes as a copy is reached, and
             1/√ᾱ_t makes the same c3 a thousand times stronger at the first step than at the last.
-        terms: which guidances act; () only watches.
+        terms: which guidances act, at least one.
         captions: captions of the training pictures for G_dup; the bank's where None. G_dup leaves a sample alone whose
             neighbour has none ("" or None).
         gradient: how ∇_{x_t} σ_t of G_sim passes x̂0(x_t). `fixed_eps` holds ε fixed, as in the released code: no
@@ -103,20 +94,22 @@ class AntiMemorizationGuidance(Guidance):
     ):
         terms = (terms,) if isinstance(terms, str) else tuple(terms)
         unknown = sorted(set(terms) - set(TERMS))
-        if unknown:
-            raise ValueError(f"guidance.terms: unknown {', '.join(unknown)}; choose among {', '.join(TERMS)}")
+        if unknown or not terms:
+            problem = f"unknown {', '.join(unknown)}" if unknown else "empty"
+            raise ValueError(f"guidance.terms: {problem}; choose among {', '.join(TERMS)}")
         if gradient not in GRADIENTS:
             raise ValueError(f"guidance.gradient: unknown {gradient}; choose {' or '.join(GRADIENTS)}")
-        for name, value in (("c1", c1), ("c2", c2), ("c3", c3), ("margin", margin)):
+        for name, value in (("c1", c1), ("c2", c2), ("c3", c3)):
             if not value >= 0:  # NaN fails too
                 raise ValueError(f"guidance.{name} must be >= 0, got {value}")
         if neighbours < 1 or count < 0:
             raise ValueError(f"guidance: neighbours must be >= 1 and count >= 0, got {neighbours} and {count}")
-        self.similarity, self.threshold = similarity, threshold
+        self.watch = Watch(similarity, threshold, margin)
+        self.similarity = similarity
         self.c1, self.c2, self.c3, self.normalize, self.terms = c1, c2, c3, normalize, terms
-        self.captions, self.gradient, self.margin, self.neighbours = captions, gradient, margin, neighbours
+        self.captions, self.gradient, self.neighbours = captions, gradient, neighbours
         self._common = None if (neighbours, count) == (1, 0) else self._counter(count)
-        self.needs_prompts = bool(self.terms) and "sim" not in self.terms
+        self.needs_prompts = "sim" not in self.terms
 
     @classmethod
     def preset(cls, name: str, bank: TrainingBank, similarity: Similarity | None = None) -> AntiMemorizationGuidance:
@@ -141,29 +134,27 @@ class AntiMemorizationGuidance(Guidance):
     def __call__(self, step: Step, state: State | None) -> tuple[Tensor, State]:
         if state is None and step.eps_cond is not None and "dup" in self.terms and self.c2 > 0:
             self._look_for_captions()
-        images = step.decode(step.x0)
-        similarity, index = measure(self.similarity, images)
-        threshold = torch.as_tensor(self.threshold(step.t)).to(similarity).expand_as(similarity)
-        if state is not None:
-            threshold = torch.where(state.ever, threshold - self.margin, threshold)
-        flagged = similarity > threshold
-        ever = flagged if state is None else flagged | state.ever
-        rows = flagged.nonzero().flatten()
-        zeros = torch.zeros_like(similarity)
-        trace = {"s1": zeros, "s2": zeros, "spe": zeros, "dup": zeros, "sim": zeros, "dropped": flagged & False}
+        sight = self.watch(step, None if state is None else state.ever)
+        rows = sight.flagged.nonzero().flatten()
+        zeros = torch.zeros_like(sight.similarity)
+        trace = {"s1": zeros, "s2": zeros, "spe": zeros, "dup": zeros, "sim": zeros, "dropped": sight.flagged & False}
         eps = step.eps
-        if len(rows) and self.terms:
-            change, acted = self._guide(step, rows, images[rows], similarity[rows], index[rows])
+        if len(rows):
+            change, acted = self._guide(step, rows, sight)
             # index_add would also do; a masked copy keeps the other rows' bits whatever the kernel
             eps = eps.clone()
             eps[rows] = eps[rows] + change
             trace = {name: value.index_put((rows,), acted[name]) for name, value in trace.items()}
-        return eps, State(similarity, index, threshold, flagged, ever, **trace)
+        return eps, State(**vars(sight), **trace)
 
-    def _guide(
-        self, step: Step, rows: Tensor, images: Tensor, similarity: Tensor, index: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def record(self, state: State) -> dict[str, Tensor]:
+        """Returns σ_t, λ_t, the flags, on whom it acted, and the norms of its terms."""
+        names = ("similarity", "lam", "flagged", "spe", "dup", "sim", "dropped")
+        return {"guided": state.flagged} | {name: getattr(state, name) for name in names}
+
+    def _guide(self, step: Step, rows: Tensor, sight: Sight) -> tuple[Tensor, dict[str, Tensor]]:
         """G_spe + G_dup + G_sim of the flagged rows, (R, C, H, W), and what each contributed."""
+        similarity = sight.similarity[rows]
         change = torch.zeros_like(step.eps[rows])
         acted = {name: torch.zeros_like(similarity) for name in ("s1", "s2", "spe", "dup", "sim")}
         acted["dropped"] = torch.zeros_like(rows, dtype=torch.bool)
@@ -174,7 +165,7 @@ class AntiMemorizationGuidance(Guidance):
                 change += self._record(acted, "spe", -broadcast(s1, uncond) * (step.eps_cond[rows] - uncond))
                 acted["s1"] = s1
             if "dup" in self.terms and self.c2 > 0:
-                armed, captions = self._captions(images, index)
+                armed, captions = self._captions(step, rows, sight.index[rows])
                 s2 = deduplication_scale(similarity, step.s0, acted["s1"], self.c2).where(armed, 0)
                 some = (s2 > 0).nonzero().flatten()
                 if len(some):  # no network call for rows whose scale is 0
@@ -197,11 +188,11 @@ class AntiMemorizationGuidance(Guidance):
             change += self._record(acted, "sim", dissimilarity(gradient, step.alpha_bar[rows], self.c3))
         return change, acted
 
-    def _captions(self, images: Tensor, index: Tensor) -> tuple[Tensor, list[str]]:
+    def _captions(self, step: Step, rows: Tensor, index: Tensor) -> tuple[Tensor, list[str]]:
         """Which flagged rows G_dup acts on, (R,) bool, and the caption that it steers each away from."""
         if self._common is not None:
             k = min(self.neighbours, len(self.similarity.bank))
-            found = self._common(self.similarity.neighbours(images, k))
+            found = self._common(self.similarity.neighbours(self.watch.look(step)[0][rows], k))
             return (found >= 0).to(index.device), [self._common.names[i] if i >= 0 else "" for i in found.tolist()]
         captions = self._given_captions()
         captions = [captions[i] or "" for i in index.tolist()]
@@ -255,6 +246,3 @@ def similarity_gradient(similarity: Similarity, step: Step, rows: Tensor, gradie
         x0 = step.x0[rows] + (x0 - x0.detach())  # clipped where the scheduler clips: its value, our gradient
         (slope,) = torch.autograd.grad(similarity(step.decode(x0)).value.sum(), x_t)
         return slope
-
-
-TRACE = tuple(field.name for field in fields(State))

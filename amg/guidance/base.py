@@ -44,6 +44,14 @@ class Guidance:
         """Returns the noise prediction to use, (B, C, H, W), and the next state."""
         return step.eps, state
 
+    def record(self, state: Any) -> dict[str, Tensor]:
+        """Returns what a run's records keep of the step that led to a state, (B,) each; {} for nothing.
+
+        `guided` says whom the guidance acted on; `similarity`, `lam` and `flagged` are of the detection that it acts
+        by; `spe`, `dup`, `sim` are the norms of AMG's terms, and `dropped` says whether the last was left out.
+        """
+        return {}
+
     def shift(self, step: Step, eps: Tensor, state: Any, x_prev: Tensor) -> Tensor | None:
         """Added to x_{t−1} after the scheduler's step, (B, C, H, W); None for nothing.
 
@@ -106,6 +114,16 @@ class Chain(Guidance):
             if eps is not step.eps:
                 step = step.with_eps(eps)
         return step.eps, tuple(states)
+
+    def record(self, state: tuple) -> dict[str, Tensor]:
+        """Returns whom any of them acted on; of everything else, what the first keeps that keeps it."""
+        result: dict[str, Tensor] = {}
+        for guidance, own in zip(self.guidances, state, strict=True):
+            new = guidance.record(own)
+            result = new | result
+            if "guided" in new:
+                result["guided"] = result["guided"] | new["guided"]
+        return result
 
     def shift(self, step: Step, eps: Tensor, state: tuple, x_prev: Tensor) -> Tensor | None:
         total = None

@@ -16,9 +16,21 @@ Condition = Tensor | dict[str, Tensor]
 class Model(Protocol):
     """A diffusion model as `amg.sampling.sample` sees it.
 
-    Where encoding is slow a model may offer `check(conditions)`, which raises as `encode` does without its cost; and
-    where its pictures have a fixed size, `side`, in pixels.
+    Sampling requires what has no default here; a subclass inherits the rest, which experiments ask for.
     """
+
+    side: int | None = None
+    """Resolution of its images, in pixels; None if it samples any."""
+    classes: Sequence[str] = ()
+    """Names of its labels 0 … n − 1; () if it takes none."""
+    digest: str | None = None
+    """A hash of its weights; None if its configuration alone decides what it predicts."""
+    has_attention = False
+    """Whether its `unet` attends to text, so that edits of cross-attention reach it."""
+    has_text_encoder = False
+    """Whether it takes any text, by way of embeddings: a guidance may rewrite the one and edit the other."""
+    learns_variance = False
+    """Whether its network predicts the variance of x_{t−1} too."""
 
     scheduler: Any
     """A diffusers scheduler; its config names the noise schedule and what the network predicts."""
@@ -38,6 +50,10 @@ class Model(Protocol):
     def decode(self, x0: Tensor) -> Tensor:
         """x_0 to pictures, (B, 3, H, W), about [−1, 1]; differentiable."""
         ...
+
+    def check(self, conditions: Sequence[str | int | None]) -> None:
+        """Raises as `encode` does; a model whose encoding is slow does it without that cost."""
+        self.encode(conditions)
 
 
 def take(condition: Condition | None, rows: Tensor) -> Condition | None:

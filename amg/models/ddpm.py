@@ -14,14 +14,14 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from amg.bank.cifar10 import CLASSES
-from amg.models.base import reachable
+from amg.models.base import Model, reachable
 from amg.models.iddpm import SETTINGS, URL
 from amg.tensors import digest_of
 
 CIFAR10 = "google/ddpm-cifar10-32"
 
 
-class DDPM:
+class DDPM(Model):
     """A `UNet2DModel` and its scheduler, from a folder in diffusers' layout or by hub name.
 
     A class-conditional network takes labels 0 … n − 1. None is its null label where it has one; without one it draws
@@ -52,7 +52,7 @@ class DDPM:
         self.timestep_scale = settings.get("timestep_scale", 1.0) if timestep_scale is None else timestep_scale
         self.null_label = settings.get("null_label") if null_label is None else null_label
         self.labels = config.num_class_embeds - (self.null_label is not None) if config.num_class_embeds else 0
-        self.classes = [str(label) for label in range(self.labels)] or None
+        self.classes = [str(label) for label in range(self.labels)]
 
     @cached_property
     def digest(self) -> str:

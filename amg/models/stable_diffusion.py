@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amg.models.base import Condition, reachable
+from amg.models.base import Condition, Model, reachable
 from amg.models.latents import LatentDecoder
-from amg.prompts import cause
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 OUT_OF_REACH = "not on disk, and the hub is out of reach"
@@ -23,7 +22,7 @@ KEPT = 64
 """Encoded batches that are remembered: a guided chain asks for the same captions at step after step."""
 
 
-class StableDiffusion:
+class StableDiffusion(Model):
     """A text-conditional latent diffusion model as `amg.sampling.sample` sees it.
 
     Without guidance its latents are those of the pipeline for the same noise, bit by bit on a CPU in float32: prompts
@@ -43,10 +42,7 @@ class StableDiffusion:
     The safety checker is left out: the black pictures that it makes would pass for novel ones.
     """
 
-    has_attention = True
-    """Its `unet` attends to the text: cross-attention edits reach it."""
-    has_text_encoder = True
-    """It takes any text, by way of embeddings; a guidance may rewrite the one and edit the other."""
+    has_attention = has_text_encoder = True
 
     def __init__(
         self,
@@ -136,10 +132,6 @@ class StableDiffusion:
             lost = self.tokenizer.decode(ids[length - 1 : -1]).strip()
             more = f" (and {len(long) - 1} more of {len(conditions)} prompts)" if len(long) > 1 else ""
             warnings.warn(f"prompt {i} has {len(ids)} tokens of {length}: cut off before {lost!r}{more}", stacklevel=2)
-
-    def cause(self, prompt: str) -> str:
-        """How Stable Diffusion 1.4 is known to memorize a prompt; see `amg.prompts.cause`."""
-        return cause(prompt)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Latents to pictures, (B, 3, H, W), about [−1, 1]."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amg.guidance.base import Guidance
 from amg.guidance.rivals.broken_memories import Norms
 from amg.models.base import Model
 from amg.sampling.loop import sample
@@ -81,23 +80,33 @@ def learn_norms(
     """
     if len(seeds) < 2:
         raise ValueError(f"norms have a mean and a standard deviation: give two seeds at least, got {len(seeds)}")
-    found = []
+    batches = []
     for start in range(0, len(seeds), batch_size):
-        some = slice(start, start + batch_size)
-        watch = _Watch()
-        sample(model, seeds[some], guidance=watch, prompts=prompts and prompts[some], **options)
-        found.append(torch.stack(watch.norms, dim=1))
-    norms = torch.cat(found, dim=2).double().cpu()  # (3, T, n)
-    return Norms(torch.tensor(watch.times), *torch.stack([norms.mean(2), norms.std(2)], dim=2))
+        some, probe = slice(start, start + batch_size), _Norms()
+        x0 = sample(model, seeds[some], prompts=prompts and prompts[some], on_step=probe, **options)
+        batches.append(probe.finish(x0))
+    norms = torch.cat(batches, dim=2).double().cpu()  # (3, T, n)
+    return Norms(torch.tensor(probe.times), *torch.stack([norms.mean(2), norms.std(2)], dim=2))
 
 
-class _Watch(Guidance):
-    """Takes notes of one batch."""
+class _Norms:
+    """Norms along one batch; each step waits for the next, which shows what became of it."""
 
     def __init__(self):
         self.times: list[float] = []
         self.norms: list[Tensor] = []
+        self.last: Step | None = None
 
-    def shift(self, step: Step, eps: Tensor, state: Any, x_prev: Tensor) -> None:
+    def __call__(self, step: Step, state: Any) -> None:
+        if self.last is not None:
+            self._became(step.x_t)
         self.times.append(step.t[0].item())
-        self.norms.append(torch.stack([norm(step.x0), norm(x_prev - step.x_t), norm(x_prev)]))
+        self.last = step
+
+    def finish(self, x0: Tensor) -> Tensor:
+        """Returns ‖x̂0‖, ‖x_{t−1} − x_t‖ and ‖x_{t−1}‖, (3, T, B)."""
+        self._became(x0)
+        return torch.stack(self.norms, dim=1)
+
+    def _became(self, after: Tensor) -> None:
+        self.norms.append(torch.stack([norm(self.last.x0), norm(after - self.last.x_t), norm(after)]))

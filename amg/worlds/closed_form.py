@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from amg.bank import TrainingBank
+from amg.models.base import Model
 from amg.worlds import drawings
 from amg.worlds.mixture import Mixture
+from amg.worlds.world import World
 
 OWN_CAPTIONS = 0.4
 """Share of a planted image's captions that are its own."""
@@ -19,7 +22,7 @@ PLAIN_CAPTIONS = 0.05
 """Share of a planted image's other captions that name its thing or group; the rest are texts that no prompt holds."""
 
 
-class ClosedForm:
+class ClosedForm(Model):
     """The exact denoiser of p(x), p(x | class) and p(x | caption), with the truth about every image.
 
     The law of the images is one joint table p(component) p(caption | component): a point mass on each planted image,
@@ -232,6 +235,11 @@ class ClosedForm:
         planted = zip(self.training.captions[: self.points], self.training.causes, strict=False)
         return next((cause for captions, cause in planted if prompt in captions), "ordinary")
 
+    def world(self) -> World:
+        """Returns the model with its training set, prompts and truth."""
+        truth = ExactTruth(self)
+        return World(self, self.bank(), tuple(self.prompts()), tuple(self.classes), self.cause, truth=truth)
+
     def _caption(self, text: str) -> str:
         caption = text.strip().lower()
         if caption in self.captions:
@@ -239,3 +247,27 @@ class ClosedForm:
         near = difflib.get_close_matches(caption, self.captions, n=3, cutoff=0.5)
         hint = f"; near: {', '.join(near)}" if near else f", e.g. {', '.join(sorted(set(self.things))[:4])}"
         raise ValueError(f"the closed-form world has no thing, group or caption named {text!r}{hint}")
+
+
+@dataclass(frozen=True)
+class ExactTruth:
+    """The truth of the closed form: an image is a copy if a planted point is the component responsible for it."""
+
+    law: ClosedForm
+
+    def copies(self, images: Tensor) -> Tensor:
+        return self.law.is_copy(self.law.responsible(images))
+
+    def component(self, images: Tensor) -> list[str]:
+        return [self.law.component_name(k) for k in self.law.responsible(images).tolist()]
+
+    def answers(self, conditions: Sequence[str | int | None], images: Tensor) -> Tensor:
+        components = self.law.responsible(images)
+        pairs = zip(conditions, components, strict=True)
+        return torch.stack([self.law.asked_for(condition)[component] for condition, component in pairs])
+
+    def bits(self, images: Tensor, condition: str | int | None = None) -> Tensor:
+        return self.law.bits(images, condition)
+
+    def rate(self, condition: str | int | None = None) -> float:
+        return self.law.true_copy_rate(condition)

@@ -21,6 +21,7 @@ from amg.similarity.descriptor import DescriptorSimilarity
 from amg.tensors import sha256_of
 from amg.worlds.emoji import lab_pictures
 from amg.worlds.networks import DESCRIPTORS, Scorer, load
+from amg.worlds.world import World
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -169,6 +170,10 @@ class LabStableDiffusion(StableDiffusion):
         """Whether the picture of that caption is one that was planted."""
         return caption in self._causes
 
+    def world(self) -> World:
+        """The network with its training set and prompts."""
+        return World(self, self.bank(), tuple(self.prompts()), cause=self.cause, planted=self.is_planted)
+
     def cause(self, prompt: str) -> str:
         """Why the prompt makes copies: one of CAUSES, or "ordinary"."""
         return self._causes.get(prompt.strip().lower(), "ordinary")
@@ -194,3 +199,7 @@ class LabDDPM(DDPM):
     def is_planted(self, caption: str) -> bool:
         """Whether the picture of that name is one that was planted."""
         return caption in self._planted
+
+    def world(self) -> World:
+        """The network with its training set."""
+        return World(self, self.bank(), classes=tuple(self.classes), planted=self.is_planted)

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         if _is_sweep(arguments):
             return _sweep([argument for argument in arguments if argument not in MULTIRUN], command)
         cfg = compose_config(arguments)
-        from experiments.tasks.generate import run
+        from experiments.tasks.task import run
 
         run(cfg, command=command)
         return DONE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shlex
@@ -38,7 +37,7 @@ def one_job(cfg: DictConfig) -> None:
         own_threads()
         one_device(cfg)
         OmegaConf.update(cfg, "trainer.devices", 1, force_add=True)
-        from experiments.tasks.generate import run
+        from experiments.tasks.task import run
 
         own = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath")]
         command = shlex.join(["python", "run.py", *own, *overrides])
@@ -108,13 +107,10 @@ def finish(folder: Path, command: str = "") -> int:
 def _show(results: list[dict[str, Any]], command: str) -> None:
     """Tables and report over the jobs that are done, logged where the first of them logs.
 
-    The module of a task makes them by its `present_sweep`; a task without one has no table.
+    The task makes them; one without a table shows none.
     """
     done = [result for result in results if result["status"] == "done"]
     if not done:
-        return
-    present_sweep = getattr(inspect.getmodule(locate(done[0]["task"])), "present_sweep", None)
-    if present_sweep is None:
         return
     from experiments.report.loggers import log
     from experiments.run.folder import configuration
@@ -122,5 +118,6 @@ def _show(results: list[dict[str, Any]], command: str) -> None:
 
     for result, key in zip(results, keys(results), strict=True):
         result["key"] = key
-    folder = present_sweep(results, command)
-    log(configuration(done[0]["run_dir"]), folder, {}, jobs=[result["overrides"] for result in results])
+    folder = locate(done[0]["task"]).present(results, command)
+    if folder is not None:
+        log(configuration(done[0]["run_dir"]), folder, {}, jobs=[result["overrides"] for result in results])

@@ -19,6 +19,7 @@ COMPONENTS = ("data", "guidance", "judge", "logger", "model", "similarity", "tas
 PROVIDED = {
     "bank",
     "model",
+    "world",
     "similarity",
     "threshold",
     "run",
@@ -26,7 +27,6 @@ PROVIDED = {
     "metrics",
     "jobs",
     "command",
-    "in_sweep",
     "device",
 }  # handed to components that ask for them by name
 
@@ -58,9 +58,6 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
         nodes = _nodes(run)
         for key in sorted(nodes, key="trainer".__eq__):  # Lightning, which is slow, last
             lines += [] if lines and key == "trainer" else _mistakes(key, nodes[key], allowed)
-    every_guidance = [node for _, node in every("guidance", run.guidance)]
-    if sum(str(node.get("_target_")).endswith(".AntiMemorizationGuidance") for node in every_guidance) > 1:
-        lines.append("guidance.guidances: AntiMemorizationGuidance more than once, and a record has one trace")
     if lines:
         raise ConfigError(lines)
     return run
@@ -153,7 +150,7 @@ def not_applicable(run: RunConfig) -> str | None:
     name, model = run.guidance.get("name"), run.model.get("name")
     for _, node in every("guidance", run.guidance):
         terms = node.get("terms")
-        prompts = terms is not None and bool(terms) and "sim" not in terms
+        prompts = bool(terms) and "sim" not in terms
         target = locate(node["_target_"])
         if node.get("guidances") in ([], {}):
             return (

@@ -6,34 +6,44 @@ import inspect
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from amg.bank import TrainingBank
 from amg.schedule import one_call, own_scheduler
+from amg.worlds.world import World, of
 from experiments.config.bind import COMPONENTS, PREFIXES, every, locate
 from experiments.config.files import missing
 from experiments.config.schema import ConfigError, RunConfig
 
 WORLD = ("model", "data", "similarity", "judge")
+"""Components that a table's rows share."""
 
 
 @dataclass(frozen=True)
 class Parts:
     """What a run needs."""
 
-    model: Any
-    bank: TrainingBank
+    world: World
+    """Its bank is that of `data`."""
     similarity: Any
     judge: Any
     threshold: Any
     guidance: Any
     scheduler: type
 
+    @property
+    def model(self) -> Any:
+        return self.world.model
+
+    @property
+    def bank(self) -> TrainingBank:
+        return self.world.bank
+
 
 def build(run: RunConfig, measures: bool = False) -> Parts:
-    """Builds everything; a component that asks for `model`, `bank`, `similarity` or `threshold` is handed it.
+    """Builds everything; a component receives `world`, `model`, `bank`, `similarity` or `threshold` if it takes it.
 
     Args:
         measures: looks first for what the run's metrics need, too.
@@ -42,14 +52,14 @@ def build(run: RunConfig, measures: bool = False) -> Parts:
     with told("threshold"):
         threshold = component(run.threshold)
     scheduler = scheduler_of(run)
-    model, bank, similarity, judge = _world(device(run.trainer), *(json.dumps(getattr(run, key)) for key in WORLD))
+    world, similarity, judge = _world(device(run.trainer), *(json.dumps(getattr(run, key)) for key in WORLD))
     with told("sampler.scheduler"):
-        own_scheduler(model, scheduler, run.sampler.steps)  # refused before anything is drawn
+        own_scheduler(world.model, scheduler, run.sampler.steps)  # refused before anything is drawn
     with told("guidance"):
-        parts = {"bank": bank, "similarity": similarity, "threshold": threshold, "model": model, "run": run}
-        guidance = component(run.guidance, **parts)
-    same_size(run, model, bank, {"similarity": similarity, "judge": judge, "guidance": guidance})
-    return Parts(model, bank, similarity, judge, threshold, guidance, scheduler)
+        parts = {"similarity": similarity, "threshold": threshold, "run": run}
+        guidance = component(run.guidance, world=world, model=world.model, bank=world.bank, **parts)
+    same_size(run, world, {"similarity": similarity, "judge": judge, "guidance": guidance})
+    return Parts(world, similarity, judge, threshold, guidance, scheduler)
 
 
 def scheduler_of(run: RunConfig) -> type:
@@ -72,15 +82,15 @@ def scheduler_of(run: RunConfig) -> type:
     return found
 
 
-def same_size(run: RunConfig, model: Any, bank: TrainingBank, parts: dict[str, Any]) -> None:
-    """Compares the size of the model's pictures with the bank's, where the model says its `side`.
+def same_size(run: RunConfig, world: World, parts: dict[str, Any]) -> None:
+    """Compares the resolution of the model's images with the bank's.
 
     Args:
         parts: by their keys; only those that say `compares_pixels` need both to be the same.
     Raises:
         ConfigError: where a part cannot compare them.
     """
-    side, (height, width) = getattr(model, "side", None), bank.images.shape[2:]
+    side, (height, width) = world.model.side, world.bank.images.shape[2:]
     key = next((key for key, part in parts.items() if getattr(part, "compares_pixels", False)), None)
     if side is None or key is None or (height, width) == (side, side):
         return
@@ -120,17 +130,22 @@ def find_files(run: RunConfig, measures: bool = False) -> None:
 
 
 @lru_cache(maxsize=1)  # the rows of a table share their model and bank, which take seconds to build
-def _world(device: str, *nodes: str) -> tuple[Any, TrainingBank, Any, Any]:
-    """Model, bank, similarity and judge of their nodes, which are given as JSON; on the device, where they take one."""
-    parts: dict[str, Any] = {"device": device}
-    for key, node in zip(WORLD, map(json.loads, nodes), strict=True):
-        with told(key):
-            parts["bank" if key == "data" else key] = component(node, **parts)
-    return tuple(parts["bank" if key == "data" else key] for key in WORLD)
+def _world(device: str, *nodes: str) -> tuple[World, Any, Any]:
+    """World, similarity and judge of their nodes, which are given as JSON; on the device, where they take one."""
+    model, data, similarity, judge = map(json.loads, nodes)
+    with told("model"):
+        world = of(component(model, device=device))
+    with told("data"):
+        world = replace(world, bank=component(data, world=world, model=world.model, device=device))
+    parts = {"model": world.model, "bank": world.bank, "device": device}
+    with told("similarity"):
+        similarity = component(similarity, **parts)
+    with told("judge"):
+        return world, similarity, component(judge, similarity=similarity, **parts)
 
 
 def bank_of(run: RunConfig, **keys: Any) -> TrainingBank:
-    """The training pictures alone; the model is built only where they come with it.
+    """Returns the training images only; the model is built only if they come with it.
 
     Args:
         keys: of the data's `_target_`, set where it takes them.
@@ -138,8 +153,9 @@ def bank_of(run: RunConfig, **keys: Any) -> TrainingBank:
     takes = inspect.signature(locate(run.data["_target_"])).parameters
     node = run.data | {name: value for name, value in keys.items() if name in takes}
     with told("data"):
-        if "model" in takes:
-            return component(node, model=component(run.model, device=device(run.trainer)))
+        if {"model", "world"} & set(takes):
+            world = of(component(run.model, device=device(run.trainer)))
+            return component(node, world=world, model=world.model)
         return component(node)
 
 
@@ -183,11 +199,11 @@ def dtype(name: str) -> Any:
     return found
 
 
-def own_bank(model: Any) -> TrainingBank:
+def own_bank(world: World) -> TrainingBank:
     """The training set that a model ships with."""
-    if not hasattr(model, "bank"):
+    if world.bank is None:
         raise ValueError("this model brings no training set: data=folder data.path=… or data=parquet data.path=…")
-    return model.bank()
+    return world.bank
 
 
 class told:

@@ -14,7 +14,6 @@ from experiments.report.pictures import contact_sheet, figure4
 if TYPE_CHECKING:
     from torch import Tensor
 
-SAME = ("model", "similarity", "s0", "seed", "n_samples", "sampler")
 SHOWN = ("full", "amg")
 """Of several guided runs with one twin, the method itself is the one whose curves and pictures are drawn."""
 
@@ -73,7 +72,7 @@ def _twins(done: list[str], manifests: Mapping[str, Mapping[str, Any]]) -> list[
             for name in done
             if name != none
             and manifests[name].get("guidance") != "none"
-            and all(manifests[name].get(key) == manifests[none].get(key) for key in SAME)
+            and manifests[name].get("twin") == manifests[none].get("twin")
         ]
         others.sort(key=lambda name: manifests[name].get("guidance") not in SHOWN)
         pairs.append((none, others[0] if others else None))
@@ -94,7 +93,7 @@ def _scatters(
     """Privacy against utility, for three rows or more of one setting."""
     settings: dict[str, list[str]] = {}
     for name in rows:
-        settings.setdefault(repr([manifests[name].get(key) for key in SAME]), []).append(name)
+        settings.setdefault(manifests[name].get("twin", ""), []).append(name)
     found = []
     for i, names in enumerate(names for names in settings.values() if len(names) > 2):
         some = {name: metrics[name] for name in names}

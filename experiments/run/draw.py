@@ -5,151 +5,176 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
+import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
-from amg.guidance import AntiMemorizationGuidance, Chain, State
-from amg.guidance.base import flat
+from amg.guidance import Guidance, Sight, Watch
 from amg.sampling import sample
+from amg.step import Step
+from amg.worlds.world import World
 from experiments.config.build import Parts, component
 from experiments.config.schema import RunConfig
 from experiments.run import records
-from experiments.run.conditions import chosen_for
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
+Condition = str | int | None
+
+
+class Probe(Protocol):
+    """Looks on while a batch is sampled, and makes its records."""
+
+    def __call__(self, step: Step, state: Any) -> None:
+        """Sees a step and the guidance's state."""
+        ...
+
+    def rows(self, x0: torch.Tensor, images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
+        """Returns one record per sample.
+
+        Args:
+            x0: the finished samples, (B, C, H, W).
+            images: the same decoded, (B, 3, H, W) in [−1, 1].
+            seconds: wall time per sample.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of records: what looks on, and the shards that it leaves."""
+
+    probe: Callable[[Parts, list[int], list[Condition]], Probe]
+    """Makes the probe of a batch from its seeds and conditions."""
+    folder: str = "records"
+    schema: pa.Schema = records.SCHEMA
+
+
 class Generate(L.LightningModule):
-    """Draws a batch of seeds; the thinking is in `amg.sampling`."""
+    """Samples a batch of seeds; the thinking is in `amg.sampling`."""
 
-    def __init__(self, run: RunConfig, parts: Parts, conditions: list[str | int] | None):
+    def __init__(self, run: RunConfig, parts: Parts, conditions: Mapping[int, Condition], kind: Kind):
         super().__init__()
-        self.run, self.parts, self.conditions = run, parts, conditions
-        self.guidance = watched(parts)
+        self.run, self.parts, self.conditions, self.kind = run, parts, conditions, kind
 
+    @torch.no_grad()
     def predict_step(self, seeds: list[int], batch_idx: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
-        start, parts, trace = time.perf_counter(), self.parts, []
-        chosen = chosen_for(self.run, self.conditions, seeds)
-        images = draw(
-            self.run,
-            parts,
+        start, run, parts = time.perf_counter(), self.run, self.parts
+        conditions = [self.conditions[seed] for seed in seeds]
+        probe = self.kind.probe(parts, seeds, conditions)
+        x0 = sample(
+            parts.model,
             seeds,
-            chosen,
-            self.guidance,
-            on_step=lambda step, state: trace.append((step.t, amg_state(state))),
+            guidance=parts.guidance,
+            prompts=None if run.conditioning == "none" else conditions,
+            s0=run.s0,
+            scheduler=parts.scheduler,
+            steps=run.sampler.steps,
+            eta=run.sampler.eta,
+            on_step=probe,
         )
+        images = parts.model.decode(x0).clamp(-1, 1)
         seconds = (time.perf_counter() - start) / len(seeds)
-        return rows(parts, seeds, chosen, images, trace, seconds), images.cpu()
+        return probe.rows(x0, images, seconds), images.cpu()
 
     def on_predict_end(self) -> None:
         self.trainer.strategy.barrier()  # what is measured next is the work of all processes
 
 
-@torch.no_grad()
-def draw(run: RunConfig, parts: Parts, seeds: list[int], chosen: list | None, guidance: Any, on_step: Any = None):
-    """Pictures (B, 3, H, W) in [−1, 1] of one batch, as the run's settings say."""
-    x0 = sample(
-        parts.model,
-        seeds,
-        guidance=guidance,
-        prompts=chosen,
-        s0=run.s0,
-        scheduler=parts.scheduler,
-        steps=run.sampler.steps,
-        eta=run.sampler.eta,
-        on_step=on_step,
-    )
-    return parts.model.decode(x0).clamp(-1, 1)
+class Trace:
+    """The records of a run: what was detected at each step, what the guidance keeps of it, and the truth at the end.
 
+    The detection of a guidance that acts by one is its own; every other sample is watched as it would be by AMG.
+    """
 
-def watched(parts: Parts):
-    """The guidance with something under it that records the similarity trace, unless it does so itself."""
-    if any(isinstance(one, AntiMemorizationGuidance) for one in flat(parts.guidance)):
-        return parts.guidance
-    return Chain([AntiMemorizationGuidance(parts.similarity, parts.threshold, terms=()), parts.guidance])
+    def __init__(self, parts: Parts, seeds: list[int], conditions: list[Condition]):
+        self.parts, self.seeds, self.conditions = parts, seeds, conditions
+        self.watch = Watch(parts.similarity, parts.threshold)
+        self.sight: Sight | None = None
+        self.steps: list[dict[str, torch.Tensor]] = []
 
+    def __call__(self, step: Step, state: Any) -> None:
+        kept = self.parts.guidance.record(state)
+        if "similarity" not in kept:
+            self.sight = self.watch(step, None if self.sight is None else self.sight.ever)
+            kept |= {name: getattr(self.sight, name) for name in ("similarity", "lam", "flagged")}
+        self.steps.append({"t": step.t, **kept})
 
-def amg_state(state: Any) -> State | None:
-    """AMG's part of a state: itself, or that within a chain's."""
-    if isinstance(state, tuple):
-        return next((found for one in state if (found := amg_state(one)) is not None), None)
-    return state if isinstance(state, State) else None
+    def of(self, name: str) -> torch.Tensor:
+        """Returns one quantity of all samples and steps, (B, T); 0 if the guidance does not keep it."""
+        nothing = torch.zeros_like(self.steps[0]["similarity"])
+        return torch.stack([step.get(name, nothing) for step in self.steps], dim=1).cpu()
 
+    def steps_guided(self) -> list[int | None]:
+        """Returns on how many steps each sample was guided; None if the guidance does not say."""
+        if "guided" not in self.steps[0] and type(self.parts.guidance) is not Guidance:
+            return [None] * len(self.seeds)
+        return self.of("guided").sum(1).int().tolist()
 
-def rows(parts: Parts, seeds: list[int], chosen: list | None, images: torch.Tensor, trace: list, seconds: float):
-    """One record per sample; the final picture's similarity is measured anew."""
-    model, bank = parts.model, parts.bank
-    with torch.no_grad():
-        match, judged = parts.similarity(images), parts.judge(images)
-    component = model.responsible(images).tolist() if hasattr(model, "responsible") else None
-    stacked = {
-        name: torch.stack([getattr(state, name) for _, state in trace]).T.cpu() for name in State.__annotations__
-    }
-    times = torch.stack([t for t, _ in trace]).T.cpu()
-    guided = steps_guided(parts.guidance, stacked["flagged"])
-    result = []
-    for i, seed in enumerate(seeds):
-        condition = None if chosen is None else chosen[i]
-        text = condition if isinstance(condition, str) else None
-        known = component is not None
-        result.append(
+    def rows(self, x0: torch.Tensor, images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
+        """Returns one record per sample; the final image's similarity is measured anew."""
+        world, match, judged = self.parts.world, self.parts.similarity(images), self.parts.judge(images)
+        truth = {"truth": None, "component": None, "aligned": None}
+        if world.truth is not None:
+            truth = {
+                "truth": world.truth.copies(images).tolist(),
+                "component": world.truth.component(images),
+                "aligned": world.truth.answers(self.conditions, images).tolist(),
+            }
+        captions, planted = world.bank.captions, world.planted
+        names = ("t", "similarity", "lam", "flagged", "spe", "dup", "sim", "dropped")
+        traces, guided = {name: self.of(name) for name in names}, self.steps_guided()
+        return [
             {
                 "seed": seed,
-                "prompt": text,
-                "label": condition if isinstance(condition, int) else None,
-                "cause": model.cause(text) if text is not None and hasattr(model, "cause") else "",
+                **described(world, condition),
                 "similarity": match.value[i].item(),
                 "nearest_index": match.index[i].item(),
-                "nearest_caption": bank.captions[match.index[i]],
+                "nearest_caption": captions[match.index[i]],
                 "judge": judged.value[i].item(),
                 "judge_index": judged.index[i].item(),
-                "truth": bool(model.is_copy(torch.tensor(component[i]))) if known else None,
-                "component": model.component_name(component[i]) if known else None,
-                "aligned": bool(model.asked_for(condition)[component[i]]) if known else None,
-                "planted": model.is_planted(bank.captions[judged.index[i]]) if hasattr(model, "is_planted") else None,
-                "steps": len(trace),
+                **{name: values and values[i] for name, values in truth.items()},
+                "planted": None if planted is None else planted(captions[judged.index[i]]),
+                "steps": len(self.steps),
                 "steps_guided": guided[i],
-                "trace_t": times[i].tolist(),
-                "trace_similarity": stacked["similarity"][i].tolist(),
-                "trace_threshold": stacked["threshold"][i].tolist(),
-                "trace_flagged": stacked["flagged"][i].tolist(),
-                **{f"norm_{term}": stacked[term][i].mean().item() for term in ("spe", "dup", "sim")},
-                "dropped": int(stacked["dropped"][i].sum()),
+                "trace_t": traces["t"][i].tolist(),
+                "trace_similarity": traces["similarity"][i].tolist(),
+                "trace_threshold": traces["lam"][i].tolist(),
+                "trace_flagged": traces["flagged"][i].tolist(),
+                **{f"norm_{term}": traces[term][i].mean().item() for term in ("spe", "dup", "sim")},
+                "dropped": int(traces["dropped"][i].sum()),
                 "seconds": seconds,
             }
-        )
-    return result
+            for i, (seed, condition) in enumerate(zip(self.seeds, self.conditions, strict=True))
+        ]
 
 
-def steps_guided(guidance: Any, flagged: torch.Tensor) -> list[int | None]:
-    """On how many steps each sample was guided: AMG acts where it is flagged, and what only watches never does.
+RECORDS = Kind(Trace)
 
-    None for a rival: the flags are those of AMG watching it, and say nothing of what the rival did.
 
-    Args:
-        flagged: (B, T) bool.
-    """
-    parts = flat(guidance)
-    terms = [one.terms for one in parts if isinstance(one, AntiMemorizationGuidance)]
-    if any(terms):
-        return flagged.sum(1).tolist()
-    return [0 if len(terms) == len(parts) else None] * len(flagged)
+def described(world: World, condition: Condition) -> dict[str, Any]:
+    """Returns the columns of a record that name its condition."""
+    text = condition if isinstance(condition, str) else None
+    label = condition if isinstance(condition, int) else None
+    return {"prompt": text, "label": label, "cause": "" if text is None else world.cause(text)}
 
 
 class Writer(BasePredictionWriter):
     """Writes each batch as it comes: pictures first, then the shard that declares them done."""
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, kind: Kind):
         super().__init__("batch")
-        self.run_dir = run_dir
+        self.run_dir, self.kind = run_dir, kind
 
     def write_on_batch_end(self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx):
         from torchvision.transforms.functional import to_pil_image
@@ -159,7 +184,7 @@ class Writer(BasePredictionWriter):
         folder.mkdir(exist_ok=True)
         for row, image in zip(done, images, strict=True):
             to_pil_image(image.add(1).mul(127.5).round().to(torch.uint8)).save(folder / f"{row['seed']}.png")
-        records.append(self.run_dir, done)
+        records.append(self.run_dir, done, self.kind.schema, self.kind.folder)
 
 
 class Bar(Callback):
@@ -178,7 +203,7 @@ class Bar(Callback):
     def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
         done, _ = outputs
         self.done += len(done)
-        known = all(row["steps_guided"] is not None for row in done)
+        known = all(row.get("steps_guided") is not None for row in done)
         self.guided += sum(row["steps_guided"] > 0 for row in done) if known else 0
         speed = self.done / (time.perf_counter() - self.start)
         note = f"{speed:.1f} samples/s" + (f", {self.guided / self.done:.0%} guided" if known else "")
@@ -191,21 +216,28 @@ class Bar(Callback):
         self.progress.stop()
 
 
-def generate(run: RunConfig, parts: Parts, conditions: list[str | int] | None, run_dir: Path) -> int:
-    """Draws the seeds that are missing on disk; returns how many those were."""
-    present = records.seeds_done(run_dir)
-    missing = [seed for seed in range(run.seed, run.seed + run.n_samples) if seed not in present]
+def generate(
+    run: RunConfig, parts: Parts, conditions: Mapping[int, Condition], run_dir: Path, kind: Kind = RECORDS
+) -> int:
+    """Samples the seeds that are missing on disk; returns how many those were.
+
+    Args:
+        conditions: the condition of each seed, see `experiments.run.conditions.by_seed`.
+        kind: what looks on, and the records that it leaves.
+    """
+    present = records.seeds_done(run_dir, kind.schema, kind.folder)
+    missing = [seed for seed in conditions if seed not in present]
     if not missing:
         return 0
     parts = replace(parts, guidance=parts.guidance.ready())
     loader = DataLoader(missing, batch_size=run.batch_size, collate_fn=list)
     bar = Bar(f"{run.model.get('name')} · {run.guidance.get('name')}", len(missing))
-    options = {"callbacks": [Writer(run_dir), bar], "logger": False, "enable_progress_bar": False}
+    options = {"callbacks": [Writer(run_dir, kind), bar], "logger": False, "enable_progress_bar": False}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*|.*treespec.*")
         trainer = component({**run.trainer, **options, "default_root_dir": str(run_dir)})
         try:
-            trainer.predict(Generate(run, parts, conditions), loader, return_predictions=False)
+            trainer.predict(Generate(run, parts, conditions, kind), loader, return_predictions=False)
         except SystemExit as error:  # what Lightning makes of Ctrl-C; a sweep must end too
             raise KeyboardInterrupt from error
     return len(missing)

@@ -23,6 +23,8 @@ MEASURES = ("n_samples", "metrics", "similarity", "judge")
 """What decides a run's metrics, once its pictures are there."""
 COUNTING = ("copy", "strict")
 """Keys of a similarity beyond which a sample counts as a copy; what is on disk may be counted with others."""
+TWIN = tuple(key for key in (*DECIDES, *NODES, "n_samples") if key not in ("guidance", "threshold", "judge"))
+"""Keys that a guided run shares with its unguided twin: the same samples but for the guidance."""
 PACKAGES = ("torch", "diffusers", "lightning", "hydra-core", "numpy")
 
 
@@ -102,8 +104,22 @@ def _digest(config: RunConfig, parts: Any, chosen: list[str | int] | None, keys:
     """A hash of these keys, of prompts, bank and weights."""
     dump = config.model_dump()
     decides = {key: dump[key] for key in keys}
-    content = json.dumps([decides, chosen, parts.bank.digest(), getattr(parts.model, "digest", None)], sort_keys=True)
+    content = json.dumps([decides, chosen, parts.bank.digest(), parts.model.digest], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
+
+
+def twin_of(config: RunConfig) -> str:
+    """Returns a hash of all that a run shares with its unguided twin."""
+    dump = config.model_dump()
+    content = json.dumps([dump[key] for key in TWIN], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
+
+
+def is_twin(guided: RunConfig, unguided: RunConfig) -> bool:
+    """Returns whether two runs sample the same seeds and prompts, and only the first is guided."""
+    if guided.guidance.get("name") == "none" or unguided.guidance.get("name") != "none":
+        return False
+    return twin_of(guided) == twin_of(unguided)
 
 
 def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict[str, Any]:
@@ -121,6 +137,7 @@ def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict
         "n_samples": config.n_samples,
         "measured_with": {key: value for key, value in config.model_dump().items() if key in MEASURES},
         "setting": _digest(config, parts, chosen, [key for key in (*DECIDES, *NODES) if key != "seed"]),  # groups seeds
+        "twin": twin_of(config),
         "sampler": config.sampler.model_dump(),
         "bank": {"digest": parts.bank.digest(), "pictures": len(parts.bank), "note": parts.bank.note},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},

@@ -35,8 +35,8 @@ def measure(run: RunConfig, parts: Parts, run_dir: Path) -> dict[str, Any]:
         setting["reference"] = f"{run.metrics.reference} ({setting['reference']})"
     metrics |= aligned(run, run_dir, CACHE, device(run.trainer))
     metrics["notes"] = notes(run, parts, metrics)
-    if run.conditioning == "none" and hasattr(parts.model, "true_copy_rate"):
-        metrics["true_copy_rate"] = parts.model.true_copy_rate()
+    if run.conditioning == "none" and parts.world.truth is not None:
+        metrics["true_copy_rate"] = parts.world.truth.rate()
     return metrics
 
 
@@ -87,7 +87,7 @@ def reference(run: RunConfig, parts: Parts) -> Tensor:
     folder = run.metrics.reference
     if folder == "bank":
         return parts.bank.images
-    size = getattr(parts.model, "side", None) or tuple(parts.bank.images.shape[2:])
+    size = parts.model.side or tuple(parts.bank.images.shape[2:])
     try:
         return read_folder(folder, size, captioned=False)[0]
     except (ValueError, FileNotFoundError) as error:

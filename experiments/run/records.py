@@ -111,9 +111,9 @@ def read(run_dir: str | Path, schema: pa.Schema = SCHEMA, kind: str = "records")
     return frame.drop_duplicates("seed", keep="last").sort_values("seed", ignore_index=True)
 
 
-def seeds_done(run_dir: str | Path) -> set[int]:
+def seeds_done(run_dir: str | Path, schema: pa.Schema = SCHEMA, kind: str = "records") -> set[int]:
     """Seeds that need no work: both their row and their whole picture are on disk."""
-    tables = [table for file in _shards(run_dir) if (table := _load(file, columns=["seed"])) is not None]
+    tables = [table for file in _shards(run_dir, kind) if (table := _load(file, schema, ["seed"])) is not None]
     seeds = {seed for table in tables for seed in table["seed"].to_pylist()}
     return {seed for seed in seeds if _whole(picture_path(run_dir, seed))}
 

@@ -8,26 +8,11 @@ from typing import Any
 
 from experiments.config.build import Parts, build
 from experiments.config.schema import RunConfig
-from experiments.run.folder import Manifest, configuration
+from experiments.run.folder import Manifest, configuration, is_twin
 from experiments.run.measure import against_unguided
 from experiments.tables.pool import pool
 from experiments.tables.seeds import refuse_overlap
 from experiments.tables.table import NOT_APPLICABLE
-
-TWIN = (
-    "model",
-    "data",
-    "similarity",
-    "conditioning",
-    "s0",
-    "sampler",
-    "seed",
-    "n_samples",
-    "prompt",
-    "prompts",
-    "labels",
-)
-"""What an unguided run shares with the guided run that it is compared with."""
 
 
 def keys(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -61,7 +46,7 @@ def measured(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None
             continue
         manifest = Manifest(Path(result["run_dir"]))
         metrics = manifest.read()["metrics"]
-        twin = next((i for i, other in enumerate(configs) if _is_twin(run, other)), None)
+        twin = next((i for i, other in enumerate(configs) if other is not None and is_twin(run, other)), None)
         if twin is not None:
             against = Path(results[twin]["run_dir"])
             metrics |= against_unguided(run, build(run), manifest.path.parent, against)
@@ -100,10 +85,3 @@ def parts_of(run_dir: str) -> Parts:
 
 def _seeds(run: RunConfig) -> range:
     return range(run.seed, run.seed + run.n_samples)
-
-
-def _is_twin(run: RunConfig, other: RunConfig | None) -> bool:
-    """Whether `other` is the same run, of the same seeds, without guidance."""
-    if other is None or run.guidance.get("name") == "none" or other.guidance.get("name") != "none":
-        return False
-    return all(getattr(run, key) == getattr(other, key) for key in TWIN)

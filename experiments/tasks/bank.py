@@ -19,43 +19,46 @@ from amg.bank.vectors import StoredVectors
 from experiments.config.build import bank_of, component, device, told
 from experiments.config.schema import RunConfig
 from experiments.run.draw import Bar
+from experiments.tasks.task import Task
 
 
-def bank_run(run: RunConfig) -> Path | None:
+class Bank(Task):
     """Embeds the pictures of `data` by the descriptors of `similarity` and `judge`, shards that are missing only.
 
     Returns:
         A folder with vectors, the guide's first; None where none are kept on disk.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", BankNote)
-        bank = bank_of(run)
-    lines = _counts(run, bank)
-    for warning in caught:
-        if isinstance(note := warning.message, BankNote):
-            if note.unread:
-                lines += [
-                    f"left out, {len(note.unread):,} that cannot be read:",
-                    *(f"  {name}" for name in note.unread),
-                ]
-            lines += [note.without_caption] if note.bare else []
-        else:
-            warnings.warn(warning.message, stacklevel=2)
-    work = []
-    for key in ("similarity", "judge"):
-        name = f"{key}={getattr(run, key).get('name')}"
-        with told(key):
-            similarity = component(getattr(run, key), bank=bank, device=device(run.trainer))
-            # what is missing is listed before anything is written: all processes must share the same list
-            found = [(one, bank.stored(one)) for one in _descriptors(similarity)]
-            work += [(name, one, stored, stored.missing() if stored else []) for one, stored in found]
-        if not found:
-            lines.append(f"{name}: has no descriptor, nothing to embed")
-    for name, descriptor, stored, missing in work:
-        lines.append(f"{name}: {embed(run, name, bank, descriptor, stored, missing) if stored else _kept(bank)}")
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        print("\n".join(lines))
-    return next((stored.folder for _, _, stored, _ in work if stored), None)
+
+    def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path | None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", BankNote)
+            bank = bank_of(config)
+        lines = _counts(config, bank)
+        for warning in caught:
+            if isinstance(note := warning.message, BankNote):
+                if note.unread:
+                    lines += [
+                        f"left out, {len(note.unread):,} that cannot be read:",
+                        *(f"  {name}" for name in note.unread),
+                    ]
+                lines += [note.without_caption] if note.bare else []
+            else:
+                warnings.warn(warning.message, stacklevel=2)
+        work = []
+        for key in ("similarity", "judge"):
+            name = f"{key}={getattr(config, key).get('name')}"
+            with told(key):
+                similarity = component(getattr(config, key), bank=bank, device=device(config.trainer))
+                # what is missing is listed before anything is written: all processes must share the same list
+                found = [(one, bank.stored(one)) for one in _descriptors(similarity)]
+                work += [(name, one, stored, stored.missing() if stored else []) for one, stored in found]
+            if not found:
+                lines.append(f"{name}: has no descriptor, nothing to embed")
+        for name, descriptor, stored, missing in work:
+            lines.append(f"{name}: {embed(config, name, bank, descriptor, stored, missing) if stored else _kept(bank)}")
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print("\n".join(lines))
+        return next((stored.folder for _, _, stored, _ in work if stored), None)
 
 
 def embed(

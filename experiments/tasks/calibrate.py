@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from rich.progress import track
 
-from amg.guidance import AntiMemorizationGuidance
 from amg.sampling.ordinary import calibrate
-from amg.thresholds import Constant
 from experiments.config.build import build
 from experiments.config.schema import ConfigError, RunConfig
-from experiments.run.conditions import chosen_for, conditions
-from experiments.run.draw import draw
+from experiments.run import records
+from experiments.run.conditions import by_seed, conditions
+from experiments.run.draw import generate
+from experiments.run.folder import facts, folder, in_folder
+from experiments.tasks.task import Task
 
+UNGUIDED = {"name": "none", "_target_": "amg.guidance.Guidance"}
 CALIBRATED = Path(__file__).parents[2] / "conf" / "threshold" / "calibrated"
 """Where `threshold=calibrated/…` is looked for, whatever folder one works in."""
 
@@ -28,67 +32,66 @@ HEADER = """\
 """
 
 
-def calibrate_run(run: RunConfig, rate: float = 0.01) -> Path:
-    """Draws `n_samples` unguided chains, learns on half of the ordinary ones, reports on the other half.
+@dataclass(frozen=True)
+class Calibrate(Task):
+    """Samples as a run of `guidance=none` does, learns on half of the ordinary samples and reports on the other half.
 
     Args:
         rate: share of ordinary chains that λ_t may ever flag, in (0, 1).
     """
-    if not 0 < rate < 1:
-        raise ConfigError([f"task.rate must lie in (0, 1), got {rate}"])
-    parts = build(run)
-    chosen = conditions(run, parts.model)
-    watch = AntiMemorizationGuidance(parts.similarity, Constant(float("inf")), terms=())
-    traces, copies = [], []
-    seeds = range(run.seed, run.seed + run.n_samples)
-    for start in track(range(0, len(seeds), run.batch_size), "unguided chains"):
-        batch = list(seeds[start : start + run.batch_size])
-        trace: list = []
-        images = draw(
-            run,
-            parts,
-            batch,
-            chosen_for(run, chosen, batch),
-            watch,
-            on_step=lambda step, state, trace=trace: trace.append((step.t[0], state.similarity)),
+
+    rate: float = 0.01
+
+    def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
+        if not 0 < self.rate < 1:
+            raise ConfigError([f"task.rate must lie in (0, 1), got {self.rate}"])
+        drawn = config.model_copy(update={"output_dir": None, "guidance": UNGUIDED})
+        parts = build(drawn)
+        chosen = conditions(drawn, parts.world)
+        run_dir = folder(drawn, parts, chosen)
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to sample its share, no more
+            generate(drawn, parts, by_seed(drawn, chosen), run_dir)
+            return run_dir
+        with in_folder(drawn, run_dir, facts(drawn, parts, chosen)) as manifest:
+            generate(drawn, parts, by_seed(drawn, chosen), run_dir)
+            manifest.write(status="done")
+        rows = records.read(run_dir)
+        rows = rows[rows["seed"].isin(list(by_seed(drawn, chosen)))]
+        copy = rows["similarity"] > parts.similarity.copy if parts.world.truth is None else rows["truth"]
+        times, traces = (torch.tensor(np.stack(rows[name])) for name in ("trace_t", "trace_similarity"))
+        times, ordinary = times[0], traces[torch.tensor(~copy.to_numpy(bool))].T
+        half = ordinary.shape[1] // 2
+        if half < 20:
+            raise ConfigError(
+                [f"n_samples={config.n_samples}: only {2 * half} ordinary chains; draw more to learn λ_t"]
+            )
+        cap = parts.similarity.copy
+        found = calibrate(times, ordinary[:, :half], ordinary[:, half:], self.rate, cap)
+        model, similarity = config.model["name"], config.similarity["name"]
+        sampler = config.sampler.scheduler.rsplit(".", 1)[-1].removesuffix("Scheduler").lower()
+        file = Path(config.output_dir or CALIBRATED) / f"{model}-{similarity}-{sampler}.yaml"
+        header = HEADER.format(
+            model=model,
+            similarity=similarity,
+            sampler=sampler,
+            command=f"python run.py task=calibrate model={model} similarity={similarity} "
+            f"conditioning={config.conditioning} "
+            f"task.rate={self.rate:g} s0={config.s0:g} {f'prompts={config.prompts} ' if config.prompts else ''}"
+            f"n_samples={config.n_samples} seed={config.seed}",
+            learned_n=half,
+            held_n=ordinary.shape[1] - half,
+            chains=config.n_samples,
+            first=config.seed,
+            last=config.seed + config.n_samples - 1,
+            ordinary="no copy" if parts.world.truth is None else "the responsible component is no planted picture",
+            learned=found.learned,
+            held_out=found.held_out,
+            held_out_capped=found.held_out_capped,
+            cap=cap,
         )
-        times = torch.stack([t for t, _ in trace]).cpu()
-        traces.append(torch.stack([similarity for _, similarity in trace]))
-        if hasattr(parts.model, "responsible"):
-            copies.append(parts.model.is_copy(parts.model.responsible(images)))
-        else:
-            copies.append(parts.similarity(images).value > parts.similarity.copy)
-    ordinary = torch.cat(traces, dim=1)[:, ~torch.cat(copies)].cpu()
-    half = ordinary.shape[1] // 2
-    if half < 20:
-        raise ConfigError([f"n_samples={run.n_samples}: only {2 * half} ordinary chains; draw more to learn λ_t"])
-    cap = parts.similarity.copy
-    found = calibrate(times, ordinary[:, :half], ordinary[:, half:], rate, cap)
-    model, similarity = run.model["name"], run.similarity["name"]
-    sampler = run.sampler.scheduler.rsplit(".", 1)[-1].removesuffix("Scheduler").lower()
-    file = Path(run.output_dir or CALIBRATED) / f"{model}-{similarity}-{sampler}.yaml"
-    truth = "the responsible component is no planted picture" if hasattr(parts.model, "responsible") else "no copy"
-    header = HEADER.format(
-        model=model,
-        similarity=similarity,
-        sampler=sampler,
-        command=f"python run.py task=calibrate model={model} similarity={similarity} conditioning={run.conditioning} "
-        f"task.rate={rate:g} s0={run.s0:g} {f'prompts={run.prompts} ' if run.prompts else ''}"
-        f"n_samples={run.n_samples} seed={run.seed}",
-        learned_n=half,
-        held_n=ordinary.shape[1] - half,
-        chains=run.n_samples,
-        first=run.seed,
-        last=run.seed + run.n_samples - 1,
-        ordinary=truth,
-        learned=found.learned,
-        held_out=found.held_out,
-        held_out_capped=found.held_out_capped,
-        cap=cap,
-    )
-    lines = [f"times: [{', '.join(f'{t:.4f}' for t in found.threshold.times)}]"]
-    lines += [f"values: [{', '.join(f'{v:.4f}' for v in found.threshold.values)}]"]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(header + "_target_: amg.thresholds.Calibrated\n" + "\n".join(lines) + "\n", encoding="utf8")
-    print(header + f"written to {file}")
-    return file
+        lines = [f"times: [{', '.join(f'{t:.4f}' for t in found.threshold.times)}]"]
+        lines += [f"values: [{', '.join(f'{v:.4f}' for v in found.threshold.values)}]"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(header + "_target_: amg.thresholds.Calibrated\n" + "\n".join(lines) + "\n", encoding="utf8")
+        print(header + f"written to {file}")
+        return file

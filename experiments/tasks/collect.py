@@ -19,6 +19,7 @@ from experiments.tables.labels import labels
 from experiments.tables.pool import pool
 from experiments.tables.seeds import refuse_overlap
 from experiments.tables.table import render
+from experiments.tasks.task import Task
 
 SHOWN = ("model", "conditioning", "guidance", "s0")
 
@@ -41,48 +42,53 @@ class Finished:
         return self.manifest["setting"], self.config["n_samples"], *self.config["metrics"].values()
 
 
-def collect_run(run: RunConfig, runs: list[str], command: str = "") -> Path:
+@dataclass(frozen=True)
+class Collect(Task):
     """Writes one table and report over run folders; returns the folder, `output_dir` or `runs/collected`.
 
     Args:
         runs: run folders or folders that hold some, with glob patterns. What is no run is passed over; a run that is
             not finished is named and left out.
     """
-    from experiments.report.page import write_report
 
-    found, left_out = read(run_folders([runs] if isinstance(runs, str) else runs))
-    if not found:
-        raise ConfigError([f"task.runs={runs}: no finished run among them", *left_out])
-    groups: dict[tuple[Any, ...], list[Finished]] = {}
-    for one in sorted(found, key=lambda one: one.seeds.start):
-        groups.setdefault(one.setting, []).append(one)
-    refuse_overlap([(str(one.folder), one.manifest["setting"], one.seeds) for one in found])
-    names = _names([group[0] for group in groups.values()])
-    metrics = {
-        name: pool([one.manifest["metrics"] for one in group])
-        for name, group in zip(names, groups.values(), strict=True)
-    }
-    spec = {
-        "title": f"{len(found)} runs, {len(groups)} settings",
-        "rows": [{"row": name, "label": name} for name in names],
-        "columns": ["groups", "n", *useful(list(metrics.values()))],
-        "notes": [*dict.fromkeys(notes(one.manifest["metrics"]) for one in found), *left_out],
-        "distance": all(one.manifest["similarity"] == "nl2" for one in found),
-    }
-    table = render(spec, metrics)
-    place = Path(run.output_dir or "runs/collected")
-    table.write(place)
-    show(table)
-    folders = {
-        f"{name} seed={one.seeds.start}" if len(group) > 1 else name: one.folder
-        for name, group in zip(names, groups.values(), strict=True)
-        for one in group
-    }
-    report = write_report(place, tables=[table], runs=folders, title=spec["title"], command=command)
-    print(f"table and report: {report}")
-    for line in left_out:
-        print(line, file=sys.stderr)
-    return place
+    runs: list[str]
+
+    def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
+        from experiments.report.page import write_report
+
+        found, left_out = read(run_folders([self.runs] if isinstance(self.runs, str) else self.runs))
+        if not found:
+            raise ConfigError([f"task.runs={self.runs}: no finished run among them", *left_out])
+        groups: dict[tuple[Any, ...], list[Finished]] = {}
+        for one in sorted(found, key=lambda one: one.seeds.start):
+            groups.setdefault(one.setting, []).append(one)
+        refuse_overlap([(str(one.folder), one.manifest["setting"], one.seeds) for one in found])
+        names = _names([group[0] for group in groups.values()])
+        metrics = {
+            name: pool([one.manifest["metrics"] for one in group])
+            for name, group in zip(names, groups.values(), strict=True)
+        }
+        spec = {
+            "title": f"{len(found)} runs, {len(groups)} settings",
+            "rows": [{"row": name, "label": name} for name in names],
+            "columns": ["groups", "n", *useful(list(metrics.values()))],
+            "notes": [*dict.fromkeys(notes(one.manifest["metrics"]) for one in found), *left_out],
+            "distance": all(one.manifest["similarity"] == "nl2" for one in found),
+        }
+        table = render(spec, metrics)
+        place = Path(config.output_dir or "runs/collected")
+        table.write(place)
+        show(table)
+        folders = {
+            f"{name} seed={one.seeds.start}" if len(group) > 1 else name: one.folder
+            for name, group in zip(names, groups.values(), strict=True)
+            for one in group
+        }
+        report = write_report(place, tables=[table], runs=folders, title=spec["title"], command=command)
+        print(f"table and report: {report}")
+        for line in left_out:
+            print(line, file=sys.stderr)
+        return place
 
 
 def run_folders(patterns: Sequence[str]) -> list[Path]:

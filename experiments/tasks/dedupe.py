@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,9 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from amg.bank.dedupe import reference
 from experiments.config.build import bank_of, told
 from experiments.config.schema import RunConfig
+from experiments.tasks.task import Task
 
 
-def dedupe_run(run: RunConfig, threshold: float = 1.0, k: int = 50, scale: float = 0.5) -> Path:
+@dataclass(frozen=True)
+class Dedupe(Task):
     """Prints how many pictures go and how many stay; returns the file that keeps the answer.
 
     Runs with `data.deduplicate=<threshold>` read it and search nothing.
@@ -20,16 +23,25 @@ def dedupe_run(run: RunConfig, threshold: float = 1.0, k: int = 50, scale: float
     Args:
         threshold, k, scale: see `amg.bank.dedupe.dedupe`.
     """
-    bank = bank_of(run, deduplicate=None)
-    start = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress, told("task"):
-        bar = progress.add_task("pictures searched", total=len(bank))
-        kept, file = reference(bank, threshold, k, scale, on_block=lambda n: progress.update(bar, advance=n))
-        progress.update(bar, completed=len(bank))
-    print(
-        f"data={run.data.get('name')}: {int(bank.multiplicity.sum()):,} pictures, {len(bank):,} distinct, "
-        f"{len(bank) - len(kept):,} near-copies left out (nL2 below {threshold:g}, k={k}, α={scale:g}), "
-        f"{len(kept):,} to refer to; {time.perf_counter() - start:.1f} s\nkept in {file}"
-    )
-    return file
+
+    threshold: float = 1.0
+    k: int = 50
+    scale: float = 0.5
+
+    def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
+        bank = bank_of(config, deduplicate=None)
+        start = time.perf_counter()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns) as progress, told("task"):
+            bar = progress.add_task("pictures searched", total=len(bank))
+            kept, file = reference(
+                bank, self.threshold, self.k, self.scale, on_block=lambda n: progress.update(bar, advance=n)
+            )
+            progress.update(bar, completed=len(bank))
+        print(
+            f"data={config.data.get('name')}: {int(bank.multiplicity.sum()):,} pictures, {len(bank):,} distinct, "
+            f"{len(bank) - len(kept):,} near-copies left out "
+            f"(nL2 below {self.threshold:g}, k={self.k}, α={self.scale:g}), "
+            f"{len(kept):,} to refer to; {time.perf_counter() - start:.1f} s\nkept in {file}"
+        )
+        return file

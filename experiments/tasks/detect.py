@@ -1,42 +1,51 @@
-"""`task=detect`: how well detectors tell, from unguided sampling, which prompts and samples are memorized."""
+"""`task=detect`: how well detectors tell, from unguided sampling, which prompts and samples are memorized.
+
+Samples, their truth and what detectors saw of them are shards on disk; scores are made of these only.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+import numpy as np
+import pyarrow as pa
+import torch
 
+from amg.detectors import Detector, Observer, network_calls, places
+from amg.step import Step
+from amg.worlds.world import World
 from experiments.config.bind import locate
 from experiments.config.build import Parts, build, component, told
 from experiments.config.schema import ConfigError, NotApplicable, RunConfig
-from experiments.report.page import write_report
+from experiments.run import records
+from experiments.run.conditions import by_seed, conditions
+from experiments.run.draw import Condition, Kind, generate
 from experiments.run.folder import facts, folder, in_folder
-from experiments.tables.table import NOT_APPLICABLE
-from experiments.tasks.detect_scores import KIND, asked, draw_missing, labelled, samples_of, scored, seen_on_disk
-from experiments.tasks.detect_sweep import present_sweep
-from experiments.tasks.detect_table import CAPTION, compare, counted, notes, refuse_one_kind, table_of
-from experiments.tasks.figure_roc import figure_roc
+from experiments.tasks.detect_table import compare, notes, present_jobs, present_sweep, refuse_one_kind
+from experiments.tasks.task import Task
 
-__all__ = ["detect_run", "present_sweep"]  # a sweep looks for the second where its task is
+if TYPE_CHECKING:
+    import pandas as pd
 
 NODES = ("data", "detector", "judge", "model", "similarity")
 """Components that decide a score, besides the run-level keys that decide a sample."""
+HELD_OUT = 1_000_000
+"""Trajectories that detectors learn on have seeds this much larger: they are never scored."""
+SEEN = "seen"
 
 
-def detect_run(
-    run: RunConfig,
-    command: str = "",
-    in_sweep: bool = False,
-    ordinary: str = "ordinary_laion",
-    learn: int = 64,
-    published: dict[str, dict[str, float]] | None = None,
-) -> Path:
+@dataclass(frozen=True)
+class Detect(Task):
     """Scores `n_samples` unguided samples by every chosen detector; returns the run's folder.
 
-    It holds the table, the ROC figure, a report, `scores.csv` and `scores.parquet` (one row per sample), and, in
-    `seen/`, all that the detectors saw: the same command again draws nothing anew. In a sweep the table, the figures
-    and the report are those of all jobs (`experiments.tasks.detect_sweep`).
+    It holds `scores.csv` and `scores.parquet` (one row per sample), and in `seen/` all that the detectors saw: the
+    same command again samples nothing anew. Table, ROC figures and report are those of a sweep of one job.
 
     Args:
         ordinary: prompts that are not memorized, what `amg.prompts.read_prompts` takes; for models that bring no
@@ -44,43 +53,50 @@ def detect_run(
         learn: ordinary chains, not scored, that detectors learn on.
         published: numbers of papers by detector, `auc` and `tpr` (per cent), for the first part of the table.
     """
-    _check(run, learn)
-    reasons = _not_applicable(run)
-    parts = build(run)
-    detectors = _detectors(run, parts, reasons)
-    chosen, causes = labelled(run, parts.model, ordinary)
-    samples = samples_of(run, chosen, causes, learn if any(d.learns for d in detectors.values()) else 0)
-    run_dir = folder(run, parts, chosen, NODES, "detect")
-    entries = {"command": command, **facts(run, parts, chosen)}
-    with in_folder(run, run_dir, entries, NODES, KIND) as manifest:
-        drawn = draw_missing(run, parts, detectors, samples, run_dir)
-        frame = asked(seen_on_disk(run_dir, detectors), samples)
-        scores, learned = scored(run, detectors, frame)
-        scores.to_parquet(run_dir / "scores.parquet", index=False)
-        scores.to_csv(run_dir / "scores.csv", index=False)
-        sections = compare(scores)
-        if not in_sweep:
-            refuse_one_kind(sections, scores)
-        said = notes(run, parts, detectors, reasons, any(causes), learned)
-        manifest.write(status="done", metrics={section.title: section.metrics for section in sections}, notes=said)
-        if in_sweep:  # which tells its jobs apart all together: one range of seeds may hold no copy
+
+    ordinary: str = "ordinary_laion"
+    learn: int = 64
+    published: dict[str, dict[str, float]] | None = None
+
+    def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
+        _check(config, self.learn)
+        reasons = _not_applicable(config)
+        parts = build(config)
+        detectors = _detectors(config, parts, reasons)
+        chosen, causes = labelled(config, parts.world, self.ordinary)
+        plan = planned(config, chosen, causes, self.learn if any(d.learns for d in detectors.values()) else 0)
+        run_dir = folder(config, parts, chosen, NODES, "detect")
+        causes_of = dict(zip(chosen or [None], causes, strict=True))
+        kind = Kind(partial(Seen, config, detectors, causes_of), SEEN, _schema(detectors))
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to sample its share, no more
+            generate(config, parts, plan, run_dir, kind)
             return run_dir
-        title, names = f"Detectors, {run.model.get('name')}", list(run.detector)
-        unmeasured, said = dict.fromkeys(reasons, NOT_APPLICABLE), [*counted(sections, scores), *said]
-        table = table_of(title, names, sections, unmeasured, published or {}, said)
-        table.write(run_dir)
-        figure = figure_roc([section.roc for section in sections], list(detectors), run_dir / "roc.png")
-        report = write_report(run_dir, tables=[table], figures=[(figure, CAPTION)], title="Detectors")
-    Console(width=max(120, Console().width)).print(table.to_rich())
-    word = f"{drawn} drawn" if drawn else "nothing left to draw"
-    print(f"{word}; scores, table, figure and report: {report}")
-    return run_dir
+        with in_folder(config, run_dir, {"command": command, **facts(config, parts, chosen)}, NODES, SEEN) as manifest:
+            drawn = generate(config, parts, plan, run_dir, kind)
+            frame = records.read(run_dir, kind.schema, SEEN)  # an earlier command may have asked for more
+            scores, learned = scored(config, detectors, frame[frame["seed"].isin(list(plan))].reset_index(drop=True))
+            scores.to_parquet(run_dir / "scores.parquet", index=False)
+            scores.to_csv(run_dir / "scores.csv", index=False)
+            sections = compare(scores)
+            if not in_sweep:  # whose jobs are compared all together: one range of seeds may hold no copy
+                refuse_one_kind(sections, scores)
+            said = notes(config, parts, detectors, reasons, any(causes), learned)
+            manifest.write(status="done", metrics={section.title: section.metrics for section in sections}, notes=said)
+        if not in_sweep:
+            job = {"status": "done", "run_dir": str(run_dir), "overrides": [], "row": None, "key": "run"}
+            present_jobs([job | {"detector": list(config.detector)}], run_dir, command)
+            print(f"{drawn} drawn" if drawn else "nothing left to draw")
+        return run_dir
+
+    @staticmethod
+    def present(results: Sequence[Mapping[str, Any]], command: str = "") -> Path:
+        return present_sweep(results, command)
 
 
 def _check(run: RunConfig, learn: Any) -> None:
-    """What can be told before anything is loaded."""
+    """Raises for mistakes that need no weights."""
     lines = []
-    if run.guidance.get("terms") != []:
+    if run.guidance["_target_"] != "amg.guidance.Guidance":
         lines.append(f"guidance={run.guidance.get('name')}: task=detect scores unguided sampling; leave guidance out")
     if not run.detector:
         lines.append("detector: choose at least one of conf/detector, e.g. detector=[magnitude,norms]")
@@ -132,3 +148,127 @@ def _detectors(run: RunConfig, parts: Parts, reasons: dict[str, str]) -> dict[st
     if not found:
         raise NotApplicable([*reasons.values()])
     return found
+
+
+def labelled(run: RunConfig, world: World, ordinary: str) -> tuple[list[str | int] | None, list[str]]:
+    """The prompts or labels of a run, and the cause of each; a model without planted prompts takes two sets in turn."""
+    chosen = conditions(run, world)
+    if run.conditioning != "prompt":
+        return chosen, [""] * len(chosen or [None])
+    if world.prompts:  # it brings planted ones and knows which they are
+        return chosen, [world.cause(prompt) for prompt in chosen]
+    from amg.prompts import read_prompts
+
+    with told("task.ordinary"):
+        others = read_prompts(ordinary)
+    both = set(chosen) & set(others)
+    if both:
+        source = f"prompts={run.prompts}" if run.prompts else "prompt"
+        raise ConfigError(
+            [f"{source}: {len(both)} of these prompts are ordinary ones too (task.ordinary={ordinary}); name with "
+             f"prompts= what model={run.model.get('name')} is known to copy"]
+        )  # fmt: skip
+    pairs = [
+        (one, cause)
+        for pair in zip_longest(chosen, others)
+        for one, cause in zip(pair, ("memorized", "ordinary"), strict=True)
+        if one
+    ]
+    return [prompt for prompt, _ in pairs], [cause for _, cause in pairs]
+
+
+def planned(run: RunConfig, chosen: list[str | int] | None, causes: list[str], learn: int) -> dict[int, Condition]:
+    """Returns the condition of each of the run's seeds, and of `learn` ordinary ones that are held out."""
+    ordinary = [one for one, cause in zip(chosen or [None], causes, strict=True) if cause in ("", "ordinary")]
+    if learn and not ordinary:
+        raise ConfigError(["task.learn: the chosen detectors learn on ordinary prompts, and this run has none"])
+    first = run.seed + HELD_OUT
+    return by_seed(run, chosen) | {first + i: ordinary[i % len(ordinary)] for i in range(learn)}
+
+
+class Seen:
+    """The records of detection: the truth of each sample and what every detector saw of it.
+
+    Args:
+        causes: why each condition is memorized: "" if there is no prompt, "ordinary", or why it makes copies.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        detectors: Mapping[str, Detector],
+        causes: Mapping[Condition, str],
+        parts: Parts,
+        seeds: list[int],
+        conditions: list[Condition],
+    ):
+        self.run, self.causes, self.parts, self.seeds, self.conditions = run, causes, parts, seeds, conditions
+        prompts = None if run.conditioning == "none" else conditions
+        settings = {"s0": run.s0, "scheduler": parts.scheduler, "steps": run.sampler.steps}
+        self.observer = Observer(parts.model, detectors, seeds, prompts, **settings)
+
+    def __call__(self, step: Step, state: Any) -> None:
+        self.observer(step)
+
+    def rows(self, x0: torch.Tensor, images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
+        """Returns one record per sample; without the truth, the judge says which are copies."""
+        found, truth = self.observer.finish(x0), self.parts.world.truth
+        guide, judge = self.parts.similarity(images).value, self.parts.judge(images).value
+        copies = judge > self.parts.judge.copy if truth is None else truth.copies(images)
+        return [
+            {
+                "seed": seed,
+                "held_out": seed >= self.run.seed + HELD_OUT,
+                "cause": self.causes[condition],
+                "prompt": condition if isinstance(condition, str) else None,
+                "label": condition if isinstance(condition, int) else None,
+                "similarity": guide[i].item(),
+                "judge": judge[i].item(),
+                "copy": copies[i].item(),
+                **{f"seen_{name}": seen[i].flatten().tolist() for name, seen in found.seen.items()},
+                **{f"seconds_{name}": seconds for name, seconds in found.seconds.items()},
+            }
+            for i, (seed, condition) in enumerate(zip(self.seeds, self.conditions, strict=True))
+        ]
+
+
+def _schema(detectors: Mapping[str, Detector]) -> pa.Schema:
+    fixed = {"seed": pa.int64(), "held_out": pa.bool_(), "cause": pa.string()}
+    fixed |= {"similarity": pa.float64(), "judge": pa.float64(), "copy": pa.bool_()}
+    fields = [pa.field(name, kind, nullable=False) for name, kind in fixed.items()]
+    fields += [pa.field("prompt", pa.string()), pa.field("label", pa.int64())]
+    for name in detectors:
+        fields += [pa.field(f"seen_{name}", pa.list_(pa.float64()), nullable=False)]
+        fields += [pa.field(f"seconds_{name}", pa.float64())]
+    return pa.schema(fields)
+
+
+def scored(run: RunConfig, detectors: Mapping[str, Detector], frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """One row per scored sample with `score_`, `calls_` and `seconds_<detector>`; how many chains were learned on.
+
+    A held-out chain that came out as a copy is not learned on.
+    """
+    ordinary, rows = frame[frame["held_out"] & ~frame["copy"]], frame[~frame["held_out"]].reset_index(drop=True)
+    result = rows[[name for name in rows.columns if not name.startswith("seen_")]].drop(columns="held_out")
+    for name, detector in detectors.items():
+        noise, chain = places(detector, run.sampler.steps)
+        looks = len(noise) + len(chain)
+        if detector.learns:
+            if len(ordinary) < 2:
+                every = int(frame["held_out"].sum())
+                raise ConfigError(
+                    [f"task.learn: {every - len(ordinary)} of {every} ordinary chains came out as copies; {name} needs "
+                     "2 that did not: draw more"]
+                )  # fmt: skip
+            detector = detector.learn(_tensor(ordinary[f"seen_{name}"], looks))
+        result[f"calls_{name}"] = network_calls(
+            detector, run.sampler.steps, None if run.conditioning == "none" else run.s0
+        )
+        result[f"score_{name}"] = detector.score(_tensor(rows[f"seen_{name}"], looks)).numpy()
+    return result, len(ordinary)
+
+
+def _tensor(seen: pd.Series, looks: int) -> torch.Tensor:
+    """(n, S, F)."""
+    flat = np.stack([np.asarray(row, float) for row in seen]) if len(seen) else np.empty((0, looks))
+    return torch.from_numpy(flat).view(len(seen), looks, -1)

@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from urllib.parse import urljoin
@@ -25,6 +26,7 @@ from amg.prompts import read_addresses
 from amg.prompts.text_files import json_lines
 from amg.tensors import replacing
 from experiments.config.schema import ConfigError, RunConfig
+from experiments.tasks.task import Task
 
 FOLDER = "data/memorized_laion"
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
@@ -33,17 +35,8 @@ PIXELS, RESOLUTION, HOPS = 50_000_000, 32, 5
 """Pixels of an image at most, of its shorter side at least (some are 1 × 1 and count visitors); redirects at most."""
 
 
-def download_run(
-    run: RunConfig,
-    path: str | None = None,
-    addresses: str = "memorized_laion",
-    workers: int = 8,
-    seconds: float = 20.0,
-    tries: int = 3,
-    wait: float = 1.0,
-    megabytes: float = 20.0,
-    private: bool = False,
-) -> Path:
+@dataclass(frozen=True)
+class Download(Task):
     """Fetches the images that are missing, checks that each decodes to its end, and returns their folder.
 
     It holds `metadata.jsonl` (file_name, text, url), and `failed.jsonl` (url, text, reason) for the addresses that gave
@@ -61,49 +54,72 @@ def download_run(
     Raises:
         SystemExit: with a line, where there is no image at all, or no room for one.
     """
-    for name, value, least in (("workers", workers, 1), ("tries", tries, 1), ("seconds", seconds, 0.1)):
-        if value < least:
-            raise ConfigError([f"task.{name} must be >= {least}, got {value}"])
-    try:
-        wanted = [{"text": text, "url": url} for text, url in read_addresses(addresses)]
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError([f"task.addresses: {error}"]) from None
-    folder = Path(path or (run.data["path"] if run.data.get("name") == "memorized_laion" else FOLDER))
-    table = folder / "metadata.jsonl"
-    try:
-        rows = [dict(row) for _, row in json_lines(table)] if table.is_file() else []
-    except (TypeError, ValueError) as error:
-        raise ConfigError([f"{table}: {error}: delete it to download anew"]) from None
-    rows = [row for row in rows if "url" not in row or (folder / str(row.get("file_name"))).is_file()]
-    there = {(row.get("text"), row.get("url")) for row in rows}
-    missing = {i: row for i, row in enumerate(wanted) if (row["text"], row["url"]) not in there}
-    if missing and offline():
-        raise ConfigError([f"task=download: HF_HUB_OFFLINE is set, and {len(missing)} images are missing in {folder}"])
-    failed = {i: row | {"reason": "not tried yet"} for i, row in missing.items()}
 
-    def fetch(i: int) -> tuple[int, dict]:
-        url = wanted[i]["url"]
+    path: str | None = None
+    addresses: str = "memorized_laion"
+    workers: int = 8
+    seconds: float = 20.0
+    tries: int = 3
+    wait: float = 1.0
+    megabytes: float = 20.0
+    private: bool = False
+
+    def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
+        for name, value, least in (
+            ("workers", self.workers, 1),
+            ("tries", self.tries, 1),
+            ("seconds", self.seconds, 0.1),
+        ):
+            if value < least:
+                raise ConfigError([f"task.{name} must be >= {least}, got {value}"])
         try:
-            data, suffix = retry(lambda: get_image(url, seconds, int(megabytes * 1e6), private), tries, wait)
-        except NotFetched as error:
-            return i, wanted[i] | {"reason": str(error)}
-        # no server and no list decides any part of a path
-        name = f"{i:05d}-{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}{suffix}"
-        (folder / f".{name}.part").write_bytes(data)
-        os.replace(folder / f".{name}.part", folder / name)  # whole or not there
-        return i, {"file_name": name} | wanted[i]
+            wanted = [{"text": text, "url": url} for text, url in read_addresses(self.addresses)]
+        except (ValueError, FileNotFoundError) as error:
+            raise ConfigError([f"task.addresses: {error}"]) from None
+        folder = Path(self.path or (config.data["path"] if config.data.get("name") == "memorized_laion" else FOLDER))
+        table = folder / "metadata.jsonl"
+        try:
+            rows = [dict(row) for _, row in json_lines(table)] if table.is_file() else []
+        except (TypeError, ValueError) as error:
+            raise ConfigError([f"{table}: {error}: delete it to download anew"]) from None
+        rows = [row for row in rows if "url" not in row or (folder / str(row.get("file_name"))).is_file()]
+        there = {(row.get("text"), row.get("url")) for row in rows}
+        missing = {i: row for i, row in enumerate(wanted) if (row["text"], row["url"]) not in there}
+        if missing and offline():
+            raise ConfigError(
+                [f"task=download: HF_HUB_OFFLINE is set, and {len(missing)} images are missing in {folder}"]
+            )
+        failed = {i: row | {"reason": "not tried yet"} for i, row in missing.items()}
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _collect(folder, table, fetch, rows, failed, workers)
-    except OSError as error:
-        raise SystemExit(f"error: {folder}: {error}; the same command continues") from None
-    line = f"{len(wanted) - len(failed)} of {len(wanted)} images are in {folder}"
-    line += f"; no image: {_counted(failed)}; {folder / FAILED} lists them" if failed else ""
-    if len(failed) == len(wanted):
-        raise SystemExit(f"error: {line}. Is there a network? Your own: data=folder data.path=<folder with captions>")
-    print(line + ("; the same command tries these again" if failed else "" if missing else "; nothing left to fetch"))
-    return folder
+        def fetch(i: int) -> tuple[int, dict]:
+            url = wanted[i]["url"]
+            try:
+                data, suffix = retry(
+                    lambda: get_image(url, self.seconds, int(self.megabytes * 1e6), self.private), self.tries, self.wait
+                )
+            except NotFetched as error:
+                return i, wanted[i] | {"reason": str(error)}
+            # no server and no list decides any part of a path
+            name = f"{i:05d}-{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}{suffix}"
+            (folder / f".{name}.part").write_bytes(data)
+            os.replace(folder / f".{name}.part", folder / name)  # whole or not there
+            return i, {"file_name": name} | wanted[i]
+
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _collect(folder, table, fetch, rows, failed, self.workers)
+        except OSError as error:
+            raise SystemExit(f"error: {folder}: {error}; the same command continues") from None
+        line = f"{len(wanted) - len(failed)} of {len(wanted)} images are in {folder}"
+        line += f"; no image: {_counted(failed)}; {folder / FAILED} lists them" if failed else ""
+        if len(failed) == len(wanted):
+            raise SystemExit(
+                f"error: {line}. Is there a network? Your own: data=folder data.path=<folder with captions>"
+            )
+        print(
+            line + ("; the same command tries these again" if failed else "" if missing else "; nothing left to fetch")
+        )
+        return folder
 
 
 def _collect(folder: Path, table: Path, fetch: Callable, rows: list[dict], failed: dict[int, dict], workers: int):

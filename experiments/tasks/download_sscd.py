@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from amg.fetch import AGAIN, NotFetched, fetch_file, mismatch
@@ -11,16 +12,11 @@ from amg.similarity.sscd_file import FILE, SHA256, SIZE, URL, url
 from amg.tensors import sha256_of
 from experiments.config.bind import every, locate
 from experiments.config.schema import ConfigError, RunConfig
+from experiments.tasks.task import Task
 
 
-def download_sscd_run(
-    run: RunConfig,
-    address: str = URL,
-    seconds: float = 30.0,
-    tries: int = 3,
-    wait: float = 1.0,
-    in_sweep: bool = False,
-) -> list[Path]:
+@dataclass(frozen=True)
+class DownloadSSCD(Task):
     """Fetches the files of `similarity` and `judge` where they are SSCD, as in model=sd; returns their paths.
 
     Where neither is, the file that `similarity=sscd` takes by default. Each has the `size` and `sha256` of its
@@ -33,24 +29,31 @@ def download_sscd_run(
     Raises:
         SystemExit: with a line, where a file could not be fetched.
     """
-    if in_sweep:
-        raise ConfigError(["task=download_sscd: not in a sweep or with experiment=…; fetch first, then draw"])
-    for name, value, least in (("tries", tries, 1), ("seconds", seconds, 0.1)):
-        if value < least:
-            raise ConfigError([f"task.{name} must be >= {least}, got {value}"])
-    files = list(_files(run)) or [("similarity", Path(FILE), SIZE, SHA256)]
-    for key, path, size, sha256 in files:
-        source, right = url(path, address), path.is_file() and not mismatch(path, size, sha256)
-        try:
-            fetch_file(source, path, sha256, size, tries, wait, seconds)
-        except (NotFetched, OSError, ValueError) as error:
-            again = "; the same command continues" if getattr(error, "reason", "") in AGAIN else ""
-            reason = " ".join(str(error).split())
-            raise SystemExit(f"error: {key}.path: {path} was not fetched from {source}: {reason}{again}") from None
-        checked = "as expected" if sha256 else "no digest is known to check it by"
-        done = "is there, nothing to do" if right else f"{path.stat().st_size:,} bytes, SHA-256 {sha256_of(path)}"
-        print(f"{path}: {done} ({checked})")
-    return [path for _, path, _, _ in files]
+
+    address: str = URL
+    seconds: float = 30.0
+    tries: int = 3
+    wait: float = 1.0
+
+    def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> list[Path]:
+        if in_sweep:
+            raise ConfigError(["task=download_sscd: not in a sweep or with experiment=…; fetch first, then draw"])
+        for name, value, least in (("tries", self.tries, 1), ("seconds", self.seconds, 0.1)):
+            if value < least:
+                raise ConfigError([f"task.{name} must be >= {least}, got {value}"])
+        files = list(_files(config)) or [("similarity", Path(FILE), SIZE, SHA256)]
+        for key, path, size, sha256 in files:
+            source, right = url(path, self.address), path.is_file() and not mismatch(path, size, sha256)
+            try:
+                fetch_file(source, path, sha256, size, self.tries, self.wait, self.seconds)
+            except (NotFetched, OSError, ValueError) as error:
+                again = "; the same command continues" if getattr(error, "reason", "") in AGAIN else ""
+                reason = " ".join(str(error).split())
+                raise SystemExit(f"error: {key}.path: {path} was not fetched from {source}: {reason}{again}") from None
+            checked = "as expected" if sha256 else "no digest is known to check it by"
+            done = "is there, nothing to do" if right else f"{path.stat().st_size:,} bytes, SHA-256 {sha256_of(path)}"
+            print(f"{path}: {done} ({checked})")
+        return [path for _, path, _, _ in files]
 
 
 def _files(run: RunConfig) -> Iterator[tuple[str, Path, int | None, str | None]]:

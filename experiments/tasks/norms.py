@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from amg.guidance.rivals.broken_memories import Norms
 from amg.prompts import read_prompts
 from amg.sampling.ordinary import learn_norms
+from amg.worlds.world import World
 from experiments.config.bind import locate
 from experiments.config.schema import RunConfig
 
 
-def of_ordinary_chains(run: RunConfig, model: Any, n: int = 64, seed: int = 1_000_000) -> Callable[[], Norms]:
+def of_ordinary_chains(run: RunConfig, world: World, n: int = 64, seed: int = 1_000_000) -> Callable[[], Norms]:
     """Learns the norms of n unguided chains that the run's own model, sampler and CFG scale draw.
 
     Args:
@@ -22,12 +22,12 @@ def of_ordinary_chains(run: RunConfig, model: Any, n: int = 64, seed: int = 1_00
     """
     if n < 2:
         raise ValueError(f"guidance.norms.n must be >= 2, got {n}")
-    prompts = _ordinary(run, model)
+    prompts = _ordinary(run, world)
 
     def learn() -> Norms:
         print(f"learning the norms of {n} ordinary chains")
         return learn_norms(
-            model,
+            world.model,
             range(seed, seed + n),
             prompts and [prompts[i % len(prompts)] for i in range(n)],
             batch_size=run.batch_size,
@@ -40,11 +40,9 @@ def of_ordinary_chains(run: RunConfig, model: Any, n: int = 64, seed: int = 1_00
     return learn
 
 
-def _ordinary(run: RunConfig, model: Any) -> list[str | int] | None:
+def _ordinary(run: RunConfig, world: World) -> list[str | int] | None:
     if run.conditioning == "none":
         return None
     if run.conditioning == "label":
-        return list(run.labels if run.labels is not None else range(len(getattr(model, "classes", None) or [])))
-    if hasattr(model, "prompts"):
-        return [prompt for prompt in model.prompts() if model.cause(prompt) == "ordinary"]
-    return read_prompts("ordinary_laion")
+        return list(run.labels if run.labels is not None else range(len(world.classes)))
+    return world.ordinary() if world.prompts else read_prompts("ordinary_laion")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ from experiments.config.schema import ConfigError, RunConfig
 from experiments.report.page import figure, template
 from experiments.report.samples import SampleTable, sample_table
 from experiments.run import records
+from experiments.tasks.task import Task
 
 EXPERIMENTS = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "rivals")
 PAIRS, SAMPLES = 10, 2000
 """Of each run and of each experiment: the page holds all of them; the reports that it links hold more."""
 
 
-def overview_run(
-    run: RunConfig, experiments: Sequence[str] = EXPERIMENTS, failed: Sequence[str] = (), root: str = "runs"
-) -> Path:
+@dataclass(frozen=True)
+class Overview(Task):
     """Writes `tables.html`, which needs nothing beside itself: claims, tables, figures, nearest pairs and samples.
 
     Args:
@@ -31,19 +32,25 @@ def overview_run(
     Raises:
         ConfigError: where none of them has a report.
     """
-    folder = Path(root)
-    places = [place for name in experiments for place in (folder / name, *sorted(folder.glob(f"{name}-*")))]
-    found = {place.name: _read(place) for place in places if (place / "report.json").is_file()}
-    if not found:
-        raise ConfigError(
-            [f"task.experiments: no report below {folder}; first python run.py experiment={experiments[0]}"]
-        )
-    place = Path(run.output_dir or root)
-    place.mkdir(parents=True, exist_ok=True)
-    page = place / "tables.html"
-    page.write_text(_page(found, folder, place, list(experiments), list(failed)), encoding="utf-8")
-    print(f"overview: {page}")
-    return page
+
+    experiments: Sequence[str] = EXPERIMENTS
+    failed: Sequence[str] = ()
+    root: str = "runs"
+
+    def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
+        folder = Path(self.root)
+        places = [place for name in self.experiments for place in (folder / name, *sorted(folder.glob(f"{name}-*")))]
+        found = {place.name: _read(place) for place in places if (place / "report.json").is_file()}
+        if not found:
+            raise ConfigError(
+                [f"task.experiments: no report below {folder}; first python run.py experiment={self.experiments[0]}"]
+            )
+        place = Path(config.output_dir or self.root)
+        place.mkdir(parents=True, exist_ok=True)
+        page = place / "tables.html"
+        page.write_text(_page(found, folder, place, list(self.experiments), list(self.failed)), encoding="utf-8")
+        print(f"overview: {page}")
+        return page
 
 
 def by_claim(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]:

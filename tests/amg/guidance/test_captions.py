@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toy import made
 
 from amg.bank import TrainingBank
 from amg.guidance import AntiMemorizationGuidance
@@ -138,7 +139,9 @@ def test_a_real_similarity_lists_its_neighbours():
     bank = TrainingBank.from_tensors(images, [f"{i % 2}" for i in range(40)])
     similarity = PCASimilarity(bank, 16)
     guidance = AntiMemorizationGuidance(similarity, Constant(-2), c2=1, terms="dup", neighbours=11, count=5)
-    armed, captions = guidance._captions(images[:5], similarity(images[:5]).index)
+    rows = torch.arange(5)
+    step = made(x0=images[:5], t=torch.full((5,), 0.5), seeds=tuple(range(5)), decode=lambda x0: x0)
+    armed, captions = guidance._captions(step, rows, similarity(images[:5]).index)
     near = similarity.neighbours(images[:5], 11)
     assert armed.all() and captions == [str(int((row % 2).float().mean().round())) for row in near]
 

@@ -15,12 +15,12 @@ def bank():
 @pytest.mark.parametrize("t, expected", [(0, 0.4), (100, 0.36065), (999, 0.30068)])
 def test_main_preset_has_the_released_threshold(bank, t, expected):
     guidance = AntiMemorizationGuidance.preset("sd-main", bank=bank, similarity=NormalizedL2(bank))
-    assert guidance.threshold(t / 999) == pytest.approx(expected, abs=1e-5)
+    assert guidance.watch.threshold(t / 999) == pytest.approx(expected, abs=1e-5)
 
 
 def test_strong_preset_flags_whatever_main_flags(bank):
     main, strong = (
-        AntiMemorizationGuidance.preset(name, bank=bank, similarity=NormalizedL2(bank)).threshold
+        AntiMemorizationGuidance.preset(name, bank=bank, similarity=NormalizedL2(bank)).watch.threshold
         for name in ("sd-main", "sd-strong")
     )
     assert all(strong(t / 10) < main(t / 10) for t in range(11))

@@ -57,8 +57,9 @@ def test_a_hub_that_cannot_be_reached_says_what_to_download_and_its_size(tmp_pat
 def test_a_network_of_another_resolution_than_the_pictures_is_told_in_a_line(command, tmp_path):
     save(unet(width=32), tmp_path / "net")  # draws 32×32
     (tmp_path / "pictures").mkdir()
-    for i in range(3):
-        Image.new("RGB", (16, 16), (80 * i, 0, 9)).save(tmp_path / "pictures" / f"{i}.png")
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i, 20 * i * i, 9)).save(tmp_path / "pictures" / f"{i}.png")
+        (tmp_path / "pictures" / f"{i}.txt").write_text(f"colour {i}")
     own = ["model=ddpm_cifar10", "model.path=net", "data=folder", "data.path=pictures", "metrics.extractor=none"]
     small = ["n_samples=1", "sampler.steps=1", "trainer=cpu", "output_dir=out"]
     code, _, told = command(*own, *small, "data.size=16")

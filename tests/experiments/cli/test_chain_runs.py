@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from amg.guidance import AntiMemorizationGuidance, Chain, Guidance
+from amg.guidance import Chain, Guidance
 from amg.guidance.base import flat
 from amg.guidance.rivals.somepalli import RandomNumbers
 from experiments.cli.main import compose_config, main
@@ -31,7 +31,7 @@ def traces(table, name="trace_similarity"):
 
 
 def test_a_chain_is_composed_in_order_from_yamls_that_stay_within_reach():
-    run = checked("row=gni_full", "guidance.guidances.full.c3=7", "guidance.guidances.gni.scale=0.3")
+    run = checked("row=gni_full", "++guidance.guidances.full.c3=7", "guidance.guidances.gni.scale=0.3")
     gni, full = run.guidance["guidances"]
     assert (gni["name"], gni["scale"], full["name"], full["c3"]) == ("gni", 0.3, "full", 7)
     assert full["c1"] == checked("guidance=full").guidance["c1"]
@@ -58,8 +58,6 @@ def test_mistakes_inside_a_chain_are_told_by_name():
     ]
     (line,) = mistakes("guidance=gni_full", "++guidance.guidances.full._target_=os.system")
     assert line.startswith("guidance.guidances.full._target_=os.system: must begin with")
-    (line,) = mistakes(*BY_HAND, "+guidance@guidance.guidances.c=spe")
-    assert line == "guidance.guidances: AntiMemorizationGuidance more than once, and a record has one trace"
 
 
 def test_a_chain_is_not_applicable_where_one_of_its_parts_is_not():
@@ -110,15 +108,3 @@ def test_numbers_in_the_prompt_under_amg_are_amg_on_the_rewritten_prompt(tmp_pat
     for name in ("similarity", "judge", "steps_guided", "norm_spe", "norm_dup", "norm_sim"):
         assert chain[name][0] == pytest.approx(other[name][0], rel=1e-3, abs=1e-4), name
     np.testing.assert_allclose(traces(chain), traces(other), atol=1e-4)
-
-
-def test_a_chain_without_amg_is_watched_from_outside():
-    from experiments.run.draw import amg_state, watched
-
-    class Parts:
-        guidance, similarity, threshold = Chain([RandomNumbers()]), None, None
-
-    assert isinstance(flat(watched(Parts))[0], AntiMemorizationGuidance)
-    Parts.guidance = Chain([RandomNumbers(), Chain([AntiMemorizationGuidance(None, None)])])
-    assert watched(Parts) is Parts.guidance
-    assert amg_state((None, (3, None))) is None

@@ -116,7 +116,7 @@ def test_no_two_rows_of_a_table_draw_the_same_pictures(table, model):
         except NotApplicable:
             continue
         constants = {key: value for key, value in run.guidance.items() if key not in ("name", "terms")}
-        own = str((constants, run.threshold)) if run.guidance["terms"] else row
+        own = str((constants, run.threshold)) if run.guidance.get("terms") else row
         assert own not in drawn, f"{row} and {drawn[own]} are the same"
         drawn[own] = row
     assert len(drawn) >= 3

@@ -185,3 +185,14 @@ def test_names_of_close_points_do_not_cover_each_other(tmp_path, monkeypatch):
 def test_scatter_without_a_point_says_which_numbers_are_missing(tmp_path):
     with pytest.raises(ValueError, match="copies and fid"):
         privacy_utility({"none": {"n": 10, "copies": Share(1, 10), "fid": None}}, tmp_path / "scatter.png")
+
+
+def test_runs_of_other_prompts_are_no_twins(tmp_path):
+    from experiments.report.sections import _twins
+
+    manifests = {
+        "none snowman": {"guidance": "none", "twin": "a"},
+        "full bus": {"guidance": "full", "twin": "b"},
+        "full snowman": {"guidance": "full", "twin": "a"},
+    }
+    assert ("none snowman", "full snowman") in _twins(list(manifests), manifests)

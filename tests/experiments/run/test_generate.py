@@ -7,20 +7,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from amg.bank import TrainingBank
-from amg.guidance import AntiMemorizationGuidance, Chain
+from amg.guidance import AntiMemorizationGuidance, Chain, Guidance
 from amg.guidance.rivals.somepalli import GaussianNoiseInput
-from amg.similarity import NormalizedL2
+from amg.similarity import Match
+from amg.step import Step
 from amg.thresholds import Constant
 from experiments.cli.main import main
 from experiments.run import records
-from experiments.run.draw import steps_guided
+from experiments.run.draw import Trace
 
 RUN = Path(__file__).parents[3] / "run.py"
 QUICK = ["metrics.extractor=none", "trainer=cpu", "sampler.steps=12", "guidance=full"]
@@ -84,20 +85,57 @@ def test_the_guided_gradient_works_inside_trainer_predict():
 
 
 def test_watching_alone_guides_nothing_but_still_has_its_trace():
-    assert main([*QUICK[:3], "guidance=none", TEXT, "n_samples=6", "output_dir=out"]) == 0
+    assert main([*QUICK[:3], "guidance=none", TEXT, "threshold=constant", "n_samples=12", "output_dir=out"]) == 0
     table = records.read("out")
     assert (table.steps_guided == 0).all() and (table[["norm_spe", "norm_dup", "norm_sim"]] == 0).all(axis=None)
     assert traces(table, "trace_flagged").any(), "planted captions must rise above λ_t somewhere"
 
 
-def test_only_amg_has_its_guided_steps_on_record():
-    bank = TrainingBank.from_tensors(torch.rand(4, 3, 8, 8) * 2 - 1)
-    flagged, similarity = torch.tensor([[True, False], [True, True]]), NormalizedL2(bank)
-    watch, amg = (AntiMemorizationGuidance(similarity, Constant(0.5), terms=terms) for terms in ((), ("sim",)))
-    rival = GaussianNoiseInput()
-    assert steps_guided(amg, flagged) == steps_guided(Chain([rival, amg]), flagged) == [1, 2]
-    assert steps_guided(watch, flagged) == [0, 0]
-    assert steps_guided(rival, flagged) == steps_guided(Chain([watch, rival]), flagged) == [None, None]
+def trace_of(guidance, looks):
+    """The trace of two steps of two samples whose similarity is the mean of x̂0; `looks` lists the comparisons."""
+
+    def similarity(images):
+        looks.append(len(images))
+        return Match(images.mean((1, 2, 3)), torch.tensor([0, 0]))
+
+    parts = SimpleNamespace(guidance=guidance(similarity), similarity=similarity, threshold=Constant(0.5))
+    trace, state = Trace(parts), None
+    for values in ([0.875, 0.125], [0.875, 0.625]):
+        x0, half = torch.tensor(values)[:, None, None, None].expand(2, 3, 4, 4), torch.full((2,), 0.5)
+        step = Step(x0, half, 0, half, x0, x0, None, 1.0, (0, 1), x0, None, lambda x0: x0)
+        _, state = parts.guidance(step, state)
+        trace(step, state)
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("guidance", "expected"),
+    [
+        (lambda similarity: Guidance(), [0, 0]),
+        (lambda similarity: GaussianNoiseInput(), [None, None]),
+        (lambda similarity: AntiMemorizationGuidance(similarity, Constant(0.5)), [2, 1]),
+        (lambda similarity: Chain([GaussianNoiseInput(), AntiMemorizationGuidance(similarity, Constant(0.5))]), [2, 1]),
+        (lambda similarity: Chain([AntiMemorizationGuidance(similarity, Constant(c)) for c in (0.7, 0.3)]), [2, 1]),
+    ],
+    ids=["none", "rival", "amg", "rival and amg", "two amgs"],
+)
+def test_steps_guided_are_known_of_amg_and_of_plain_sampling_only(guidance, expected):
+    trace = trace_of(guidance, [])
+    assert trace.steps_guided() == expected
+    assert trace.of("similarity").shape == (2, 2) and trace.of("spe").eq(0).all()
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [lambda similarity: Guidance(), lambda similarity: AntiMemorizationGuidance(similarity, Constant(0.5))],
+    ids=["none", "amg"],
+)
+def test_each_step_is_compared_once(guidance):
+    looks = []
+    trace = trace_of(guidance, looks)
+    assert looks == [2, 2]
+    torch.testing.assert_close(trace.of("similarity"), torch.tensor([[0.875, 0.875], [0.125, 0.625]]))
+    assert trace.of("flagged").tolist() == [[True, True], [False, True]]
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("float64", 1e-6)])

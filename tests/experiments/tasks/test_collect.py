@@ -12,9 +12,10 @@ from amg.metrics import Mean, Share
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
 from experiments.config.schema import ConfigError
+from experiments.run.folder import is_twin
 from experiments.tables.labels import labels
 from experiments.tables.pool import pool
-from experiments.tables.rows import _is_twin, keys
+from experiments.tables.rows import keys
 
 
 def metrics(copies=1, **changes):
@@ -90,11 +91,12 @@ def test_a_guided_run_is_compared_with_the_unguided_run_of_the_same_seeds_and_si
         return check(compose_config(list(arguments)), bind=False)
 
     guided = run("guidance=full", "seed=8")
-    assert _is_twin(guided, run("guidance=none", "seed=8"))
-    assert not _is_twin(guided, run("guidance=none", "seed=0"))
-    assert not _is_twin(guided, run("guidance=none", "seed=8", "similarity=nl2"))
-    assert not _is_twin(guided, run("guidance=sim", "seed=8"))
-    assert not _is_twin(run("guidance=none", "seed=8"), run("guidance=none", "seed=8", "threshold=always"))
+    assert is_twin(guided, run("guidance=none", "seed=8"))
+    assert not is_twin(guided, run("guidance=none", "seed=0"))
+    assert not is_twin(guided, run("guidance=none", "seed=8", "similarity=nl2"))
+    assert not is_twin(guided, run("guidance=sim", "seed=8"))
+    assert not is_twin(run("guidance=none", "seed=8"), run("guidance=none", "seed=8", "threshold=always"))
+    assert not is_twin(run("guidance=full", "prompt=snowman"), run("guidance=none", "prompt=bus"))
 
 
 def test_runs_of_one_setting_are_one_row(command, tmp_path):

@@ -11,10 +11,12 @@ from tiny_pipelines import stable_diffusion
 
 from amg.detectors import Norms
 from amg.metrics import Share
+from amg.models.base import Model
+from amg.worlds.world import World
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
 from experiments.config.schema import ConfigError
-from experiments.tasks.detect_scores import labelled, scored
+from experiments.tasks.detect import labelled, scored
 from experiments.tasks.detect_table import compare, refuse_one_kind
 
 SMALL = ["task=detect", "model.size=16", "task.learn=4", "trainer=cpu", "output_dir=out"]
@@ -35,7 +37,15 @@ def test_a_run_leaves_scores_table_figure_and_report_and_resumes(command, tmp_pa
     assert code == 0, told
     assert "28 drawn" in out
     folder = tmp_path / "out"
-    for name in ("roc.png", "report.html", "table.md", "table.tex", "table.csv", "scores.csv", "manifest.json"):
+    for name in (
+        "figures/roc-1.png",
+        "report.html",
+        "table.md",
+        "table.tex",
+        "table.csv",
+        "scores.csv",
+        "manifest.json",
+    ):
         assert (folder / name).stat().st_size > 0
     scores = pd.read_parquet(folder / "scores.parquet")
     assert scores["seed"].tolist() == list(range(24))
@@ -48,7 +58,8 @@ def test_a_run_leaves_scores_table_figure_and_report_and_resumes(command, tmp_pa
 
     code, out, _ = command(*SMALL, "sampler.steps=4", "n_samples=24")
     assert code == 0 and "nothing left to draw" in out
-    (folder / "seen" / "00000000-00000023.parquet").unlink()  # half of a run that was killed
+    for seed in range(24):  # a run that was killed
+        (folder / "pictures" / f"{seed}.png").unlink()
     code, out, _ = command(*SMALL, "sampler.steps=4", "n_samples=24", "batch_size=5")
     assert code == 0 and "24 drawn" in out
     again = pd.read_parquet(folder / "scores.parquet")
@@ -97,24 +108,27 @@ def test_a_model_without_planted_prompts_takes_two_sets_in_turn_and_its_judge(co
     assert "the judge, pca, says so" in (tmp_path / "out" / "table.md").read_text()
 
 
-class NoTruth:
+class NoText(Model):
     """A model that brings no prompts of its own."""
 
-    def encode(self, prompts):
+    def encode(self, conditions):
         return None
+
+
+NO_TRUTH = World(NoText())
 
 
 def test_prompts_that_are_in_both_sets_are_refused():
     run = check(compose_config(["task=detect", "model=local", "++model.source=x", "++data.path=x"]))
     with pytest.raises(ConfigError, match="prompts=ordinary_laion: 500 of these prompts are ordinary ones too"):
-        labelled(run, NoTruth(), "ordinary_laion")
+        labelled(run, NO_TRUTH, "ordinary_laion")
     with pytest.raises(ConfigError, match="task.ordinary: prompts: there is no file gone.txt"):
-        labelled(run, NoTruth(), "gone.txt")
+        labelled(run, NO_TRUTH, "gone.txt")
 
 
 def test_the_laions_sets_are_taken_in_turn():
     run = check(compose_config(["task=detect", "model=sd", "++data.path=x"]))
-    prompts, causes = labelled(run, NoTruth(), "ordinary_laion")
+    prompts, causes = labelled(run, NO_TRUTH, "ordinary_laion")
     assert len(prompts) == 1000 and causes == ["memorized", "ordinary"] * 500
 
 

@@ -13,7 +13,7 @@ import yaml
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
 from experiments.config.schema import ConfigError
-from experiments.tasks.detect_sweep import present_sweep
+from experiments.tasks.detect import present_sweep
 
 SMALL = ["task=detect", "model.size=16", "task.learn=4", "trainer=cpu", "sampler.steps=3", "n_samples=24"]
 ONE = "Is the prompt planted? One image"
@@ -105,7 +105,7 @@ def test_a_sweep_over_detectors_and_seeds_ends_in_one_table_and_resumes(command,
     shards = {file: file.stat().st_mtime_ns for file in place.glob("*/seen/*.parquet")}
     code, again, _ = command(*line)
     assert code == 0 and rows(ONE, place) == found
-    assert {file: file.stat().st_mtime_ns for file in place.glob("*/seen/*.parquet")} == shards and len(shards) == 6
+    assert {file: file.stat().st_mtime_ns for file in place.glob("*/seen/*.parquet")} == shards and len(shards) == 4
 
 
 @pytest.mark.slow

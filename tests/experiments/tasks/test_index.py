@@ -67,7 +67,7 @@ def test_faiss_takes_vectors_of_every_dimension(d, codes):
 def test_few_vectors_are_searched_exactly_and_more_neighbours_than_vectors_refused():
     vectors, queries = torch.randn(50, 6), torch.randn(4, 6)
     found = FaissIndex(vectors).search(queries, 50)
-    assert all(map(torch.equal, found, ExactIndex(vectors).search(queries, 50)))
+    torch.testing.assert_close(found, ExactIndex(vectors).search(queries, 50))
     for index in (FaissIndex(vectors), FaissIndex(torch.randn(700, 6), exact_below=0)):
         with pytest.raises(ValueError, match=f"k must lie in 1 … {len(index)}"):
             index.search(queries, len(index) + 1)
@@ -78,11 +78,12 @@ def test_codes_are_made_once_and_again_where_they_do_not_fit(tmp_path, monkeypat
     first = FaissIndex(vectors, file, exact_below=0).search(vectors[:9], 3)
     with monkeypatch.context() as patch:
         patch.setattr(FaissIndex, "_made", lambda *_: pytest.fail("made again"))
-        assert all(map(torch.equal, first, FaissIndex(vectors, file, exact_below=0).search(vectors[:9], 3)))
+        torch.testing.assert_close(first, FaissIndex(vectors, file, exact_below=0).search(vectors[:9], 3))
     assert len(FaissIndex(vectors[:650], file, exact_below=0)) == 650  # of other vectors
     file.write_bytes(file.read_bytes()[:-100])
     again = FaissIndex(vectors, file, exact_below=0).search(vectors[:9], 3)
-    assert all(map(torch.equal, first, again)) and [path.name for path in tmp_path.iterdir()] == ["codes.faiss"]
+    torch.testing.assert_close(first, again)
+    assert [path.name for path in tmp_path.iterdir()] == ["codes.faiss"]
 
 
 def test_codes_are_kept_beside_the_vectors(tmp_path, monkeypatch):
@@ -97,7 +98,7 @@ def test_codes_are_kept_beside_the_vectors(tmp_path, monkeypatch):
 
 
 def test_the_exact_index_equals_brute_force_and_knows_its_size():
-    vectors, queries = torch.randn(30, 6), torch.randn(4, 6)
+    vectors, queries = torch.randn(30, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
     products, index = ExactIndex(vectors).search(queries, 30)
     order = (queries @ vectors.T).argsort(1, descending=True)
     assert torch.equal(index, order) and torch.equal(ExactIndex(vectors).search(queries)[1], order[:, :1])
@@ -118,7 +119,7 @@ def test_chunks_of_vectors_change_nothing(chunk):
 
 def test_a_similarity_by_faiss_with_all_candidates_is_the_exact_one_gradient_included():
     bank = TrainingBank.from_tensors(pictures(2000))
-    x = pictures(16, seed=1).requires_grad_()
+    x = pictures(16, seed=1).double().requires_grad_()  # float32 orders near ties by chance
     embed = PCASimilarity(bank, directions=32).embed
     exact = DescriptorSimilarity(bank, embed)
     faiss = DescriptorSimilarity(bank, embed, index=partial(FaissIndex, exact_below=0, candidates=2000))
@@ -128,7 +129,7 @@ def test_a_similarity_by_faiss_with_all_candidates_is_the_exact_one_gradient_inc
     torch.testing.assert_close(*(torch.autograd.grad(value.sum(), x)[0] for value in (a, b)))
     assert torch.equal(exact.neighbours(x, 50), faiss.neighbours(x, 50))
     few = DescriptorSimilarity(bank, embed, index=partial(FaissIndex, exact_below=0, candidates=4))(x)
-    assert (few.value <= a).all() and (few.index == i).float().mean() >= 0.5
+    assert (few.value <= a + 1e-9).all() and (few.index == i).float().mean() >= 0.5
 
 
 def test_neighbours_come_nearest_first_and_begin_with_the_match():

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from amg.metrics.detection import auc, roc
 from experiments.report.style import INK, ORDINARY, style
 
-if TYPE_CHECKING:
-    from experiments.tasks.detect_table import Roc
-
 COLORS = ("#1f6f8b", "#c8553d", "#e0a030", "#6a4c93", "#4f8a5b", INK)
 DASHES = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (1, 1)))
 
 
-def figure_roc(parts: Sequence[Roc], detectors: Sequence[str], out: str | Path, rate: float = 0.01) -> Path:
+def figure_roc(parts: Sequence[Any], detectors: Sequence[str], out: str | Path, rate: float = 0.01) -> Path:
     """One panel per notion of memorized, a curve per detector; logarithmic false-positive rate, `rate` marked.
 
     Args:
-        parts: decisions with their truth; both kinds in each.
+        parts: each with a `title` and `decisions`, a frame with a column `memorized`; both kinds in each.
         detectors: their names, as in the columns `score_<name>`.
         out: file to write, its suffix names the format.
     """
