@@ -35,8 +35,15 @@ class Detector:
         """
         raise NotImplementedError
 
+    def keep(self, seen: Tensor) -> Tensor:
+        """Reduces all that it saw of a sample to the numbers that `score` needs, (B, S, F) to (B, S, G).
+
+        A detector that compares whole images of two looks reduces them here, so that no record holds them.
+        """
+        return seen
+
     def score(self, seen: Tensor) -> Tensor:
-        """(B,), from all that it saw, (B, S, F): first its looks at noise in their order, then the steps in theirs."""
+        """(B,), from all that it kept, (B, S, G): first its looks at noise in their order, then the steps in theirs."""
         raise NotImplementedError
 
     def learn(self, ordinary: Tensor) -> Detector:

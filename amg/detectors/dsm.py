@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from amg.detectors.base import Detector
@@ -21,12 +22,14 @@ class DSM(Detector):
     def __init__(self, first: int = 1):
         if isinstance(first, bool) or not isinstance(first, int) or first < 0:
             raise ValueError(f"detector.dsm.first must be a whole number >= 0, got {first}")
-        self.first, self.chain = first, slice(first, first + 2)
+        self.chain = slice(first, first + 2)
 
     def see(self, step: Step, after: Tensor | None) -> Tensor:
         return (step.eps if step.eps_cond is None else step.eps_cond).flatten(1)
 
+    def keep(self, seen: Tensor) -> Tensor:
+        change = (seen[:, 1] - seen[:, 0]).square().sum(1)
+        return torch.stack([torch.zeros_like(change), change], dim=1)[:, :, None]
+
     def score(self, seen: Tensor) -> Tensor:
-        if seen.shape[1] != 2:
-            raise ValueError(f"detector.dsm: compares two steps from place {self.first} on; take more sampler.steps")
-        return (seen[:, 1] - seen[:, 0]).square().sum(1)
+        return seen[:, 1, 0]

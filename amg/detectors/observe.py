@@ -23,7 +23,7 @@ class Observation:
     """What detectors saw of B samples, by the detector's name, and the samples."""
 
     seen: dict[str, Tensor]
-    """(B, S, F) each, float64, on the CPU; for `Detector.score`."""
+    """What each kept, (B, S, G), float64, on the CPU; for `Detector.score`."""
     x0: Tensor
     """The finished unguided samples, (B, C, H, W)."""
     seconds: dict[str, float]
@@ -89,7 +89,8 @@ class Observer:
         self._became(x0)
         share = {name: (max(places) + 1 if places else 0) / self.steps for name, places in self.watched.items()}
         seconds = {name: (took + chain * share[name]) / self.samples for name, took in self.took.items()}
-        return Observation({name: torch.stack(values, dim=1) for name, values in self.seen.items()}, x0, seconds)
+        seen = {name: self.detectors[name].keep(torch.stack(values, dim=1)) for name, values in self.seen.items()}
+        return Observation(seen, x0, seconds)
 
     def _became(self, after: Tensor) -> None:
         for name, chain in self.watched.items():
@@ -127,6 +128,11 @@ def places(detector: Detector, steps: int) -> tuple[list[int], range]:
     Raises:
         ValueError: for a place beyond the schedule.
     """
+    last = detector.chain.stop
+    if last is not None and last > steps:
+        raise ValueError(
+            f"sampler.steps={steps}: {type(detector).__name__} watches the first {last} steps; take as many at least"
+        )
     try:
         return [range(steps)[place] for place in detector.noise], range(steps)[detector.chain]
     except IndexError:

@@ -37,7 +37,7 @@ _REQUIRED = {
     "norm_spe": pa.float64(),  # mean over the steps, as the next two
     "norm_dup": pa.float64(),
     "norm_sim": pa.float64(),
-    "dropped": pa.int64(),  # steps whose gradient was not finite
+    "dropped": pa.int64(),  # steps whose gradient was zero or not finite
     "seconds": pa.float64(),
 }
 _OPTIONAL = {

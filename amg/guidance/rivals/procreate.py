@@ -26,16 +26,18 @@ class ProCreate(Guidance):
 
     Args:
         similarity: σ_t; it brings the references. The authors' is the cosine of DreamSim.
-        scale: the authors' w; 0 is plain sampling.
-        clip: largest length, as a share of scale. The authors' length 0.5 · 250 is about ‖ε‖ of 4 × 64 × 64 latents;
-            ‖ε‖ grows as √(C·H·W).
+        scale: the authors' w; 0 is plain sampling. None: their 250 for latents of 4 × 64 × 64, and in proportion to
+            √(C·H·W), as ‖ε‖ grows, for others.
+        clip: largest length, as a share of scale.
         gradient: how ∇ passes x̂0(x_t), as in AMG. The authors' `through_unet` takes one more forward and one backward
             pass of the denoiser per sample and step.
     """
 
-    def __init__(self, similarity: Similarity, scale: float = 250.0, clip: float = 0.5, gradient: str = "through_unet"):
+    def __init__(
+        self, similarity: Similarity, scale: float | None = None, clip: float = 0.5, gradient: str = "through_unet"
+    ):
         for name, value in (("scale", scale), ("clip", clip)):
-            if not value >= 0:  # NaN fails too
+            if value is not None and not value >= 0:  # NaN fails too
                 raise ValueError(f"guidance.{name} must be >= 0, got {value}")
         if gradient not in GRADIENTS:
             raise ValueError(f"guidance.gradient: unknown {gradient}; choose {' or '.join(GRADIENTS)}")
@@ -43,7 +45,7 @@ class ProCreate(Guidance):
 
     def attach(self, model: Any, asked: Asked) -> AbstractContextManager:
         """Changes nothing; refuses weights that no gradient passes."""
-        if self.scale > 0:
+        if self.scale != 0:
             network = (getattr(model, "unet", None),) if self.gradient == "through_unet" else ()
             similarity = getattr(self.similarity, "modules", (self.similarity,))
             require_gradients(*network, getattr(model, "vae", None), *similarity)
@@ -54,9 +56,10 @@ class ProCreate(Guidance):
         rows = step.finite.nonzero().flatten()
         if self.scale == 0 or not len(rows):
             return step.eps, state
-        gradient = self.scale * similarity_gradient(self.similarity, step, rows, self.gradient)
+        scale = 250 * (step.eps[0].numel() / (4 * 64 * 64)) ** 0.5 if self.scale is None else self.scale
+        gradient = scale * similarity_gradient(self.similarity, step, rows, self.gradient)
         gradient = torch.where(broadcast(finite_rows(gradient)), gradient, 0)
         length = norm(gradient)
-        shorter = (self.clip * self.scale / length.clamp(min=torch.finfo(length.dtype).tiny)).clamp(max=1)
+        shorter = (self.clip * scale / length.clamp(min=torch.finfo(length.dtype).tiny)).clamp(max=1)
         change = dissimilarity(broadcast(shorter, gradient) * gradient, step.alpha_bar[rows], 1.0)
         return step.eps.index_put((rows,), step.eps[rows] + change.to(step.eps)), state

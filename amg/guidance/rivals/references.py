@@ -28,7 +28,8 @@ def of_bank(bank: TrainingBank, model: Any) -> Tensor:
         ValueError: if they do not have the shape of the model's samples.
     """
     vae = getattr(getattr(model, "pipe", model), "vae", None)
-    references = bank.images if vae is None else encode_latents(vae, bank.images)
+    # on the model's device once, not at every step
+    references = bank.images.to(model.device) if vae is None else encode_latents(vae, bank.images)
     shape = getattr(model, "shape", None)
     if shape is not None and references.shape[1:] != tuple(shape):
         raise _wrong_shape(references, shape)

@@ -20,8 +20,8 @@ class SafetyGuidedFlow(Repulsion):
 
     Args:
         references: (N, C, H, W) in the space of the samples; see `amg.guidance.rivals.references.of_bank`.
-        sigma: width of the kernel, > 0, in the ℓ2 norm of the space. None, ours: the median distance of a reference to
-            its nearest other; the code takes a median over the batch, on which a sample here does not depend.
+        sigma: width of the kernel, > 0, in the ℓ2 norm of the space. None, ours: half the median distance of a
+            reference to its nearest other; the code takes a median over the batch, on which no sample here depends.
         scale: 2 λ / N sigma², constant in the window; a sample much nearer than sigma to one reference multiplies its
             distance by 1 + scale. Ours, untuned.
         until: the paper's window [1, 0.8].
@@ -31,7 +31,7 @@ class SafetyGuidedFlow(Repulsion):
         super().__init__(references, scale, until)
         if sigma is not None and not sigma > 0:
             raise ValueError(f"guidance.sigma must be > 0, got {sigma}")
-        self.sigma = spacing(references) if sigma is None else sigma
+        self.sigma = spacing(references) / 2 if sigma is None else sigma
 
     def force(self, x0: Tensor, references: Tensor, seeds: Sequence[int]) -> Tensor:
         kernel = (-(distances(x0, references).square()) / (2 * self.sigma**2)).exp()

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 from toy import Toy
 
-from amg.detectors import Anisotropy, Magnitude, NearestPicture, Norms, OneStep, network_calls, observe, places
+from amg.detectors import DSM, Anisotropy, Magnitude, NearestPicture, Norms, OneStep, network_calls, observe, places
 from amg.metrics.detection import auc
 from amg.sampling import sample
 from amg.similarity import Match, PCASimilarity
@@ -31,6 +31,7 @@ def every():
         "anisotropy": Anisotropy(),
         "norms": Norms(),
         "one_step": OneStep(),
+        "dsm": DSM(),
     }
 
 

@@ -23,7 +23,7 @@ def test_it_is_the_square_distance_of_two_predictions_by_hand():
     detector, ones = DSM(), torch.ones(3, 3, 1, 1, dtype=torch.float64)
     first, second = made(eps_cond=0.6 * ones), made(eps_cond=1.6 * ones)
     seen = torch.stack([detector.see(step, None) for step in (first, second)], dim=1)
-    assert detector.score(seen).tolist() == pytest.approx([3.0] * 3)  # three channels, each 1 apart
+    assert detector.score(detector.keep(seen)).tolist() == pytest.approx([3.0] * 3)  # three channels, each 1 apart
     assert DSM().see(made(eps_cond=None), None)[0].tolist() == [0.5] * 3  # the only prediction
 
 
@@ -48,10 +48,11 @@ def test_each_score_is_of_its_own_seed_and_no_text_is_needed():
     alone = [scored(DSM(), toy(), [seed], [prompt])[0] for seed, prompt in zip(SEEDS, PROMPTS, strict=True)]
     torch.testing.assert_close(together, torch.stack(alone))
     assert scored(DSM(), toy(), prompts=None).shape == (3,)
+    assert observe(toy(), {"it": DSM()}, SEEDS, steps=3).seen["it"].shape == (3, 2, 1)  # no images are kept
 
 
 def test_too_few_steps_and_bad_places_are_refused():
-    with pytest.raises(ValueError, match=r"from place 1 on; take more sampler\.steps"):
-        scored(DSM(), toy(), steps=2)
+    with pytest.raises(ValueError, match=r"sampler\.steps=2: DSM watches the first 3 steps"):
+        places(DSM(), 2)
     with pytest.raises(ValueError, match=r"detector\.dsm\.first"):
         DSM(first=-1)

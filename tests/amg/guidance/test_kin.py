@@ -102,6 +102,15 @@ def test_procreate_adds_the_gradient_clipped_to_half_its_scale_by_hand():
     torch.testing.assert_close(eps - step.eps, pixels([0.6, 0.8]).expand(2, -1, -1, -1) * 5 * 0.6)
 
 
+def test_procreate_scales_the_published_weight_as_the_noise_grows():
+    def steep(images):
+        return Match(1e3 * images.sum((1, 2, 3)), torch.zeros(len(images), dtype=torch.long))
+
+    step = at(torch.zeros(1, 4, 8, 8, dtype=torch.float64))
+    eps, _ = ProCreate(steep, gradient="fixed_eps")(step, None)
+    assert (eps - step.eps).norm().item() == pytest.approx(0.5 * 250 / 8 * 0.6)  # √(4 · 8²) is an eighth of theirs
+
+
 def test_procreate_through_the_denoiser_follows_it():
     model, steps = Toy(DDIMScheduler(clip_sample=False), torch.float64), []
     sample(model, [3, 4], steps=3, on_step=lambda step, _: steps.append(step))

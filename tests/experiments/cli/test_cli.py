@@ -61,7 +61,8 @@ def test_a_glob_over_the_guidances_reports_impossible_pairs_as_na_and_goes_on(co
     for name in ("spe", "dup", "spe_dup", "wen", "stp", "dtp", "og", "han_batch", "chain", "released_iddpm", "ren"):
         assert f"n/a: guidance={name}: " in told
     done = {run_dir.name.split("-")[1] for run_dir in (tmp_path / "runs" / "glob").glob("closed_form-*")}
-    assert done == {"none", "sim", "full", "sim_spe", "sim_dup", "broken_memories", "released_sd"}
+    kin = {"spell", "safe_denoiser", "sgf", "procreate", "oracle"}
+    assert done == {"none", "sim", "full", "sim_spe", "sim_dup", "broken_memories", "released_sd"} | kin
     table = (tmp_path / "runs" / "glob" / "table.md").read_text()
     assert "guidance=spe_dup" in table and "n/a" in table
     assert (tmp_path / "runs" / "glob" / "report.html").is_file()

@@ -235,6 +235,20 @@ def test_methods_on_cfg_are_not_applicable_where_there_is_none(guidance):
     assert not_applicable(check(compose_config([f"guidance={guidance}", "model=lab_sd"]))) is None
 
 
+def test_the_oracle_is_not_applicable_where_the_law_is_unknown():
+    reason = not_applicable(check(compose_config(["guidance=oracle", "model=lab_sd"])))
+    assert (
+        reason and reason.startswith("guidance=oracle: ") and "model=lab_sd has none; use model=closed_form" in reason
+    )
+    assert not_applicable(check(compose_config(["guidance=oracle"]))) is None
+
+
+@pytest.mark.parametrize("guidance", ["spell", "safe_denoiser", "sgf", "procreate"])
+def test_repulsions_serve_every_model_with_or_without_text(guidance):
+    for chosen in ([], ["conditioning=none"], ["model=lab_sd"], ["model=lab_ddpm"], ["model=sd"]):
+        assert not_applicable(check(compose_config([f"guidance={guidance}", *chosen]))) is None
+
+
 def test_the_cfg_schedules_take_labels_and_broken_memories_needs_nothing():
     for guidance in ("stp", "dtp", "og", "han_batch", "broken_memories"):
         assert not_applicable(check(compose_config([f"guidance={guidance}", "labels=[1]", "s0=3"]))) is None

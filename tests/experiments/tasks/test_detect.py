@@ -20,7 +20,7 @@ from experiments.tasks.detect import labelled, scored
 from experiments.tasks.detect_table import compare, refuse_one_kind
 
 SMALL = ["task=detect", "model.size=16", "task.learn=4", "trainer=cpu", "output_dir=out"]
-DETECTORS = ["nearest", "magnitude", "magnitude_all", "anisotropy", "norms", "one_step"]
+DETECTORS = ["nearest", "magnitude", "magnitude_all", "anisotropy", "norms", "one_step", "dsm"]
 
 
 def cells(folder, section, label):
