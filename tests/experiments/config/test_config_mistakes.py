@@ -26,7 +26,7 @@ def test_several_detectors_are_chosen_by_name_and_bound_to_their_signatures():
     run = check(compose_config(["task=detect", "detector=[norms,magnitude]", "++detector.magnitude.whole=true"]))
     assert list(run.detector) == ["norms", "magnitude"] and run.detector["magnitude"]["whole"]
     shipped = {file.stem for file in (CONF / "detector").glob("*.yaml")}
-    assert set(check(compose_config(["task=detect"])).detector) == shipped - {"dsm"}  # keeps whole predictions
+    assert set(check(compose_config(["task=detect"])).detector) == shipped
     assert mistakes("task=detect", "detector=[norms,magnitud]") == [
         "detector=magnitud: no such choice; did you mean magnitude?"
     ]
