@@ -18,8 +18,7 @@ from omegaconf import OmegaConf
 from synthetic_runs import save
 
 from amg.worlds.emoji import emoji
-from experiments.cli.main import compose_config, folders, main, own_folder, reach
-from experiments.cli.quoting import quote
+from experiments.cli.main import compose_config, folders, main, own_folder, quote, reach
 from experiments.config.bind import check
 
 ROOT = Path(__file__).parents[1]

@@ -18,11 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.cli.quoting import quote
 from experiments.cli.sweep import finish, one_device, rows_of
 from experiments.config.bind import COMPONENTS, check
-from experiments.config.messages import SEVERAL, explain
-from experiments.config.notes import as_notes
+from experiments.config.messages import SEVERAL, as_notes, explain
 from experiments.config.schema import ConfigError
 from experiments.tables.names import refuse_overlap
 
@@ -231,3 +229,25 @@ def _hydra(arguments: list[str]) -> int:
 
     job()
     return DONE
+
+
+FREE_TEXT = re.compile(r"^(\+{0,2})(prompt|negative_prompt)=(.*)$", re.DOTALL)
+ONE = r"""('(\\.|[^'\\])*'|"(\\.|[^"\\])*")"""
+QUOTED = re.compile(rf"{ONE}(\s*,\s*{ONE})*", re.DOTALL)  # 'one' or, for a sweep, 'one','two'
+
+
+def quote(argument: str) -> str:
+    """`prompt=an owl, (red)` to `prompt='an owl, (red)'`.
+
+    What is quoted already, a list, `null`, or no text key, stays as it is.
+    """
+    match = FREE_TEXT.match(argument)
+    if not match:
+        return argument
+    plus, key, text = match.groups()
+    if text == "null" or QUOTED.fullmatch(text) or (text.startswith("[") and text.endswith("]")):
+        return argument
+    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)  # else OmegaConf takes ${…} for a reference
+    # Hydra reads \' as a quote and doubles of backslashes only before a quote or the end
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return f"{plus}{key}='{escaped}'"

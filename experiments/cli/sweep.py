@@ -14,8 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.bind import locate
-from experiments.config.messages import SEVERAL
-from experiments.config.notes import as_notes
+from experiments.config.messages import SEVERAL, as_notes
 from experiments.config.schema import ConfigError, NotApplicable
 
 

@@ -13,8 +13,7 @@ from amg.sampling.ordinary import calibrate
 from experiments.config.build import build
 from experiments.config.schema import ConfigError, RunConfig
 from experiments.run import records
-from experiments.run.conditions import by_seed, conditions
-from experiments.run.draw import generate
+from experiments.run.draw import by_seed, conditions, generate
 from experiments.run.folder import facts, folder, in_folder
 from experiments.tasks.task import Task
 

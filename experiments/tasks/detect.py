@@ -24,8 +24,7 @@ from experiments.config.bind import locate
 from experiments.config.build import Parts, build, component, told
 from experiments.config.schema import ConfigError, NotApplicable, RunConfig
 from experiments.run import records
-from experiments.run.conditions import by_seed, conditions
-from experiments.run.draw import Condition, Kind, generate
+from experiments.run.draw import Condition, Kind, by_seed, conditions, generate
 from experiments.run.folder import facts, folder, in_folder
 from experiments.tasks.detect_table import compare, notes, present_jobs, present_sweep, refuse_one_kind
 from experiments.tasks.task import Task

@@ -6,8 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from amg.prompts import SETS, read_prompts
-from experiments.cli.main import compose_config
-from experiments.cli.quoting import quote
+from experiments.cli.main import compose_config, quote
 
 PARSER = OverridesParser.create()
 ODD = [

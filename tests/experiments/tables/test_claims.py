@@ -3,9 +3,8 @@
 import pytest
 
 from amg.metrics import Mean, Share
-from experiments.tables.claims import claims
-from experiments.tables.compare import as_good_as, at_least, at_most, fewer, none_left
-from experiments.tables.pool import pool
+from experiments.tables.claims import as_good_as, at_least, at_most, claims, fewer, none_left
+from experiments.tables.rows import pool
 
 
 def row(n=100, copies=0, judge=None, truth=None, novel=None, causes=None, **more):

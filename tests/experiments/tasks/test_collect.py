@@ -14,7 +14,7 @@ from experiments.config.bind import check
 from experiments.config.schema import ConfigError
 from experiments.run.folder import is_twin
 from experiments.tables.names import keys, labels
-from experiments.tables.pool import pool
+from experiments.tables.rows import pool
 
 
 def metrics(copies=1, **changes):
