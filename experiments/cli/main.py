@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         if flags:
             return _hydra(arguments)  # --cfg, --info, --shell-completion …
         experiment = _experiment(arguments)
-        if set(MULTIRUN) & set(arguments) or "table" in experiment or _own_grid(experiment):
+        if set(MULTIRUN) & set(arguments) or experiment.get("table") or _own_grid(experiment):
             return _sweep([argument for argument in arguments if argument not in MULTIRUN], experiment, command)
         cfg = compose_config(arguments)
         from experiments.tasks.task import run
@@ -102,11 +102,12 @@ def folders(arguments: list[str]) -> list[Path]:
     return [CONF, *(Path(str(path).removeprefix("file://")) for path in paths)]
 
 
-def compose_config(arguments: list[str], whole: bool = True) -> DictConfig:
+def compose_config(arguments: list[str], whole: bool = True, with_hydra: bool = False) -> DictConfig:
     """Composes `conf/` with overrides.
 
     Args:
         whole: after a mistake that Hydra found, look for more in the rest of the configuration too.
+        with_hydra: returns Hydra's own configuration too.
 
     Raises:
         ConfigError: with one line per mistake that Hydra found.
@@ -117,7 +118,7 @@ def compose_config(arguments: list[str], whole: bool = True) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         while True:
             try:
-                cfg = compose("config", overrides=left)
+                cfg = compose("config", overrides=left, return_hydra_config=with_hydra)
                 break
             except (HydraException, OmegaConfBaseException) as error:
                 lines.append(explain(error, folders(arguments)))
@@ -146,18 +147,18 @@ def _told_anyway(cfg: DictConfig) -> list[str]:
 
 
 def _experiment(arguments: list[str]) -> DictConfig:
-    """The yaml of the experiment that is chosen, empty without one."""
-    found = OmegaConf.create()
-    for name in (argument.split("=", 1)[1] for argument in arguments if argument.startswith("experiment=")):
-        if "," in name:
-            raise ConfigError([f"experiment={name}: one experiment at a time; each brings its own rows"])
-        for file in (folder / "experiment" / f"{name}.yaml" for folder in folders(arguments)):
-            found = OmegaConf.load(file) if file.is_file() else found
-    return found
+    """The configuration of the experiment that is chosen, Hydra's own included; empty without one."""
+    chosen = [word for word in arguments if word.startswith(("experiment=", "hydra.searchpath="))]
+    if several := [word for word in chosen if word.startswith("experiment=") and "," in word]:
+        raise ConfigError([f"{several[0]}: one experiment at a time; each brings its own rows"])
+    try:
+        return compose_config(chosen, with_hydra=True) if "experiment=" in " ".join(chosen) else OmegaConf.create()
+    except ConfigError:  # told together with all else that is wrong
+        return OmegaConf.create()
 
 
 def _own_grid(experiment: DictConfig) -> bool:
-    return OmegaConf.select(experiment, "hydra.sweeper.params") is not None
+    return bool(OmegaConf.select(experiment, "hydra.sweeper.params"))
 
 
 def _sweep(arguments: list[str], experiment: DictConfig, command: str) -> int:

@@ -93,7 +93,7 @@ def _node(file: Path, group: str) -> dict[str, Any]:
     """The component in a yaml, which a global one holds under its group's name; else all of the yaml."""
     plain: Any = OmegaConf.to_container(OmegaConf.load(file))
     below = plain.get(group)
-    return below if isinstance(below, dict) and "_target_" in below else plain
+    return below if isinstance(below, dict) else plain
 
 
 def _choices(group: str) -> list[str]:

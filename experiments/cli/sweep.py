@@ -24,7 +24,7 @@ def rows_of(experiment: DictConfig, arguments: list[str]) -> list[list[str]]:
     A row is a guidance; a table may set other keys beside it. What is typed comes before both.
     """
     typed = {argument.lstrip("+~").split("=")[0] for argument in arguments}
-    table = experiment.get("table", {})
+    table = experiment.get("table") or {}
     found: dict[tuple[str, ...], dict[str, None]] = {}
     for one in table.get("tables", [table]):
         keys = tuple(word for word in one.get("keys", ()) if word.split("=")[0] not in typed)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from composed import composed
-from omegaconf import OmegaConf
 
 from amg.guidance.presets import CURVES, PRESETS
 from experiments.cli.main import CONF, compose_config
@@ -60,7 +59,7 @@ def test_every_model_has_the_constants_of_the_full_guidance_at_both_strengths(mo
 def test_every_row_of_every_experiment_composes_and_binds():
     visited = 0
     for file in sorted((CONF / "experiment").glob("*.yaml")):
-        for guidances, *keys in rows_of(OmegaConf.load(file), []):
+        for guidances, *keys in rows_of(compose_config([f"experiment={file.stem}"]), []):
             for row in guidances.removeprefix("guidance=").split(","):
                 check(compose_config([f"experiment={file.stem}", f"guidance={row}", *keys]))
                 visited += 1
@@ -104,7 +103,7 @@ def test_the_rows_of_table_5_differ_in_the_threshold_alone(model, strength):
 @pytest.mark.parametrize("model", ["closed_form", "lab_ddpm", "ddpm_cifar10", "iddpm_cifar10", "iddpm_cifar10_cond"])
 @pytest.mark.parametrize("table", ["table2", "table3", "table5"])
 def test_no_two_rows_of_a_table_draw_the_same_pictures(table, model):
-    ((rows,),) = rows_of(OmegaConf.load(CONF / "experiment" / f"{table}.yaml"), [])
+    ((rows,),) = rows_of(compose_config([f"experiment={table}"]), [])
     drawn = {}
     for row in rows.removeprefix("guidance=").split(","):
         try:
@@ -151,13 +150,13 @@ def test_a_chain_takes_the_constants_of_its_amg():
 
 
 def test_the_rows_of_each_table_of_an_experiment_are_swept_with_its_keys_and_what_is_typed_wins():
-    demo = OmegaConf.load(CONF / "experiment" / "demo.yaml")
+    demo = compose_config(["experiment=demo"])
     text = ["guidance=none,spe,dup,sim,full"]
     unconditional, lab = ["conditioning=none", "s0=1.0"], ["model=lab_sd"]
     assert rows_of(demo, []) == [["guidance=none,full", *unconditional], text, ["guidance=none,full", *lab]]
     assert rows_of(demo, ["guidance=dup"]) == [unconditional, [], lab]
     assert rows_of(demo, ["s0=2", "model=lab_sd"]) == [["guidance=none,full", "conditioning=none"], text]
-    table = OmegaConf.load(CONF / "experiment" / "table1.yaml")
+    table = compose_config(["experiment=table1"])
     assert "ablation" not in rows_of(table, [])[0][0]  # the paper's alone
 
 
