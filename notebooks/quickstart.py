@@ -15,11 +15,11 @@
 # %%
 import matplotlib.pyplot as plt
 import torch
+from amg.worlds.emoji import lab_pictures
 
 from amg import AntiMemorizationGuidance, TrainingBank, guard
 from amg.similarity import PCASimilarity
 from amg.thresholds import Constant
-from amg.worlds.emoji import lab_pictures
 from amg.worlds.lab import LabDescriptor, lab_sd
 
 pipe = lab_sd()  # StableDiffusionPipeline.from_pretrained(…)

@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Glob
 from omegaconf import OmegaConf
 from synthetic_runs import save
 
-from amg.worlds.emoji import emoji
+from amg.worlds.drawings import training_images
 from experiments.cli.main import compose_config, folders, main, own_folder, reach
 from experiments.cli.quoting import quote
 from experiments.config.bind import check
@@ -152,7 +152,7 @@ def readme_commands():
 @pytest.fixture
 def reader(added, tmp_path):
     """The files that the README's commands name: pictures with captions in a folder, and as Parquet."""
-    pictures = emoji(32)
+    pictures = training_images(32)
     (tmp_path / "train").mkdir()
     rows = []
     for i in range(60):

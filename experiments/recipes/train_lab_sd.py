@@ -175,13 +175,13 @@ def main() -> None:
     args = loop.arguments(__doc__, "sd", minutes=75, vae=True, start=True)
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
-    begin = args.start and StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
-    # weights are tied to the token ids of the tokenizer they were trained with
-    tokenizer = begin.tokenizer if begin else lab_text.tokenizer(data.captions)
+    tokenizer = lab_text.tokenizer(data.captions)
     model = TextToLatents(tokenizer)
-    if begin:
-        model.text.load_state_dict(begin.text_encoder.state_dict())
-        model.unet.load_state_dict(begin.unet.state_dict())
+    if args.start:
+        begin = StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
+        loop.load_alike(model.unet, begin.unet)
+        if begin.tokenizer.get_vocab() == tokenizer.get_vocab():  # else its words are others
+            loop.load_alike(model.text, begin.text_encoder)
     ema = loop.average(model)
     batch = batches(data, vae, args.seed)
     alphas_cumprod = scheduler().alphas_cumprod
