@@ -58,7 +58,7 @@ lab: setup ## trains the lab's networks again: hours on two cores, resumable
 	$(BIN)/python -m experiments.recipes.train_lab_scorer --seed 30
 	$(BIN)/python -m experiments.recipes.train_lab_ddpm
 	$(BIN)/python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer tiny lab_sd lab_flow lab_ddpm
-	$(BIN)/python run.py -m model=lab_sd row=none,full n_samples=1008 name=lab
-	$(BIN)/python run.py -m model=lab_ddpm row=none,full n_samples=1000 name=lab
+	$(BIN)/python run.py -m model=lab_sd guidance=none,full n_samples=1008 name=lab
+	$(BIN)/python run.py -m model=lab_ddpm guidance=none,full n_samples=1000 name=lab
 	$(BIN)/python -m experiments.recipes.measure_lab lab_sd runs/lab/lab_sd-none-* runs/lab/lab_sd-full-*
 	$(BIN)/python -m experiments.recipes.measure_lab lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*

@@ -19,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli.quoting import quote
-from experiments.cli.sweep import one_device
+from experiments.cli.sweep import finish, one_device, rows_of
 from experiments.config.bind import COMPONENTS, check
 from experiments.config.messages import SEVERAL, explain
 from experiments.config.notes import as_notes
 from experiments.config.schema import ConfigError
-from experiments.tables.seeds import refuse_overlap
+from experiments.tables.names import refuse_overlap
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -50,8 +50,9 @@ def main(argv: list[str]) -> int:
             raise ConfigError([f"{refused[0]}: not taken here; put yamls of your own into a folder and add -cd FOLDER"])
         if flags:
             return _hydra(arguments)  # --cfg, --info, --shell-completion …
-        if _is_sweep(arguments):
-            return _sweep([argument for argument in arguments if argument not in MULTIRUN], command)
+        experiment = _experiment(arguments)
+        if set(MULTIRUN) & set(arguments) or "table" in experiment or _own_grid(experiment):
+            return _sweep([argument for argument in arguments if argument not in MULTIRUN], experiment, command)
         cfg = compose_config(arguments)
         from experiments.tasks.task import run
 
@@ -146,36 +147,42 @@ def _told_anyway(cfg: DictConfig) -> list[str]:
     return []
 
 
-def _is_sweep(arguments: list[str]) -> bool:
-    """Whether `-m` was given, or a chosen experiment brings a grid of its own."""
-    multirun = bool(set(MULTIRUN) & set(arguments))
-    for argument in arguments:
-        if argument.startswith("experiment="):
-            name = argument.split("=", 1)[1]
-            if "," in name:
-                raise ConfigError([f"experiment={name}: one experiment at a time; each brings its own grid"])
-            for file in (folder / "experiment" / f"{name}.yaml" for folder in folders(arguments)):
-                if file.is_file():
-                    multirun |= OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") is not None
-    return multirun
+def _experiment(arguments: list[str]) -> DictConfig:
+    """The yaml of the experiment that is chosen, empty without one."""
+    found = OmegaConf.create()
+    for name in (argument.split("=", 1)[1] for argument in arguments if argument.startswith("experiment=")):
+        if "," in name:
+            raise ConfigError([f"experiment={name}: one experiment at a time; each brings its own rows"])
+        for file in (folder / "experiment" / f"{name}.yaml" for folder in folders(arguments)):
+            found = OmegaConf.load(file) if file.is_file() else found
+    return found
 
 
-def _sweep(arguments: list[str], command: str) -> int:
-    """A Hydra multirun; the jobs leave their results in the sweep's folder, from which table and report are made.
+def _own_grid(experiment: DictConfig) -> bool:
+    return OmegaConf.select(experiment, "hydra.sweeper.params") is not None
+
+
+def _sweep(arguments: list[str], experiment: DictConfig, command: str) -> int:
+    """Hydra multiruns; the jobs leave their results in the sweep's folder, from which table and report are made.
 
     Args:
+        experiment: the rows of its tables are swept, unless it brings a grid of its own.
         command: what was typed.
     """
-    _check_choices(arguments)
+    grids = [arguments]
+    if not _own_grid(experiment):
+        grids = [[*arguments, *own] for own in rows_of(experiment, arguments)] or grids
+    for grid in grids:
+        _check_choices(grid)
     folder = Path("runs") / ".hydra" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
-    try:
-        code = _hydra(["-m", *arguments, f"hydra.sweep.dir={folder}"])
-    except SystemExit as error:  # a launcher lost a job's process
-        code = error.code if isinstance(error.code, int) else 1
-        if isinstance(error.code, str):  # a task that could not go on says why
-            print(error.code, file=sys.stderr)
-    from experiments.cli.sweep import finish
-
+    code = DONE
+    for i, grid in enumerate(grids):
+        try:
+            _hydra(["-m", *grid, f"hydra.sweep.dir={folder / str(i)}"])
+        except SystemExit as error:  # a launcher lost a job's process
+            code = error.code if isinstance(error.code, int) else 1
+            if isinstance(error.code, str):  # a task that could not go on says why
+                print(error.code, file=sys.stderr)
     return finish(folder, command) or code
 
 

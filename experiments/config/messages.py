@@ -18,6 +18,8 @@ WANTED = {
     "model.source": ", a folder in diffusers' format or a name of the hub; model=lab_sd runs now",
 }
 """What is asked for where a yaml leaves a key to the user."""
+GONE = {"row": "rows of a table are guidances: guidance=none,full; row=always … calibrated is guidance=sim_always …"}
+"""Keys of earlier versions, with what took their place."""
 PLUGINS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher: our extra
 
 
@@ -45,6 +47,8 @@ def explain(error: Exception, folders: list[Path]) -> str:
         key = match[1] or match[2]
         if key in SEVERAL:
             return f"{key}: only task=detect takes it"
+        if key in GONE:
+            return f"{key}: no longer a key; {GONE[key]}"
         return f"{key}: unknown key{did_you_mean(key, top_level_keys(folders))}"
     return " ".join(text.split())
 
@@ -68,6 +72,8 @@ def told(error: dict[str, Any], keys: list[str]) -> str:
     key = ".".join(str(part) for part in error["loc"] if part not in ("str", "list[str]"))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
+        if key in GONE:
+            return f"{key}: no longer a key; {GONE[key]}"
         return f"{key}: unknown key{did_you_mean(key, keys)}"
     if not key:
         return message

@@ -15,6 +15,7 @@ from amg.worlds.drawings import CAUSES
 from experiments.report.style import GUIDED, INK, ORDINARY, UNGUIDED, style
 from experiments.run import records
 from experiments.tables.claims import RIVALS
+from experiments.tables.names import guidance_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,8 +183,9 @@ def privacy_utility(
         figure, axis = plt.subplots(figsize=(5.6, 3.6))
         for name, share, value in points:
             low, high = (100 * end for end in share.interval)
-            x, none = 100 * share.value, name.endswith("none")
-            color = UNGUIDED if none else ORDINARY if name in RIVALS else GUIDED
+            x, guidance = 100 * share.value, guidance_of(name)[0]
+            none = guidance == "none"
+            color = UNGUIDED if none else ORDINARY if guidance in RIVALS else GUIDED
             axis.hlines(value, low, high, color=color, lw=0.8, alpha=0.5)
             axis.plot(x, value, "o", color=color, ms=5.5, mec="white", mew=0.8, zorder=4 if none else 3)
         axis.set_xlabel("memorized share, %")

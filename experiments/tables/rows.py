@@ -10,27 +10,9 @@ from experiments.config.build import Parts, build
 from experiments.config.schema import RunConfig
 from experiments.run.folder import Manifest, configuration, is_twin
 from experiments.run.measure import against_unguided
+from experiments.tables.names import refuse_overlap
 from experiments.tables.pool import pool
-from experiments.tables.seeds import refuse_overlap
 from experiments.tables.table import NOT_APPLICABLE
-
-
-def keys(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The row of each job: what is not the same in all jobs, seeds aside; where only `row=` differs, its name.
-
-    >>> jobs = [["n_samples=8", "guidance=none", "seed=0"], ["n_samples=8", "guidance=full", "seed=8"]]
-    >>> keys([{"overrides": job, "row": None} for job in jobs])
-    ['guidance=none', 'guidance=full']
-    """
-    common = set.intersection(*(set(result["overrides"]) for result in results))
-    several_rows = len({result["row"] for result in results}) > 1
-    found = []
-    for result in results:
-        own = [word.lstrip("+") for word in result["overrides"] if word not in common]
-        own = [word for word in own if not word.startswith(("seed=", "row="))]
-        row = [f"row={result['row']}"] if several_rows else []
-        found.append(" ".join([*row, *own]) if own else result["row"] or "all")
-    return found
 
 
 def measured(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:

@@ -83,7 +83,7 @@ class Detect(Task):
             said = notes(config, parts, detectors, reasons, any(causes), learned)
             manifest.write(status="done", metrics={section.title: section.metrics for section in sections}, notes=said)
         if not in_sweep:
-            job = {"status": "done", "run_dir": str(run_dir), "overrides": [], "row": None, "key": "run"}
+            job = {"status": "done", "run_dir": str(run_dir), "overrides": [], "guidance": None, "key": "run"}
             present_jobs([job | {"detector": list(config.detector)}], run_dir, command)
             print(f"{drawn} drawn" if drawn else "nothing left to draw")
         return run_dir

@@ -18,8 +18,7 @@ from experiments.report.page import write_report
 from experiments.report.present import job_name, show
 from experiments.report.roc import figure_roc
 from experiments.run.folder import Manifest, configuration
-from experiments.tables.rows import keys
-from experiments.tables.seeds import refuse_overlap
+from experiments.tables.names import keys, refuse_overlap
 from experiments.tables.table import NOT_APPLICABLE, Table, render
 
 if TYPE_CHECKING:

@@ -59,7 +59,7 @@ class ReleasedSD(Guidance):
 
     Args:
         similarity: σ_t, with a bank of captioned pictures. Code: SSCD with preprocessing `amg_release` and
-            the norm of its descriptor in the gradient, `norm_gradient=True` (on the command line `row=released_sd`).
+            the norm of its descriptor in the gradient, `norm_gradient=True`, as on the command line.
         threshold: λ_t. Code: 0.3 + 0.1 exp(−0.005 t), t in 0 … 999; paper: "parabolic".
         c1: code: 6.5 / 0.5.
         gated: G_spe acts only where σ_t > λ_t. Paper: True; code: wherever σ_t > 0.
