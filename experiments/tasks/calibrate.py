@@ -75,7 +75,7 @@ class Calibrate(Task):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(learned, indent=1) + "\n", encoding="utf8")
         print(
-            f"{file}: learned on {half} trajectories that are no copies; of {ordinary.shape[1] - half} held out it flags "
-            f"{found.held_out:.1%}, capped at the copy threshold {cap:g} {found.held_out_capped:.1%}"
+            f"{file}: learned on {half} trajectories that are no copies; of {ordinary.shape[1] - half} held out it "
+            f"flags {found.held_out:.1%}, capped at the copy threshold {cap:g} {found.held_out_capped:.1%}"
         )
         return file
