@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # build, about 3 GB to download; the CPU build is 0.2 GB)
 BACKEND ?=
 
-.PHONY: help setup demo test lint bench tables lab
+.PHONY: help setup demo test lint bench tables notebooks lab
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -47,6 +47,9 @@ tables: setup ## Tables 1-5, Figures 3-4 and every rival, measured (hours on two
 	case $$table in *-*) model=model=$${table#*-};; *) model=;; esac; \
 	$(BIN)/python run.py experiment=$${table%%-*} $$model $(ARGS) || failed="$$failed,$$table"; done; \
 	$(BIN)/python run.py task=overview "task.failed=[$${failed#,}]" && test -z "$$failed"
+
+notebooks: setup ## each notebook as .ipynb with its outputs, from the script of the same name
+	$(BIN)/jupytext --to ipynb notebooks/*.py && $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 lab: setup ## trains the lab's networks again: hours on two cores, resumable
 	$(BIN)/python -m experiments.recipes.train_lab_vae

@@ -124,11 +124,12 @@ class Trace:
     def rows(self, x0: torch.Tensor, images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
         """Returns one record per sample; the final image's similarity is measured anew."""
         world, match, judged = self.parts.world, self.parts.similarity(images), self.parts.judge(images)
-        truth = {"truth": None, "component": None, "aligned": None}
+        truth = {"truth": None, "component": None, "bits": None, "aligned": None}
         if world.truth is not None:
             truth = {
                 "truth": world.truth.copies(images).tolist(),
                 "component": world.truth.component(images),
+                "bits": world.truth.bits(self.conditions, images).tolist(),
                 "aligned": world.truth.answers(self.conditions, images).tolist(),
             }
         captions, planted = world.bank.captions, world.planted

@@ -62,6 +62,7 @@ class RowSpec(BaseModel, extra="forbid", frozen=True):
     row: str
     label: str
     run: bool = True  # False: quoted from the paper alone
+    optional: bool = False  # left out where the model cannot run it
     cause: str | None = None
     paper: dict[str, float] = Field(default_factory=dict)
 
@@ -204,6 +205,8 @@ def render(table: TableSpec | Mapping[str, Any], results: Mapping[str, Mapping[s
     lines: list[Line] = []
     for cause in _met(spec.causes, results) or [None]:
         for row in spec.rows:
+            if row.optional and results.get(spec.key(row)) == NOT_APPLICABLE:
+                continue
             lines.append(_measured_line(spec, row, cause or row.cause, results.get(spec.key(row)), cause or ""))
             if row.paper and not cause:
                 lines.append(_paper_line(spec, row))

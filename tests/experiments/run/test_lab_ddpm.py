@@ -34,7 +34,7 @@ def test_a_label_changes_what_is_drawn_and_a_row_needs_no_other_row(model):
 
 
 def test_its_bank_knows_what_was_planted(model):
-    bank = model.bank()
+    bank = model.world().bank
     planted = [model.is_planted(caption) for caption in bank.captions]
     assert len(bank) == 1190 and sum(planted) == 34
     assert planted == [cause != "" for cause in model.pictures.causes]
