@@ -232,7 +232,7 @@ def _hydra(arguments: list[str]) -> int:
     return DONE
 
 
-FREE_TEXT = re.compile(r"^(\+{0,2})(prompt|negative_prompt)=(.*)$", re.DOTALL)
+FREE_TEXT = re.compile(r"^(\+{0,2}prompt)=(.*)$", re.DOTALL)
 ONE = r"""('(\\.|[^'\\])*'|"(\\.|[^"\\])*")"""
 QUOTED = re.compile(rf"{ONE}(\s*,\s*{ONE})*", re.DOTALL)  # 'one' or, for a sweep, 'one','two'
 
@@ -245,10 +245,10 @@ def quote(argument: str) -> str:
     match = FREE_TEXT.match(argument)
     if not match:
         return argument
-    plus, key, text = match.groups()
+    key, text = match.groups()
     if text == "null" or QUOTED.fullmatch(text) or (text.startswith("[") and text.endswith("]")):
         return argument
     text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)  # else OmegaConf takes ${…} for a reference
     # Hydra reads \' as a quote and doubles of backslashes only before a quote or the end
     escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
-    return f"{plus}{key}='{escaped}'"
+    return f"{key}='{escaped}'"

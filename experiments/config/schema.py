@@ -31,10 +31,9 @@ class SamplerConfig(BaseModel, extra="forbid", frozen=True):
     eta: float = Field(ge=0, le=1)
 
 
-class MetricsConfig(BaseModel, extra="forbid", frozen=True):
+class MetricsConfig(BaseModel, extra="ignore", frozen=True):  # runs on disk may hold `judge`
     extractor: str  # of the Fréchet distance: efficientnet_lite0, inception or none
     reference: str  # bank, or a folder of pictures
-    judge: bool
     scorer: str = "none"  # of text alignment: lab, clip, a CLIP folder or hub name, or none
 
 

@@ -106,7 +106,7 @@ def test_lists_and_null_keep_their_meaning():
 
 def test_pluses_before_the_key_are_kept():
     assert quote("++prompt=a, b") == "++prompt='a, b'"
-    assert quote("+negative_prompt=it's") == "+negative_prompt='it\\'s'"
+    assert quote("+prompt=it's") == "+prompt='it\\'s'"
 
 
 @pytest.mark.parametrize(
