@@ -28,8 +28,10 @@ endif
 demo: setup ## pictures without and with AMG, table, curves, report: about three minutes on two cores
 	$(BIN)/python run.py
 
+# processes that run the tests, of one thread each
+JOBS ?= 2
 test: setup ## all tests but those that need a browser
-	$(BIN)/python -m pytest -q -m "not browser"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not browser"
 
 lint: setup ## ruff and the import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

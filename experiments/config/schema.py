@@ -87,6 +87,7 @@ def validate(plain: dict[str, Any]) -> RunConfig:
     """Validates the run-level keys; fills in what other keys decide: conditioning, prompts, n_samples."""
     if plain.get("conditioning") == "prompt" and plain.get("labels") is not None:
         plain["conditioning"] = "label"
+    plain.pop("tuned", None)  # read by the nodes that it is for
     default = plain.pop("default_prompts", None)
     if plain.get("conditioning") == "prompt" and plain.get("prompt") is None and plain.get("prompts") is None:
         plain["prompts"] = default

@@ -19,7 +19,7 @@ from experiments.recipes import lab_data, loop
 from experiments.recipes.train_lab_sd import scheduler, v_error
 
 RESOLUTION = 32
-BATCH = 32
+BATCH = 16  # many small steps
 DROPOUT = 0.5  # of labels: unconditional samples matter as much as conditional ones
 PEAK = 8e-4  # learning rate after warm-up
 
@@ -66,9 +66,11 @@ def look(folder: Path, data: lab_data.LabData, step: int, n: int = 48) -> dict:
 
 
 def main() -> None:
-    args = loop.arguments(__doc__, "ddpm", minutes=150)
+    args = loop.arguments(__doc__, "ddpm", minutes=150, start=True)
     data = lab_data.load()
     net = network(len(data.classes))
+    if args.start:
+        loop.load_alike(net, UNet2DModel.from_pretrained(args.start / "unet", torch_dtype=torch.float32))
     ema = loop.average(net)
     alphas_cumprod, batch = scheduler().alphas_cumprod, batches(data)
 

@@ -175,7 +175,7 @@ def named(name: str, device: str) -> tuple[Scorer, str]:
     if name == "lab":
         from amg.worlds.lab import scorer
 
-        return scorer(), "the lab's scorer, trained on the emoji"
+        return scorer(), "the lab's scorer, trained on the drawings"
     from amg.metrics.alignment import SOURCE, CLIPScorer
 
     source = SOURCE if name == "clip" else name
