@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ class TrainingBank:
 
     @classmethod
     def _read(cls, reader: Callable, path: str | Path, size: Size, deduplicate: float | None, cache):
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         # deduplication holds a second copy: centred images, then the subset
         images, captions = reader(path, size, copies=1 if deduplicate is None else 2)
         bank = cls.from_tensors(images, captions, source=str(path), cache=cache)

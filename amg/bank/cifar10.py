@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def find(path: str | Path = "data/cifar10", split: str = "train", download: bool
     Raises:
         FileNotFoundError: where there are none and none are to be downloaded.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.suffix == ".parquet" and not path.is_dir():
         if not path.is_file():
             raise FileNotFoundError(f"data.path: there is no {path}")
@@ -75,7 +76,7 @@ def read_cifar10(
     Raises:
         FileNotFoundError, ValueError: one line that names the file and the mend.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if split not in ("train", "test"):
         raise ValueError(f"data.split: CIFAR-10 has train and test, got {split!r}")
     files = sorted(path.glob(f"{split}*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []

@@ -77,7 +77,7 @@ def download_note(path: str | Path, held: int) -> str:
     Args:
         held: images that could be read.
     """
-    tables = [Path(path) / name for name in ("metadata.jsonl", FAILED)]
+    tables = [Path(os.path.expanduser(path)) / name for name in ("metadata.jsonl", FAILED)]
     if not all(table.is_file() for table in tables):
         return ""
     listed = {(row.get("url"), row.get("text")) for table in tables for _, row in json_lines(table)}

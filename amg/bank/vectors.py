@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,9 @@ class StoredVectors:
         if bank.cache == "auto":
             decides = f"{bank.digest()} {identity} {SHARD}"
             name += f"-{hashlib.blake2b(decides.encode(), digest_size=8).hexdigest()}"
-        self.folder = (cache_folder() / "vectors" if bank.cache == "auto" else Path(bank.cache).expanduser()) / name
+        self.folder = (
+            cache_folder() / "vectors" if bank.cache == "auto" else Path(os.path.expanduser(bank.cache))
+        ) / name
         self.expected = {
             **asdict(identity),
             "bank": bank.digest(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def inception_file(weights: str | Path | None = None) -> Path:
     Raises:
         FileNotFoundError: where the file is absent.
     """
-    path = Path(weights or INCEPTION_FOLDER / INCEPTION_FILE).expanduser()
+    path = Path(os.path.expanduser(weights or INCEPTION_FOLDER / INCEPTION_FILE))
     if path.name != INCEPTION_FILE or not path.is_file():
         raise FileNotFoundError(
             f"Inception weights are missing: put {INCEPTION_FILE} (NVIDIA's stylegan2-ada-pytorch metrics) at "

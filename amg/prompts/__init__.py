@@ -7,6 +7,7 @@ see LICENSE beside them. Captions and addresses are LAION's (CC BY 4.0).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_prompts(source: str | Path | Sequence[str]) -> list[str]:
         return prompts
     if str(source) in SETS:
         return _read(Path(__file__).with_name(SETS[str(source)]))
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if isinstance(source, Path) or path.suffix.lower() in READERS:
         if not path.is_file():
             raise FileNotFoundError(f"prompts: there is no file {path}; sets by name: {', '.join(SETS)}")
@@ -56,7 +57,7 @@ def read_addresses(source: str | Path) -> list[tuple[str, str]]:
     Raises:
         FileNotFoundError, ValueError: as `read_prompts`, also for a line without an address.
     """
-    path = Path(__file__).with_name(SETS[str(source)]) if str(source) in SETS else Path(source)
+    path = Path(__file__).with_name(SETS[str(source)]) if str(source) in SETS else Path(os.path.expanduser(source))
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; sets by name: {', '.join(SETS)}")
     return [(prompt, _url(row, path, line)) for line, row in _rows(path) for prompt in _prompts(row, path, line)]

@@ -25,7 +25,7 @@ Memorization-free diffusion: sample a diffusion model without copying its traini
   python run.py task=bank data=folder data.path=train  reads and embeds one's own pictures, once
 
 The same command again resumes and recomputes nothing.
-Exit codes: 0 done, 1 failure, 2 bad input.
+Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted, 143 terminated.
 
 Choices (group=choice)
 {groups}

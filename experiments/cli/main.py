@@ -18,11 +18,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.cli.process import Terminated, process
 from experiments.cli.quoting import quote
 from experiments.cli.sweep import one_device
 from experiments.config.bind import COMPONENTS, check
-from experiments.config.messages import SEVERAL, explain
-from experiments.config.notes import as_notes
+from experiments.config.messages import SEVERAL, explain, of_disk
 from experiments.config.schema import ConfigError
 from experiments.tables.seeds import refuse_overlap
 
@@ -31,15 +31,16 @@ CONF = ROOT / "conf"
 MULTIRUN = ("-m", "--multirun")
 ELSEWHERE = ("-cn", "--config-name", "-cp", "--config-path", "-r", "--run", "--experimental-rerun")
 """Flags of Hydra that would run something else than `main` does."""
-DONE, FAILED, BAD_INPUT = 0, 1, 2
+DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
-@as_notes()
+@process()
 def main(argv: list[str]) -> int:
-    """Runs what the arguments ask for; returns the exit code: 0 done, 1 failure, 2 bad input."""
+    """Runs what the arguments ask for; returns the exit code, as the page of `--help` lists them."""
     command = shlex.join(["python", "run.py", *argv])
     try:
-        arguments = own_folder([reach(quote(argument)) for argument in argv]) or ["experiment=demo"]
+        arguments = own_folder(argv) or ["experiment=demo"]
+        arguments = [reach(quote(argument, _is_sweep(arguments))) for argument in arguments]
         if {"--help", "-h"} & set(argv):
             from experiments.cli.help import page
 
@@ -61,9 +62,14 @@ def main(argv: list[str]) -> int:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except OSError as error:
+        if (line := of_disk(error)) is None:
+            raise
+        print(line, file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt as error:
         print("stopped; the same command continues from here", file=sys.stderr)
-        return 130
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
 def reach(argument: str) -> str:

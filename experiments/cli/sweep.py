@@ -13,13 +13,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.cli.process import process
 from experiments.config.bind import locate
-from experiments.config.messages import SEVERAL
-from experiments.config.notes import as_notes
+from experiments.config.messages import SEVERAL, of_disk
 from experiments.config.schema import ConfigError, NotApplicable
 
 
-@as_notes()  # a launcher may run it in a process of its own
+@process()  # a launcher may run it in a process of its own
 def one_job(cfg: DictConfig) -> None:
     """Runs one job and leaves `result.json` in its folder; never raises for what goes wrong inside."""
     hydra = HydraConfig.get()
@@ -48,7 +48,9 @@ def one_job(cfg: DictConfig) -> None:
     except ConfigError as error:
         result |= {"status": "bad input", "message": "; ".join(error.lines)}
     except Exception as error:  # a sweep goes on; the failure is told at the end and its traceback kept
-        (folder / "traceback.txt").write_text(traceback.format_exc())
+        if isinstance(error, OSError) and (line := of_disk(error)):
+            raise SystemExit(line) from None  # the next job would find no more room
+        (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         result |= {"status": "failed", "message": f"{type(error).__name__}: {error} (see {folder / 'traceback.txt'})"}
     leave(folder, result)
 

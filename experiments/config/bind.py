@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.messages import SEVERAL, did_you_mean, needed, unresolved
+from experiments.config.paths import at_home
 from experiments.config.scalars import expected, shown
 from experiments.config.schema import ConfigError, NotApplicable, RunConfig, validate
 
@@ -50,7 +51,7 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     for alone in ("row", "experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
         plain.pop(alone, None)
     plain["guidance"] = _listed(plain["guidance"])
-    run = validate(plain)
+    run = validate(at_home(plain))
     allowed = (*PREFIXES, *run.allow)
     lines = [line for key, node in _nodes(run).items() if (line := _bad_target(key, node, allowed))]
     if not lines and bind:  # nothing is imported while a target is not to be trusted

@@ -105,15 +105,16 @@ def same_size(run: RunConfig, world: World, parts: dict[str, Any]) -> None:
 def find_files(run: RunConfig, measures: bool = False) -> None:
     """Looks for the files of all components before any is loaded.
 
-    A component says by its `find`, a function of its own keys, where its files are missing; else its module does.
+    A component says by its `find`, a function of its own keys, what it misses; else its module does.
 
     Args:
-        measures: looks for those of the run's metrics, too.
+        measures: looks for those of the run's metrics and its logger, too.
     Raises:
         ConfigError: with all that is missing, one line each.
     """
     lines: list[str] = []
-    for key, node in (found for group in WORLD for found in every(group, getattr(run, group))):
+    groups = (*WORLD, "logger") if measures else WORLD
+    for key, node in (found for group in groups for found in every(group, getattr(run, group))):
         target = locate(node["_target_"])
         find = getattr(target, "find", None) or getattr(inspect.getmodule(target), "find", None)
         if find is None:

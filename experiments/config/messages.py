@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,21 @@ WANTED = {
 }
 """What is asked for where a yaml leaves a key to the user."""
 PLUGINS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher: our extra
+
+
+NOT_WRITTEN = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
+}
+"""What a disk that is full, failing or closed to writing answers, and a place where no folder can be made."""
+
+
+def of_disk(error: OSError) -> str | None:
+    """A line for what a disk refused to write; None for other errors."""
+    if error.errno not in NOT_WRITTEN:
+        return None
+    place = error.filename if error.filename is not None else "the disk"
+    return f"error: {place}: {error.strerror}; what is written stays, and the same command continues"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
-from torch.utils.data import DataLoader
 
 from amg.bank import TrainingBank
 from amg.bank.images import BankNote
 from amg.bank.vectors import StoredVectors
 from experiments.config.build import bank_of, component, device, told
 from experiments.config.schema import RunConfig
-from experiments.run.draw import Bar
+from experiments.run.predict import Bar, predict
 from experiments.tasks.task import Task
 
 
@@ -67,13 +65,9 @@ def embed(
     """Computes the shards that are missing; says what was done."""
     count = sum(stored.rows(shard).stop - stored.rows(shard).start for shard in missing)
     if missing:
-        options = {"logger": False, "enable_progress_bar": False, "callbacks": [Writer(stored), ShardBar(name, count)]}
-        ignored = ".*num_workers.*|.*does not have many workers.*|.*batch indices.*|.*treespec.*"
-        with told("data"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ignored)
-            trainer = component({**run.trainer, **options})
-            loader = DataLoader(missing, batch_size=None)
-            trainer.predict(Embed(bank, descriptor, stored, device(run.trainer)), loader, return_predictions=False)
+        module = Embed(bank, descriptor, stored, device(run.trainer))
+        with told("data"):
+            predict(run.trainer, module, missing, Bar(name, count, "pictures"), Writer(stored), batch_size=None)
     dimension = stored.manifest()["dimension"]
     return f"{len(bank):,} vectors of {dimension} numbers in {stored.folder}; {count:,} computed now"
 
@@ -101,15 +95,6 @@ class Writer(BasePredictionWriter):
 
     def write_on_batch_end(self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx):
         self.stored.write(int(batch), prediction)
-
-
-class ShardBar(Bar):
-    """A progress bar that counts pictures, with their speed."""
-
-    def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-        self.done += len(outputs) * trainer.world_size
-        speed = self.done / (time.perf_counter() - self.start)
-        self.progress.update(self.task, completed=min(self.done, self.total), note=f"{speed:.1f} pictures/s")
 
 
 def _counts(run: RunConfig, bank: TrainingBank) -> list[str]:
