@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,8 +67,10 @@ def reference(
         return torch.from_numpy(np.load(file, allow_pickle=False)), file
     kept = kept_pictures(bank.pixels(), threshold, k, scale, on_block=on_block)
     file.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()  # numpy's own error of a full disk has no number
+    np.save(content, kept.numpy())
     with replacing(file) as part:
-        np.save(part, kept.numpy())
+        part.write_bytes(content.getvalue())
     return kept, file
 
 

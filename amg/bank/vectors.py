@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,9 +56,7 @@ class StoredVectors:
         if bank.cache == "auto":
             decides = f"{bank.digest()} {identity} {SHARD}"
             name += f"-{hashlib.blake2b(decides.encode(), digest_size=8).hexdigest()}"
-        self.folder = (
-            cache_folder() / "vectors" if bank.cache == "auto" else Path(os.path.expanduser(bank.cache))
-        ) / name
+        self.folder = (cache_folder() / "vectors" if bank.cache == "auto" else cache_folder(bank.cache)) / name
         self.expected = {
             **asdict(identity),
             "bank": bank.digest(),
@@ -97,19 +94,19 @@ class StoredVectors:
         Raises:
             ValueError: where nothing can be written.
         """
-        if not self._manifest.is_file():
-            try:
+        content = {"source": self.source, **self.expected, "dimension": vectors.shape[1]}
+        try:
+            if not self._manifest.is_file():
                 self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(
-                    f"data.cache: {self.folder} cannot be made ({error.strerror}): name another by data.cache, or "
-                    "data.cache=null keeps vectors in memory"
-                ) from None
-            content = {"source": self.source, **self.expected, "dimension": vectors.shape[1]}
-            with replacing(self._manifest) as part:
-                part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        with replacing(self._file(shard)) as part:
-            np.save(part, vectors.detach().float().cpu().numpy())
+                with replacing(self._manifest) as part:
+                    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            with replacing(self._file(shard)) as part:
+                np.save(part, vectors.detach().float().cpu().numpy())
+        except OSError as error:
+            raise ValueError(
+                f"data.cache: {self.folder} cannot be written ({error.strerror or error}): name another by "
+                "data.cache, or data.cache=null keeps vectors in memory"
+            ) from None
 
     def load(self) -> Tensor:
         """All descriptors, (N, D), float32; memory-mapped, so that they are read from disk as they are needed.

@@ -22,7 +22,7 @@ from experiments.cli.process import Terminated, process
 from experiments.cli.quoting import quote
 from experiments.cli.sweep import one_device
 from experiments.config.bind import COMPONENTS, check
-from experiments.config.messages import SEVERAL, explain, of_disk
+from experiments.config.messages import SEVERAL, explain
 from experiments.config.schema import ConfigError
 from experiments.tables.seeds import refuse_overlap
 
@@ -62,11 +62,6 @@ def main(argv: list[str]) -> int:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT
-    except OSError as error:
-        if (line := of_disk(error)) is None:
-            raise
-        print(line, file=sys.stderr)
-        return FAILED
     except KeyboardInterrupt as error:
         print("stopped; the same command continues from here", file=sys.stderr)
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED

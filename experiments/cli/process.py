@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from experiments.config.messages import of_disk
 from experiments.config.notes import as_notes
 
 
@@ -21,6 +22,9 @@ def process() -> Iterator[None]:
     """Notes as lines, output in whatever encoding there is, and SIGTERM as `Terminated`.
 
     A handler of SIGTERM that is there already, as submitit's, stays.
+
+    Raises:
+        SystemExit: with a line, for what a disk refused.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's cannot
@@ -32,6 +36,10 @@ def process() -> Iterator[None]:
     try:
         with as_notes():
             yield
+    except OSError as error:
+        if line := of_disk(error):
+            raise SystemExit(line) from None
+        raise
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

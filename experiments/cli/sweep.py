@@ -48,8 +48,8 @@ def one_job(cfg: DictConfig) -> None:
     except ConfigError as error:
         result |= {"status": "bad input", "message": "; ".join(error.lines)}
     except Exception as error:  # a sweep goes on; the failure is told at the end and its traceback kept
-        if isinstance(error, OSError) and (line := of_disk(error)):
-            raise SystemExit(line) from None  # the next job would find no more room
+        if of_disk(error):
+            raise  # the next job would find no more room
         (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         result |= {"status": "failed", "message": f"{type(error).__name__}: {error} (see {folder / 'traceback.txt'})"}
     leave(folder, result)

@@ -29,11 +29,11 @@ NOT_WRITTEN = {
 """What a disk that is full, failing or closed to writing answers, and a place where no folder can be made."""
 
 
-def of_disk(error: OSError) -> str | None:
+def of_disk(error: Exception) -> str | None:
     """A line for what a disk refused to write; None for other errors."""
-    if error.errno not in NOT_WRITTEN:
+    if not isinstance(error, OSError) or error.errno not in NOT_WRITTEN:
         return None
-    place = error.filename if error.filename is not None else "the disk"
+    place = error.filename or Path.cwd()  # a write to a full disk names no file
     return f"error: {place}: {error.strerror}; what is written stays, and the same command continues"
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from amg.tensors import replacing
+
 if TYPE_CHECKING:
     import pandas
 
@@ -82,16 +84,14 @@ def append(
     folder.mkdir(parents=True, exist_ok=True)
     seeds = table["seed"].to_pylist()
     name = f"{min(seeds):08d}-{max(seeds):08d}"
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
     # a resumed run may fill gaps between the same first and last seed: that shard gets a name of its own
     shard, again = folder / f"{name}.parquet", 1
     while shard.exists():
         shard, again = folder / f"{name}.{again}.parquet", again + 1
-    os.replace(temporary, shard)
+    with replacing(shard) as part, open(part, "wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
     return shard
 
 

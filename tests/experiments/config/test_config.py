@@ -155,6 +155,14 @@ def test_a_row_overrides_what_its_experiment_says():
     assert (run.conditioning, run.s0, run.guidance["name"], run.name) == ("none", 1.0, "sim", "demo")
 
 
+def test_a_leading_tilde_is_the_home_folder_in_every_key_that_holds_a_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    places = ["data.path='~/a'", "output_dir='~/b'", "metrics.reference='~/c'", "data.cache='~/d'", "prompt='~/e'"]
+    run = check(compose_config(["data=folder", *(f"++{place}" for place in places)]), bind=False)
+    assert (run.data["path"], run.output_dir) == ("/home/me/a", "/home/me/b")
+    assert (run.metrics.reference, run.data["cache"], run.prompt) == ("/home/me/c", "/home/me/d", "~/e")
+
+
 def test_the_command_line_overrides_row_and_experiment():
     run = check(compose_config(["experiment=demo", "row=full", "n_samples=7", "s0=2", "guidance=dup"]))
     assert (run.n_samples, run.s0, run.guidance["name"]) == (7, 2.0, "dup")
