@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,8 @@ def reference(
     name = hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
     file = cache_folder(cache) / f"dedupe-{name}.npy"
     if file.is_file():
-        return torch.from_numpy(np.load(file, allow_pickle=False)), file
+        with suppress(ValueError, EOFError):  # cut off: made anew
+            return torch.from_numpy(np.load(file, allow_pickle=False)), file
     kept = kept_pictures(bank.pixels(), threshold, k, scale, on_block=on_block)
     file.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()  # numpy's own error of a full disk has no number

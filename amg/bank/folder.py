@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unicodedata import normalize
 
 from torch import Tensor
 
@@ -119,8 +120,10 @@ def _metadata(tables: list[Path]) -> dict[Path, tuple[Path, list[str]]]:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """The file of that name, also where a table of Windows writes `\\` between folders."""
-    return next((file for way in (name, name.replace("\\", "/")) if (file := folder / way).is_file()), None)
+    """The file of that name, also where a table of Windows writes `\\`, or one of a Mac ü as u and ¨."""
+    ways = [name, name.replace("\\", "/")]
+    ways += [normalize(form, way) for form in ("NFC", "NFD") for way in ways]
+    return next((file for way in ways if (file := folder / way).is_file()), None)
 
 
 def _place(file: Path) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,35 +95,32 @@ class StoredVectors:
         """Keeps the descriptors of one shard's pictures, (n, D); the first of all writes the manifest.
 
         Raises:
-            ValueError: where nothing can be written.
+            OSError: where nothing can be written; it names the folder and the mend.
         """
         content = {"source": self.source, **self.expected, "dimension": vectors.shape[1]}
-        try:
+        with self._named():
             if not self._manifest.is_file():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with replacing(self._manifest) as part:
                     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             with replacing(self._file(shard)) as part:
                 np.save(part, vectors.detach().float().cpu().numpy())
-        except OSError as error:
-            raise ValueError(
-                f"data.cache: {self.folder} cannot be written ({error.strerror or error}): name another by "
-                "data.cache, or data.cache=null keeps vectors in memory"
-            ) from None
 
     def load(self) -> Tensor:
         """All descriptors, (N, D), float32; memory-mapped, so that they are read from disk as they are needed.
 
         Raises:
-            ValueError: for a file of another size or one that cannot be read or written.
+            ValueError: for a file of another size or one that cannot be read.
+            OSError: as `write`.
         """
         shape = self.expected["count"], self.manifest()["dimension"]
         if not self._whole.is_file():
             try:
-                self._join(shape)
-            except (OSError, ValueError) as error:
+                with self._named():
+                    self._join(shape)
+            except (OSError, ValueError):
                 if not self._whole.is_file():  # it is where another process has joined them meanwhile
-                    raise ValueError(f"data.cache: {self._whole} cannot be made of its shards: {error}") from None
+                    raise
         return torch.from_numpy(self._read(self._whole, shape))
 
     def _join(self, shape: tuple[int, int]) -> None:
@@ -128,13 +128,22 @@ class StoredVectors:
         rows = [self.rows(shard) for shard in self._shards()]
         files = [self._file(shard) for shard in self._shards()]
         shards = [self._read(file, (some.stop - some.start, shape[1])) for file, some in zip(files, rows, strict=True)]
-        with replacing(self._whole) as part:
-            whole = np.lib.format.open_memmap(part, "w+", np.float32, shape)
-            for some, vectors in zip(rows, shards, strict=True):
-                whole[some] = vectors
-            whole.flush()
+        with replacing(self._whole) as part, part.open("wb") as file:  # a full disk kills who writes to a memory map
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for vectors in shards:
+                file.write(vectors.tobytes())
         for file in files:
             file.unlink(missing_ok=True)  # another process may have joined them as well
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names folder and mend where a write fails; numpy's error of a full disk has no number."""
+        try:
+            yield
+        except OSError as error:
+            why = f"{error.strerror or error} (data.cache names another folder, data.cache=null keeps them in memory)"
+            raise OSError(error.errno or errno.ENOSPC, why, str(self.folder)) from None
 
     def _read(self, file: Path, expected: tuple[int, int]) -> np.ndarray:
         try:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -79,7 +80,7 @@ def own_folder(arguments: list[str]) -> list[str]:
     """`-cd FOLDER`, the user's own yamls beside `conf/`, as the override that says the same to Hydra everywhere.
 
     Raises:
-        ConfigError: where there is no such folder.
+        ConfigError: where there is no such folder, or a yaml in it cannot be read.
     """
     left, given = [], iter(arguments)
     for argument in given:
@@ -90,6 +91,11 @@ def own_folder(arguments: list[str]) -> list[str]:
         folder = value or next(given, "")
         if not folder or not Path(folder).is_dir():
             raise ConfigError([f"{flag} {folder}: no such folder; give one that holds yamls as conf/ does"])
+        for file in Path(folder).rglob("*.yaml"):
+            try:
+                OmegaConf.load(file)
+            except (UnicodeDecodeError, yaml.YAMLError) as error:
+                raise ConfigError([f"{file}: no YAML in UTF-8: {' '.join(str(error).split())}"]) from None
         path = str(Path(folder).absolute()).replace("\\", "\\\\").replace("'", "\\'")
         left.append(f"hydra.searchpath=['file://{path}']")
     return left

@@ -22,19 +22,18 @@ WANTED = {
 PLUGINS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher: our extra
 
 
-NOT_WRITTEN = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
-}
-"""What a disk that is full, failing or closed to writing answers, and a place where no folder can be made."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+"""What a disk answers that is full or failing, and a place where nothing can be made."""
 
 
 def of_disk(error: Exception) -> str | None:
     """A line for what a disk refused to write; None for other errors."""
-    if not isinstance(error, OSError) or error.errno not in NOT_WRITTEN:
+    if not isinstance(error, OSError) or error.errno not in FULL + CLOSED:
         return None
     place = error.filename or Path.cwd()  # a write to a full disk names no file
-    return f"error: {place}: {error.strerror}; what is written stays, and the same command continues"
+    mend = "what is written stays, and the same command continues" if error.errno in FULL else "choose another place"
+    return f"error: {place}: {error.strerror}; {mend}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
