@@ -14,7 +14,7 @@ from amg.detectors.base import Detector
 from amg.models.base import Model
 from amg.sampling import sample
 from amg.sampling.loop import first_noise, look
-from amg.schedule import own_scheduler
+from amg.schedule import noise_level, own_scheduler
 from amg.step import Step
 
 
@@ -161,7 +161,13 @@ def _looks(model, scheduler, seeds, prompts, s0, steps, both) -> Callable[[int],
     condition = uncond = None
     if prompts is not None:
         condition, uncond = model.encode(prompts), model.encode([None] * len(seeds)) if both else None
-    return lambda place: look(model, plan, x_T, plan.timesteps[place], condition, uncond, s0, seeds)[0]
+
+    def at(place: int) -> Step:
+        timestep = plan.timesteps[place]
+        noise = x_T / noise_level(plan, timestep)[1].to(x_T)  # the scheduler's own view of x_T
+        return look(model, plan, noise, timestep, condition, uncond, s0, seeds)[0]
+
+    return at
 
 
 class _Clock:
