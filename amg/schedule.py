@@ -106,9 +106,9 @@ def next_scale(scheduler: Any) -> Tensor:
     return torch.ones(())
 
 
-def network_scale(scheduler: Any, factor: Tensor) -> Tensor:
-    """Returns the factor from the variance-preserving x_t to what the network is fed; `factor` is `noise_level`'s."""
-    return 1 / factor if is_flow(scheduler) else torch.ones(())
+def network_scale(scheduler: Any, timestep: Tensor | int | float) -> Tensor:
+    """Returns the factor from the variance-preserving x_t to what the network is fed; asked as `noise_level`."""
+    return 1 / noise_level(scheduler, timestep)[1] if is_flow(scheduler) else torch.ones(())
 
 
 def _level(scheduler: Any, index: int) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,9 @@ class Guidance:
     embeds_captions = False
     """Whether it asks for predictions under captions (`Step.denoise`), which need the text encoder."""
 
+    lost_without_cfg = ""
+    """What the method does not do without CFG, in words; "" for nothing."""
+
     def ready(self) -> Guidance:
         """This guidance with all it must learn from other chains; called once, before the first chain is drawn."""
         return self

@@ -168,10 +168,10 @@ def _network(
 
     One that was not made as a flow is asked by its noise level where the scheduler is one.
     """
-    alpha_bar, factor = exact_noise_level(scheduler, timestep)
     if not is_flow(scheduler) or is_flow(model.scheduler):
-        scale = network_scale(scheduler, factor)
+        scale = network_scale(scheduler, timestep)
         return lambda x, condition: model(x if scale == 1 else x * scale.to(x), timestep, condition)
+    alpha_bar, _ = exact_noise_level(scheduler, timestep)
 
     def network(x: Tensor, condition: Condition | None) -> tuple[Tensor, None]:
         level = alpha_bar.expand(len(x))
