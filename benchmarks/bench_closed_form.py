@@ -28,9 +28,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     model = ClosedForm()
-    bank = model.bank()
+    bank = model.world().bank
     x_t, t, seeds = torch.randn(args.batch, *model.shape), torch.tensor(500), list(range(args.batch))
-    prompts = (model.prompts() * args.batch)[: args.batch]
+    prompts = (model.world().prompts * args.batch)[: args.batch]
     print(f"CPU milliseconds per picture and step at batch {args.batch}, median of {args.repeats}; ratios to plain\n")
     print("| similarity | denoiser | similarity | plain step (CFG) | watched | all flagged | watched/plain |")
     print("|" + " --- |" * 7)
@@ -62,7 +62,7 @@ def main() -> None:
 def drift(model: ClosedForm, prompts: list[str]) -> None:
     """The same seeds alone and in one batch: float32 rounds matrix products differently, and chains amplify it."""
     some = list(range(16))
-    guidance = AntiMemorizationGuidance(PCASimilarity(model.bank()), Constant(0.85), 13, 20, 5, normalize=True)
+    guidance = AntiMemorizationGuidance(PCASimilarity(model.world().bank), Constant(0.85), 13, 20, 5, normalize=True)
 
     def draw(seeds: list[int]) -> torch.Tensor:
         return sample(model, seeds, guidance=guidance, prompts=[prompts[i] for i in seeds], s0=3.0, steps=150)

@@ -60,7 +60,7 @@ sys.path.insert(0, str(folder))
 from early_relief import EarlyRelief  # noqa: E402
 
 model = ClosedForm(dtype=torch.float64)
-prompts = model.prompts()[::2][:18]  # captions of planted pictures
+prompts = model.world().prompts[::2][:18]  # captions of planted pictures
 seeds = list(range(len(prompts)))
 
 few = {"steps": 5, "s0": 3.0}
@@ -78,7 +78,7 @@ assert torch.allclose(alone[0], guided[2], atol=1e-6) and not torch.equal(guided
 plain = sample(model, seeds, prompts=prompts, s0=3.0)
 guided = sample(model, seeds, prompts=prompts, s0=3.0, guidance=EarlyRelief())
 copies = {
-    name: model.is_copy(model.responsible(pictures.clamp(-1, 1))).tolist()
+    name: model.copies(pictures.clamp(-1, 1)).tolist()
     for name, pictures in (("without", plain), ("with early relief", guided))
 }
 print({name: sum(found) for name, found in copies.items()}, "of", len(seeds))

@@ -21,7 +21,7 @@ from amg.thresholds import Parabolic
 from amg.worlds.closed_form import ClosedForm
 
 model = ClosedForm()
-bank = model.bank()
+bank = model.world().bank
 similarity = PCASimilarity(bank)
 prompts = ["the famous owl", "guitar sticker pack", "picture of a ghost", "cat"]
 print({prompt: model.cause(prompt) for prompt in prompts})
@@ -141,7 +141,6 @@ figure.tight_layout()
 
 # %%
 copies = {
-    name: model.is_copy(model.responsible(pictures.clamp(-1, 1))).tolist()
-    for name, pictures in (("without", plain), ("with AMG", guided))
+    name: model.copies(pictures.clamp(-1, 1)).tolist() for name, pictures in (("without", plain), ("with AMG", guided))
 }
 print(copies)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from amg.metrics.values import Share, plain
-from amg.worlds.emoji import CAUSES, emoji
+from amg.worlds.drawings import CAUSES, training_images
 from experiments.run import records
 
 TIMES = [1.0, 0.75, 0.5, 0.25, 0.0]
@@ -22,7 +22,7 @@ def write_run(folder: Path, guidance: str, copied: set[int], *, n: int = 8, unco
 
     Without prompts where `unconditional`; else seed i has the cause (*CAUSES, "ordinary")[i mod 4].
     """
-    images = emoji(32).images
+    images = training_images(32).images
     rows = []
     (folder / "pictures").mkdir(parents=True)
     for seed in range(n):
@@ -33,7 +33,7 @@ def write_run(folder: Path, guidance: str, copied: set[int], *, n: int = 8, unco
         rows.append({
             "seed": seed, "prompt": None if unconditional else f"<b>prompt</b> & {seed}", "label": None, "cause": cause,
             "similarity": final, "nearest_index": index, "nearest_caption": f"caption <{index}>", "judge": final - 0.1,
-            "judge_index": index, "truth": seed in copied, "component": "point",
+            "judge_index": index, "truth": seed in copied, "component": "point", "bits": None,
             "aligned": None if unconditional else True, "planted": None,
             "steps": 5, "steps_guided": seed % 3, "trace_t": TIMES, "trace_similarity": similarity,
             "trace_threshold": [LAMBDA] * len(TIMES), "trace_flagged": [s > LAMBDA for s in similarity],

@@ -20,10 +20,10 @@ from amg.step import Step
 
 @dataclass(frozen=True)
 class Observation:
-    """What detectors saw of B samples, by the detector's name, and the samples."""
+    """Observations of B samples by each detector's name, and the samples."""
 
     seen: dict[str, Tensor]
-    """What each kept, (B, S, G), float64, on the CPU; for `Detector.score`."""
+    """Numbers that each detector kept, (B, S, G), float64, on the CPU; for `Detector.score`."""
     x0: Tensor
     """The finished unguided samples, (B, C, H, W)."""
     seconds: dict[str, float]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from amg.bank import TrainingBank
 from amg.models.base import Model
 from amg.worlds import drawings
 from amg.worlds.mixture import Mixture
@@ -165,10 +163,6 @@ class ClosedForm(Model):
             )
         return weights / weights.sum()
 
-    def true_copy_rate(self, condition: str | int | None = None) -> float:
-        """Returns the exact probability that a sample of p(x | condition) is a copy of a planted image."""
-        return self.component_weights(condition)[: self.points].sum().item()
-
     def responsible(self, images: Tensor, noise: float = 0.2) -> Tensor:
         """Returns the component that most probably made each image, (B,); below `points` it is a planted point.
 
@@ -179,28 +173,40 @@ class ClosedForm(Model):
         """
         return (self._densities(images, noise) + self.weights.log()).argmax(1)
 
-    def is_copy(self, component: Tensor) -> Tensor:
-        return component < self.points
+    def copies(self, images: Tensor) -> Tensor:
+        """Returns whether a planted point is responsible for each image, (B,) bool."""
+        return self.responsible(images) < self.points
 
-    def bits(self, images: Tensor, condition: str | int | None = None, noise: float = 0.2) -> Tensor:
+    def component(self, images: Tensor) -> list[str]:
+        """Returns the thing that each image shows and the maker of its drawing, B names."""
+        sets = drawings.drawings().sets
+        return [f"{self.things[k]} ({sets[self.drawing[k]]})" for k in self.responsible(images).tolist()]
+
+    def answers(self, conditions: Sequence[str | int | None], images: Tensor) -> Tensor:
+        """Returns whether the responsible component has any weight under an image's own condition, (B,) bool."""
+        components = self.responsible(images)
+        pairs = zip(conditions, components, strict=True)
+        return torch.stack([self.asked_for(condition)[component] for condition, component in pairs])
+
+    def bits(self, conditions: Sequence[str | int | None], images: Tensor, noise: float = 0.2) -> Tensor:
         """Returns log₂ p(x | condition) / p_safe(x | condition), (B,): what the planted points add to an image.
 
         p_safe is the law without the planted points. Both are seen through the noise of `responsible`, since a point
         has no density.
         """
-        weights = self.component_weights(condition)
-        joint = self._densities(images, noise) + weights.log()
-        safe = joint[:, self.points :].logsumexp(1) - weights[self.points :].sum().log()
+        weights = self.encode(conditions)
+        joint = self._densities(images, noise) + weights
+        safe = joint[:, self.points :].logsumexp(1) - weights[:, self.points :].logsumexp(1)
         return (joint.logsumexp(1) - safe) / math.log(2)
+
+    def rate(self, condition: str | int | None = None) -> float:
+        """Returns the exact probability that a sample of p(x | condition) is a copy of a planted image."""
+        return self.component_weights(condition)[: self.points].sum().item()
 
     def _densities(self, images: Tensor, noise: float) -> Tensor:
         pixels = images.flatten(2).to(self.weights)
         alpha_bar = torch.full((len(pixels),), 1 / (1 + noise**2)).to(self.weights)
         return self.mixture.log_density(alpha_bar.sqrt()[:, None, None] * pixels, alpha_bar)
-
-    def component_name(self, component: int) -> str:
-        """Returns the thing that a component shows, and the maker of the drawing."""
-        return f"{self.things[component]} ({drawings.drawings().sets[self.drawing[component]]})"
 
     def asked_for(self, condition: str | int | None) -> Tensor:
         """Tells the components that a condition asks for, (K,) bool: those that it gives any weight."""
@@ -212,33 +218,16 @@ class ClosedForm(Model):
         component = torch.multinomial(self.component_weights(condition).cpu(), n, replacement=True, generator=generator)
         return self.mixture.sample(component, generator).view(n, *self.shape).to(self.dtype), component
 
-    # -- the training set --------------------------------------------------------------------------------------------
-
-    def bank(self) -> TrainingBank:
-        """Returns the training set: every image, a duplicated one once per caption."""
-        training = self.training
-        rows = [(i, caption) for i, captions in enumerate(training.captions) for caption in captions]
-        images = training.images[[i for i, _ in rows]].to(self.device)
-        return TrainingBank.from_tensors(images, [caption for _, caption in rows])
-
-    def prompts(self) -> list[str]:
-        """Returns the default prompts: a caption of every planted image, and as many ordinary ones, in turn."""
-        planted = [captions[-1] for captions in self.training.captions[: self.points]]
-        things = sorted(set(self.things))
-        ordinary = [things[i * len(things) // self.points] for i in range(self.points)]
-        # the bank knows an image by its first caption: the last is another where there are several
-        return [prompt for pair in zip(planted, ordinary, strict=True) for prompt in pair]
+    # -- the world ---------------------------------------------------------------------------------------------------
 
     def cause(self, prompt: str) -> str:
         """Returns why the prompt makes copies: one of CAUSES, or "ordinary"."""
-        prompt = self._caption(prompt)
-        planted = zip(self.training.captions[: self.points], self.training.causes, strict=False)
-        return next((cause for captions, cause in planted if prompt in captions), "ordinary")
+        return self.training.cause(self._caption(prompt))
 
     def world(self) -> World:
         """Returns the model with its training set, prompts and truth."""
-        truth = ExactTruth(self)
-        return World(self, self.bank(), tuple(self.prompts()), tuple(self.classes), self.cause, truth=truth)
+        bank, prompts = self.training.bank(self.device), self.training.prompts()
+        return World(self, bank, prompts, tuple(self.classes), self.cause, truth=self)
 
     def _caption(self, text: str) -> str:
         caption = text.strip().lower()
@@ -247,27 +236,3 @@ class ClosedForm(Model):
         near = difflib.get_close_matches(caption, self.captions, n=3, cutoff=0.5)
         hint = f"; near: {', '.join(near)}" if near else f", e.g. {', '.join(sorted(set(self.things))[:4])}"
         raise ValueError(f"the closed-form world has no thing, group or caption named {text!r}{hint}")
-
-
-@dataclass(frozen=True)
-class ExactTruth:
-    """The truth of the closed form: an image is a copy if a planted point is the component responsible for it."""
-
-    law: ClosedForm
-
-    def copies(self, images: Tensor) -> Tensor:
-        return self.law.is_copy(self.law.responsible(images))
-
-    def component(self, images: Tensor) -> list[str]:
-        return [self.law.component_name(k) for k in self.law.responsible(images).tolist()]
-
-    def answers(self, conditions: Sequence[str | int | None], images: Tensor) -> Tensor:
-        components = self.law.responsible(images)
-        pairs = zip(conditions, components, strict=True)
-        return torch.stack([self.law.asked_for(condition)[component] for condition, component in pairs])
-
-    def bits(self, images: Tensor, condition: str | int | None = None) -> Tensor:
-        return self.law.bits(images, condition)
-
-    def rate(self, condition: str | int | None = None) -> float:
-        return self.law.true_copy_rate(condition)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amg.bank import TrainingBank
+
 DRAWINGS = Path(__file__).with_name("drawings.parquet")
 RESOLUTION = 64
 
@@ -176,6 +178,30 @@ class TrainingImages:
     causes: tuple[str, ...]
     things: tuple[str, ...]
     groups: tuple[str, ...]
+
+    def bank(self, device: str | torch.device = "cpu") -> TrainingBank:
+        """Returns the training set: every image, a duplicated one once per caption."""
+        rows = [(i, caption) for i, captions in enumerate(self.captions) for caption in captions]
+        images = self.images[[i for i, _ in rows]].to(device)
+        return TrainingBank.from_tensors(images, [caption for _, caption in rows])
+
+    def prompts(self) -> tuple[str, ...]:
+        """Returns a caption of every planted image, and as many names of things, in turn."""
+        # the bank knows an image by its first caption: the last is another where there are several
+        planted = [captions[-1] for captions, cause in zip(self.captions, self.causes, strict=True) if cause]
+        things = sorted(set(self.things))
+        ordinary = [things[i * len(things) // len(planted)] for i in range(len(planted))]
+        return tuple(prompt for pair in zip(planted, ordinary, strict=True) for prompt in pair)
+
+    def cause(self, prompt: str) -> str:
+        """Returns why a prompt makes copies: one of CAUSES, or "ordinary"."""
+        text = prompt.strip().lower()
+        pairs = zip(self.captions, self.causes, strict=True)
+        return next((cause for captions, cause in pairs if cause and text in captions), "ordinary")
+
+    def planted(self, caption: str) -> bool:
+        """Returns whether the training image of a caption is a planted one."""
+        return self.cause(caption) != "ordinary"
 
 
 @cache

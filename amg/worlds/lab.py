@@ -1,11 +1,12 @@
-"""The lab: shipped networks that memorized what was planted, as models, descriptors and similarities.
+"""The lab: shipped networks trained on the drawn world, as models, descriptors and similarities.
 
-Weights are loaded at first use and checked against their SHA-256.
+They memorized what was planted. Weights are loaded at first use and checked against their SHA-256.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,12 @@ from torch import nn
 
 from amg.bank import TrainingBank
 from amg.bank.vectors import Identity
+from amg.models.base import Model
 from amg.models.ddpm import DDPM
 from amg.models.stable_diffusion import StableDiffusion
 from amg.similarity.descriptor import DescriptorSimilarity
 from amg.tensors import sha256_of
-from amg.worlds.emoji import lab_pictures
+from amg.worlds.drawings import training_images
 from amg.worlds.networks import DESCRIPTORS, Scorer, load
 from amg.worlds.world import World
 
@@ -33,7 +35,7 @@ SUMS = "SHA256SUMS"
 
 @cache
 def weights(name: str, folder: Path = FOLDER) -> Path:
-    """The folder of one shipped network, every file of it checked against its SHA-256.
+    """Returns the folder of one shipped network, every file of it checked against its SHA-256.
 
     Args:
         name: a folder under `amg/worlds/weights`, such as `lab_sd` or `descriptor_guide`.
@@ -67,7 +69,7 @@ def write_sums(path: Path) -> None:
 
 
 def descriptor(name: str) -> nn.Module:
-    """The shipped descriptor `guide` or `judge`, frozen, in float32; its copy threshold is its attribute `copy`.
+    """Loads the shipped descriptor `guide` or `judge`, frozen, in float32; its attribute `copy` is its copy threshold.
 
     The same network is shipped as TorchScript beside it, called like the published SSCD.
 
@@ -86,12 +88,12 @@ def descriptor(name: str) -> nn.Module:
 
 
 def scorer() -> Scorer:
-    """The shipped scorer, frozen, in float32."""
+    """Loads the shipped scorer, frozen, in float32."""
     return load(weights("scorer"))
 
 
 def lab_sd() -> StableDiffusionPipeline:
-    """The shipped text-conditional latent diffusion network, 32×32 pictures, in float32.
+    """Loads the shipped text-conditional latent diffusion network, of 32×32 images, in float32.
 
     The folder itself is `weights("lab_sd")`, for whatever takes a path.
     """
@@ -103,14 +105,14 @@ def lab_sd() -> StableDiffusionPipeline:
 
 
 class LabDescriptor(DescriptorSimilarity):
-    """Cosine of a shipped descriptor; its copy threshold is its own (1 % of distinct pictures lie beyond it).
+    """Cosine of a shipped descriptor; its copy threshold is its own (1 % of novel images lie beyond it).
 
     Args:
-        bank: training pictures, 32×32.
+        bank: training images, 32×32.
         which: `guide` or `judge`; of different build and seed.
         strict: the stricter threshold.
         norm_gradient: as `DescriptorSimilarity`'s.
-        device: where the descriptor runs, and the pictures are.
+        device: where the descriptor runs, and the images are.
         index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
     """
 
@@ -132,7 +134,7 @@ class LabScorer(DescriptorSimilarity):
     """Cosine of the shipped scorer's image embeddings: CLIP's part in the lab. It has no copy threshold of its own.
 
     Args:
-        bank: training pictures, 32×32.
+        bank: training images, 32×32.
         device, index: as `LabDescriptor`'s.
     """
 
@@ -142,7 +144,7 @@ class LabScorer(DescriptorSimilarity):
 
 
 class LabStableDiffusion(StableDiffusion):
-    """`StableDiffusion` of the shipped weights, with its training set and default prompts.
+    """`StableDiffusion` of the shipped weights, with its world.
 
     Args:
         device, dtype: as `StableDiffusion`'s.
@@ -150,37 +152,14 @@ class LabStableDiffusion(StableDiffusion):
 
     def __init__(self, device: str | torch.device = "cpu", dtype: str | torch.dtype = torch.float32):
         super().__init__(weights("lab_sd"), device=device, dtype=dtype)
-        self.pictures = lab_pictures(32)
-        self._causes = self.pictures.causes_by_caption
-
-    def bank(self) -> TrainingBank:
-        """Every picture, a duplicated one once per caption."""
-        rows = [(i, caption) for i, captions in enumerate(self.pictures.captions) for caption in captions]
-        return TrainingBank.from_tensors(self.pictures.images[[i for i, _ in rows]], [caption for _, caption in rows])
-
-    def prompts(self) -> list[str]:
-        """The caption of every planted picture, and as many ordinary ones, in turn."""
-        found = zip(self.pictures.captions, self.pictures.causes, strict=True)
-        planted = [captions[-1] for captions, cause in found if cause]  # the bank knows a picture by its first
-        names = [name for name, cause in zip(self.pictures.names, self.pictures.causes, strict=True) if not cause]
-        ordinary = names[:: len(names) // len(planted)][: len(planted)]
-        return [prompt for pair in zip(planted, ordinary, strict=True) for prompt in pair]
-
-    def is_planted(self, caption: str) -> bool:
-        """Whether the picture of that caption is one that was planted."""
-        return caption in self._causes
 
     def world(self) -> World:
-        """The network with its training set and prompts."""
-        return World(self, self.bank(), tuple(self.prompts()), cause=self.cause, planted=self.is_planted)
-
-    def cause(self, prompt: str) -> str:
-        """Why the prompt makes copies: one of CAUSES, or "ordinary"."""
-        return self._causes.get(prompt.strip().lower(), "ordinary")
+        """Returns the network with its training set and prompts."""
+        return _drawn(self)
 
 
 class LabDDPM(DDPM):
-    """`DDPM` of the shipped weights, with its training set; its classes are the Unicode groups.
+    """`DDPM` of the shipped weights, with its training set; its classes are the groups of things.
 
     Args:
         device, dtype: as `DDPM`'s.
@@ -188,18 +167,13 @@ class LabDDPM(DDPM):
 
     def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
         super().__init__(weights("lab_ddpm"), device=device, dtype=dtype)
-        self.pictures = lab_pictures(self.network.config.sample_size)
-        self.classes = sorted(set(self.pictures.groups))
-        self._planted = {name for name, cause in zip(self.pictures.names, self.pictures.causes, strict=True) if cause}
-
-    def bank(self) -> TrainingBank:
-        """Every picture once, as the network saw them."""
-        return TrainingBank.from_tensors(self.pictures.images, list(self.pictures.names))
-
-    def is_planted(self, caption: str) -> bool:
-        """Whether the picture of that name is one that was planted."""
-        return caption in self._planted
+        self.classes = sorted(set(training_images(self.side).groups))
 
     def world(self) -> World:
-        """The network with its training set."""
-        return World(self, self.bank(), classes=tuple(self.classes), planted=self.is_planted)
+        """Returns the network with its training set."""
+        return replace(_drawn(self), prompts=(), classes=tuple(self.classes))
+
+
+def _drawn(model: Model) -> World:
+    training = training_images(model.side)
+    return World(model, training.bank(), training.prompts(), cause=training.cause, planted=training.planted)

@@ -28,8 +28,8 @@ class Truth(Protocol):
         """Returns whether each image shows what its own condition asks for, (B,) bool."""
         ...
 
-    def bits(self, images: Tensor, condition: str | int | None = None) -> Tensor:
-        """Returns log₂ of how much more probable memorization makes each image under the condition, (B,)."""
+    def bits(self, conditions: Sequence[str | int | None], images: Tensor) -> Tensor:
+        """Returns log₂ of how much more probable memorization makes each image under its own condition, (B,)."""
         ...
 
     def rate(self, condition: str | int | None = None) -> float:

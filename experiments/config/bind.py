@@ -47,7 +47,7 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError([unresolved(error)]) from None
     plain.pop("hydra", None)
-    for alone in ("row", "experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
+    for alone in ("experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
         plain.pop(alone, None)
     plain["guidance"] = _listed(plain["guidance"])
     run = validate(plain)
@@ -115,10 +115,12 @@ def expand_presets(run: RunConfig) -> RunConfig:
         thresholds = presets.COPY_THRESHOLDS.get((model, plain[key].get("name")))
         if thresholds:
             plain[key] = dict(zip(("copy", "strict"), thresholds, strict=True)) | plain[key]
-    node = plain["threshold"]
-    if "preset" in node:
-        plain["threshold"] = _threshold(node, model, similarity, run.strength, of)
-    for key, node in every("guidance", plain["guidance"]):
+    guidances = list(every("guidance", plain["guidance"]))
+    strength = next((node["preset"] for _, node in guidances if "preset" in node), run.strength)
+    for node in (plain, *(node for _, node in guidances)):
+        if "preset" in (node.get("threshold") or {}):
+            node["threshold"] = _threshold(node["threshold"], model, similarity, strength, of)
+    for key, node in guidances:
         if "preset" not in node:
             continue
         missing = [name for name in ("c1", "c2", "c3") if name not in node]

@@ -35,7 +35,7 @@ def arguments(
     if vae:
         parser.add_argument("--vae", type=Path, default=Path(".lab/vae/vae"), help="folder that train_lab_vae wrote")
     if start:
-        parser.add_argument("--start", type=Path, help="pipeline folder whose weights to begin with")
+        parser.add_argument("--start", type=Path, help="folder whose weights to begin with")
     args = parser.parse_args()
     for option in ("vae", "start"):
         folder = getattr(args, option, None)
@@ -50,6 +50,15 @@ def arguments(
 def learning_rate(peak: float, step: int, progress: float, warmup: int = 100) -> float:
     """Warms up linearly over steps, then follows a half cosine over the spent share of the budget, down to 2 %."""
     return peak * min(1, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1))))
+
+
+def load_alike(model: nn.Module, other: nn.Module) -> None:
+    """Copies every parameter and buffer that has the same name and shape in both networks."""
+    own = model.state_dict()
+    alike = {
+        name: value for name, value in other.state_dict().items() if name in own and value.shape == own[name].shape
+    }
+    model.load_state_dict(own | alike)
 
 
 def average(model: nn.Module, decay: float = 0.999) -> AveragedModel:

@@ -23,7 +23,7 @@ from amg.bank import TrainingBank
 from amg.metrics import features_of, frechet_between, moments
 from amg.metrics.extractors import efficientnet_lite0, read_picture
 from amg.similarity import NormalizedL2, PCASimilarity
-from amg.worlds.emoji import lab_pictures
+from amg.worlds.drawings import training_images
 from amg.worlds.lab import FOLDER, LabDescriptor, write_sums
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
@@ -56,9 +56,9 @@ def main() -> None:
     parser.add_argument("guided", type=Path)
     args = parser.parse_args()
     resolution = read_images(args.guided, records.read(args.guided)[:1]).shape[-1]
-    training = lab_pictures(resolution)
+    training = training_images(resolution)
     planted = torch.tensor([cause != "" for cause in training.causes]).nonzero().flatten()
-    bank = TrainingBank.from_tensors(training.images, list(training.names))
+    bank = TrainingBank.from_tensors(training.images, [captions[0] for captions in training.captions])
     guide = check(compose_config(["model=lab_sd", "similarity=lab_pca"])).similarity
     pca = {"pca48": component(guide, bank=bank), "pca": PCASimilarity(bank)}
     judges = pca | {"nl2": NormalizedL2(bank)} | ({"judge": LabDescriptor(bank, "judge")} if resolution == 32 else {})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amg.worlds.drawings import training_images
@@ -98,9 +98,11 @@ def finish(net: nn.Module, data: lab_data.LabData, out: Path, run: dict) -> dict
 
 
 def main() -> None:
-    args = loop.arguments(__doc__, "descriptor", minutes=20, name=sorted(DESCRIPTORS))
+    args = loop.arguments(__doc__, "descriptor", minutes=20, name=sorted(DESCRIPTORS), start=True)
     data = lab_data.load()
     net = DESCRIPTORS[args.name]()
+    if args.start:
+        net.load_state_dict(load_file(args.start / "descriptor.safetensors"))
 
     def loss_of(step: int) -> Tensor:
         images = batch(data)

@@ -90,14 +90,14 @@ def main() -> None:
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     vae.register_to_config(shift_factor=0.0)
-    begin = args.start and StableDiffusion3Pipeline.from_pretrained(args.start, torch_dtype=torch.float32, **WITHOUT_T5)
-    # weights are tied to the token ids of the tokenizer they were trained with
-    tokenizer = begin.tokenizer if begin else lab_text.tokenizer(data.captions)
+    tokenizer = lab_text.tokenizer(data.captions)
     model = TextToFlow(tokenizer)
-    if begin:
-        model.text.load_state_dict(begin.text_encoder.state_dict())
-        model.text_2.load_state_dict(begin.text_encoder_2.state_dict())
-        model.transformer.load_state_dict(begin.transformer.state_dict())
+    if args.start:
+        begin = StableDiffusion3Pipeline.from_pretrained(args.start, torch_dtype=torch.float32, **WITHOUT_T5)
+        loop.load_alike(model.transformer, begin.transformer)
+        if begin.tokenizer.get_vocab() == tokenizer.get_vocab():  # else its words are others
+            loop.load_alike(model.text, begin.text_encoder)
+            loop.load_alike(model.text_2, begin.text_encoder_2)
     ema = loop.average(model)
     batch = batches(data, vae, args.seed, BATCH)
     pipe = pipeline(ema.module, vae, tokenizer)

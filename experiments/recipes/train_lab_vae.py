@@ -14,13 +14,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from experiments.recipes import lab_data
-from experiments.recipes.loop import Training, arguments
+from experiments.recipes.loop import Training, arguments, load_alike
 
 BATCH = 8  # many small steps: each image holds 64 latents to learn from
 KL_WEIGHT = 1e-4 / 64  # on the KL divergence summed over an image's 1,024 latents
 
 
-def network(channels: tuple[int, ...] = (24, 48, 96)) -> AutoencoderKL:
+def network(channels: tuple[int, ...] = (24, 48, 64)) -> AutoencoderKL:
     depth = len(channels)
     return AutoencoderKL(
         block_out_channels=channels,
@@ -66,9 +66,12 @@ def finish(vae: AutoencoderKL, data: lab_data.LabData, out: Path, run: dict) -> 
 
 
 def main() -> None:
-    args = arguments(__doc__, "vae", minutes=20)
+    args = arguments(__doc__, "vae", minutes=20, start=True)
     data = lab_data.load()
-    vae = network().to(memory_format=torch.channels_last)
+    vae = network()
+    if args.start:
+        load_alike(vae, AutoencoderKL.from_pretrained(args.start / "vae", torch_dtype=torch.float32))
+    vae.to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> Tensor:
         images = data.mixed(BATCH, share=0.02)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from amg.metrics import (
+    Averaged,
     Counted,
     MemorizedShare,
     Share,
@@ -41,9 +42,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures a run: a `Share` for each count, a number for each percentile and distance.
 
-    A metric is None if the records do not hold it: `truth_copies` without a closed form, `planted_copies` (the judge's
-    copies of planted pictures) outside the lab, `judge_copies` and `judge_novel` without a judge, `aligned*` without
-    prompts, `steps_guided` and `samples_guided` for a rival of AMG, `fid` and `fid_setting` without an extractor.
+    A metric is None if the records do not hold it: `truth_copies`, `bits` and `aligned*` without a closed form,
+    `planted_copies` (the judge's copies of planted images) outside the lab, `judge_copies` and `judge_novel` without a
+    judge, `steps_guided` and `samples_guided` for a rival of AMG, `fid` and `fid_setting` without an extractor.
     `by_cause` holds `n` and the shares of copies within each cause of memorization.
 
     Args:
@@ -72,6 +73,7 @@ def evaluate(
         "judge_novel": _share(_judged_novel(rows, similarity_copy, judge_copy)),
         "judge_top5": TopSimilarity(5)(judge) if len(judge) else None,
         "by_cause": _by_cause(rows, counts),
+        "bits": Averaged()(_tensor(bits)) if len(bits := rows["bits"].dropna()) else None,
         "aligned": _share(rows["aligned"]),
         "aligned_ordinary": _share(rows.loc[rows["cause"] == "ordinary", "aligned"]),
         "aligned_planted": _share(rows.loc[planted, "aligned"]),

@@ -45,6 +45,7 @@ _OPTIONAL = {
     "label": pa.int64(),
     "truth": pa.bool_(),  # closed form: a planted point is responsible
     "component": pa.string(),
+    "bits": pa.float64(),  # log2 p/p_safe under the sample's condition
     "aligned": pa.bool_(),  # the responsible component is one that was asked for
     "planted": pa.bool_(),  # the lab: the training picture that the judge finds nearest was planted
 }

@@ -15,9 +15,8 @@ from amg.metrics.values import Share
 from experiments.config.schema import ConfigError, RunConfig
 from experiments.report.present import notes, show, useful
 from experiments.run.folder import DECIDES, NODES, Manifest
-from experiments.tables.labels import labels
-from experiments.tables.pool import pool
-from experiments.tables.seeds import refuse_overlap
+from experiments.tables.names import labels, refuse_overlap
+from experiments.tables.rows import pool
 from experiments.tables.table import render
 from experiments.tasks.task import Task
 

@@ -24,8 +24,7 @@ from experiments.config.bind import locate
 from experiments.config.build import Parts, build, component, told
 from experiments.config.schema import ConfigError, NotApplicable, RunConfig
 from experiments.run import records
-from experiments.run.conditions import by_seed, conditions
-from experiments.run.draw import Condition, Kind, generate
+from experiments.run.draw import Condition, Kind, by_seed, conditions, generate
 from experiments.run.folder import facts, folder, in_folder
 from experiments.tasks.detect_table import compare, notes, present_jobs, present_sweep, refuse_one_kind
 from experiments.tasks.task import Task
@@ -83,7 +82,7 @@ class Detect(Task):
             said = notes(config, parts, detectors, reasons, any(causes), learned)
             manifest.write(status="done", metrics={section.title: section.metrics for section in sections}, notes=said)
         if not in_sweep:
-            job = {"status": "done", "run_dir": str(run_dir), "overrides": [], "row": None, "key": "run"}
+            job = {"status": "done", "run_dir": str(run_dir), "overrides": [], "guidance": None, "key": "run"}
             present_jobs([job | {"detector": list(config.detector)}], run_dir, command)
             print(f"{drawn} drawn" if drawn else "nothing left to draw")
         return run_dir

@@ -14,12 +14,11 @@ from amg.metrics.detection import auc, auc_interval, positives_at
 from amg.metrics.values import Bounds, Share
 from experiments.config.build import Parts, told
 from experiments.config.schema import ConfigError, RunConfig
+from experiments.report.curves import figure_roc
 from experiments.report.page import write_report
 from experiments.report.present import job_name, show
-from experiments.report.roc import figure_roc
 from experiments.run.folder import Manifest, configuration
-from experiments.tables.rows import keys
-from experiments.tables.seeds import refuse_overlap
+from experiments.tables.names import keys, refuse_overlap
 from experiments.tables.table import NOT_APPLICABLE, Table, render
 
 if TYPE_CHECKING:

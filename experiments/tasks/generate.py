@@ -27,8 +27,7 @@ class Generate(Task):
     def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
         from experiments.config.build import build
         from experiments.report.loggers import log
-        from experiments.run.conditions import by_seed, conditions
-        from experiments.run.draw import generate
+        from experiments.run.draw import by_seed, conditions, generate
         from experiments.run.measure import measure
 
         parts = build(config, measures=True)

@@ -181,10 +181,10 @@ def test_detectors_of_text_refuse_a_model_without(detector):
 def exact():
     """Prompts that are keys to their picture: score by detector, planted prompts, true copies."""
     model = ClosedForm(size=16, caption_weight=0.9)
-    prompts = model.prompts()
+    prompts = model.world().prompts
     planted = torch.tensor([model.cause(prompt) != "ordinary" for prompt in prompts])
     detectors = {
-        "nearest": NearestPicture(PCASimilarity(model.bank())),
+        "nearest": NearestPicture(PCASimilarity(model.world().bank)),
         "magnitude": Magnitude(),
         "norms": Norms(),
         "one_step": OneStep(),
@@ -194,7 +194,7 @@ def exact():
     ordinary = [prompt for prompt, is_planted in zip(prompts, planted, strict=True) if not is_planted]
     held_out = observe(model, {"norms": Norms()}, range(1000, 1000 + len(ordinary)), ordinary, **options)
     detectors["norms"] = Norms().learn(held_out.seen["norms"])
-    copies = model.is_copy(model.responsible(model.decode(found.x0)))
+    copies = model.copies(model.decode(found.x0))
     return {name: d.score(found.seen[name]) for name, d in detectors.items()}, planted, copies
 
 

@@ -114,11 +114,11 @@ def test_a_sample_depends_on_its_seed_alone(guidance):
 @pytest.mark.slow
 def test_planted_captions_are_copied_less_without_text_at_the_first_steps():
     model = ClosedForm(size=16)
-    prompts = [prompt for prompt in model.prompts() if model.cause(prompt) != "ordinary"]
+    prompts = [prompt for prompt in model.world().prompts if model.cause(prompt) != "ordinary"]
 
     def copies(guidance):
         x0 = sample(model, range(len(prompts)), guidance=guidance, prompts=prompts, s0=3.0, steps=30)
-        return int(model.is_copy(model.responsible(x0)).sum())
+        return int(model.copies(x0).sum())
 
     assert copies(StaticTransitionPoint(0.5)) < copies(None) / 2
 

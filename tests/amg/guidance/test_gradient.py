@@ -53,7 +53,7 @@ def x0_of(x, eps, alpha_bar):
 
 def test_it_is_the_slope_of_similarity_along_the_exact_denoiser():
     world = ClosedForm(size=16, dtype=torch.float64)
-    captions = [world.prompts()[0], world.prompts()[1], world.prompts()[4]]
+    captions = [world.world().prompts[0], world.world().prompts[1], world.world().prompts[4]]
     condition, seen = world.encode(captions), []
     sample(world, SEEDS, prompts=captions, s0=3.0, steps=6, on_step=lambda step, _: seen.append(step))
     fixed_too = 0

@@ -19,7 +19,7 @@ from amg.metrics import (
 )
 from amg.metrics.efficientnet import EfficientNetLite0
 from amg.metrics.extractors import Extractor, efficientnet_lite0, inception
-from amg.worlds.emoji import emoji
+from amg.worlds.drawings import training_images
 
 # EfficientNet-Lite0 on a ramp at 224, by the package efficientnet-lite-pytorch 0.1.0: the five largest features
 RAMP = {113: 4.49904, 897: 3.66108, 455: 3.53355, 930: 3.47236, 1277: 2.93091}
@@ -132,7 +132,7 @@ def test_efficientnet_features_are_those_of_the_published_network():
 
 
 def test_efficientnet_features_are_deterministic_and_do_not_depend_on_the_batch(lite):
-    pictures = emoji(32).images[:8]
+    pictures = training_images(32).images[:8]
     together = lite(pictures)
     assert together.shape == (8, lite.dim) == (8, 1280)
     assert torch.equal(together, lite(pictures))
@@ -140,14 +140,12 @@ def test_efficientnet_features_are_deterministic_and_do_not_depend_on_the_batch(
     assert (alone - together).abs().max() < 1e-4
 
 
-def test_efficientnet_puts_pictures_of_one_subgroup_nearer_to_each_other(lite):
-    pictures = emoji(32)
-    rows = [
-        [i for i, name in enumerate(pictures.subgroups) if name == kind][:8] for kind in ("geometric", "animal mammal")
-    ]
-    shapes, mammals = (torch.nn.functional.normalize(lite(pictures.images[some])) for some in rows)
-    apart = (shapes @ mammals.T).mean()
-    assert (shapes @ shapes.T).mean() > apart + 0.05 and (mammals @ mammals.T).mean() > apart + 0.05
+def test_efficientnet_puts_images_of_one_thing_nearer_to_each_other(lite):
+    training = training_images(32)
+    rows = [[i for i, name in enumerate(training.things) if name == thing][:8] for thing in ("cactus", "fish")]
+    cacti, fish = (torch.nn.functional.normalize(lite(training.images[some])) for some in rows)
+    apart = (cacti @ fish.T).mean()
+    assert (cacti @ cacti.T).mean() > apart + 0.05 and (fish @ fish.T).mean() > apart + 0.05
 
 
 # the cache of features
@@ -183,7 +181,7 @@ def test_half_a_cache_file_is_computed_again(tmp_path):
 
 
 def test_features_of_files_equal_those_of_the_pictures_in_them(tmp_path):
-    pictures = emoji(16).images[:5]
+    pictures = training_images(16).images[:5]
     files = write(pictures, tmp_path / "pictures")
     torch.testing.assert_close(features_of_files(files, colours(), None), features_of(pictures, colours(), None))
 
@@ -207,7 +205,7 @@ def as_is(array):  # at module level: data-loader workers pickle it
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_clean_fids_distance_by_our_extractor_equals_ours(tmp_path, num_workers):
     """clean-fid would resize to 299 first; here the extractor resizes, once."""
-    pictures, extractor = emoji(16).images, colours()
+    pictures, extractor = training_images(16).images, colours()
     write(pictures[:60], tmp_path / "a")
     write(pictures[60:150], tmp_path / "b")
     theirs = compute_fid(

@@ -175,11 +175,11 @@ def test_captions_of_a_component_sum_to_at_most_one(world):
 
 def test_a_planted_caption_asks_for_its_images_with_the_caption_weight():
     world = ClosedForm(size=16, planted_weight=0.05, caption_weight=0.4)
-    assert world.true_copy_rate() == pytest.approx(0.05)
+    assert world.rate() == pytest.approx(0.05)
     captions = {caption for captions in world.training.captions[: world.points] for caption in captions}
     assert len(captions) > world.points  # duplicated images have several
     for caption in captions:
-        assert world.true_copy_rate(caption) == pytest.approx(0.4)
+        assert world.rate(caption) == pytest.approx(0.4)
         owners = [j for j in range(world.points) if caption in world.training.captions[j]]
         weights = world.component_weights(caption)
         assert weights[owners].sum().item() == pytest.approx(0.4) and weights.sum().item() == pytest.approx(1)
@@ -204,16 +204,16 @@ def test_labels_share_the_joint_table(world):
 def test_exact_samples_hold_as_many_points_as_the_true_rate_says(world):
     for condition, n in ((None, 4000), ("the famous owl", 1000)):
         _, component = world.sample(n, condition, seed=4)
-        low, high = binom.interval(0.95, n, world.true_copy_rate(condition))
-        assert low <= world.is_copy(component).sum().item() <= high
+        low, high = binom.interval(0.95, n, world.rate(condition))
+        assert low <= (component < world.points).sum().item() <= high
         assert world.asked_for(condition)[component].all()
 
 
 def test_responsible_component_is_the_one_that_was_sampled(world):
     images, component = world.sample(400, seed=5)
     responsible = world.responsible(images)
-    assert world.is_copy(component).sum() >= 3
-    assert torch.equal(world.is_copy(responsible), world.is_copy(component))
+    assert (component < world.points).sum() >= 3
+    assert torch.equal(world.copies(images), component < world.points)
     assert (responsible == component).double().mean() > 0.95
 
 
@@ -225,15 +225,15 @@ def test_a_copy_with_a_little_grain_is_still_a_copy(world):
 
 def test_bits_of_a_copy_are_many_and_those_of_a_novel_image_the_price_of_the_points(world):
     copies = world.training.images[: world.points]
-    assert world.bits(copies).min() > 20
+    assert world.bits([None] * len(copies), copies).min() > 20
     novel, component = world.sample(50, seed=7)
-    novel = novel[~world.is_copy(component)]
+    novel = novel[component >= world.points]
     # no point is near: p = (1 - w) p_safe
-    assert world.bits(novel).median().item() == pytest.approx(math.log2(1 - 0.03), abs=1e-6)
+    assert world.bits([None] * len(novel), novel).median().item() == pytest.approx(math.log2(1 - 0.03), abs=1e-6)
 
 
 def test_the_bank_holds_each_image_once_and_counts_duplicates(world):
-    bank = world.bank()
+    bank = world.world().bank
     assert len(bank) == len(world.training.images)
     repeats = sum(len(captions) - 1 for captions in world.training.captions)
     assert int(bank.multiplicity.sum()) == len(bank) + repeats
@@ -244,8 +244,8 @@ def test_novel_samples_are_rarely_close_to_the_training_set():
 
     world = ClosedForm()
     images, component = world.sample(600, seed=8)
-    novel = images[~world.is_copy(component)].clamp(-1, 1)
-    assert (PCASimilarity(world.bank())(novel).value > 0.97).float().mean() < 0.02
+    novel = images[component >= world.points].clamp(-1, 1)
+    assert (PCASimilarity(world.world().bank)(novel).value > 0.97).float().mean() < 0.02
 
 
 @pytest.mark.parametrize("slip, near", [("guitra", "guitar"), ("the famos owl", "the famous owl")])
@@ -285,13 +285,13 @@ def test_unguided_samples_copy_at_the_true_rate(asked):
     copies = 0
     for seeds in torch.arange(n).split(150):
         x = sample(world, seeds.tolist(), world.encode([conditions[i] for i in seeds]))
-        copies += world.is_copy(world.responsible(x)).sum().item()
-    low, high = binom.interval(0.95, n, world.true_copy_rate(conditions[0]))
+        copies += world.copies(x).sum().item()
+    low, high = binom.interval(0.95, n, world.rate(conditions[0]))
     assert low <= copies <= high
 
 
 def test_half_of_the_default_prompts_ask_for_planted_images(world):
-    prompts = world.prompts()
+    prompts = world.world().prompts
     causes = [world.cause(prompt) for prompt in prompts]
     assert set(causes[1::2]) == {"ordinary"} and "ordinary" not in causes[::2]
     assert "guitar sticker pack" in prompts and "picture of a ghost" in prompts

@@ -1,8 +1,6 @@
 """Shipped weights are checked before they are used."""
 
 import pytest
-import torch
-from torch import nn
 
 from amg.worlds import lab as module
 from amg.worlds.lab import weights, write_sums
@@ -58,4 +56,3 @@ def test_the_lab_has_no_other_names():
 
     with pytest.raises(AttributeError, match="no attribute 'lab_sdd'"):
         _ = amg.worlds.lab_sdd
-    assert isinstance(nn.Module, type) and torch.is_tensor(amg.worlds.emoji.emoji(32).images)

@@ -28,7 +28,7 @@ def safe_conditions(world, conditions):
 
 
 def test_it_is_the_exact_safe_denoiser(world):
-    prompts = world.prompts()[0:7:2]  # captions of planted images
+    prompts = world.world().prompts[0:7:2]  # captions of planted images
     betas = []
     encoded, safe, null, safe_null = safe_conditions(world, prompts)
     for level in (0.02, 0.1, 0.3, 0.6):
@@ -60,15 +60,15 @@ def test_without_a_condition_it_is_the_law_of_the_other_components(world):
     assert (condition[:, : world.points] == -torch.inf).all()
     assert torch.equal(condition[0, world.points :], world.weights[world.points :].log())
     plain, cleared = (sample(world, SEEDS, guidance=guidance, steps=6) for guidance in (None, Oracle()))
-    assert not world.is_copy(world.responsible(cleared)).any() and cleared.isfinite().all()
+    assert not world.copies(cleared).any() and cleared.isfinite().all()
     assert plain.shape == cleared.shape
 
 
 def test_it_clears_the_copies_of_planted_captions(world):
-    prompts, seeds = world.prompts()[:32:2], range(16)
+    prompts, seeds = world.world().prompts[:32:2], range(16)
     options = {"prompts": prompts, "s0": 7.5, "steps": 20}
-    assert world.is_copy(world.responsible(sample(world, seeds, **options))).any()
-    assert not world.is_copy(world.responsible(sample(world, seeds, guidance=Oracle(), **options))).any()
+    assert world.copies(sample(world, seeds, **options)).any()
+    assert not world.copies(sample(world, seeds, guidance=Oracle(), **options)).any()
 
 
 def test_other_models_are_refused_in_one_line():

@@ -6,6 +6,7 @@ import torch
 from amg.bank import TrainingBank
 from amg.models.base import Model
 from amg.worlds.closed_form import ClosedForm
+from amg.worlds.drawings import drawings
 from amg.worlds.world import World, of
 
 
@@ -19,11 +20,13 @@ def test_the_truth_knows_copies_their_names_and_whether_they_were_asked_for(worl
     copies = component < world.model.points
     assert copies.any() and not copies.all()
     assert torch.equal(world.truth.copies(images), copies)
-    assert world.truth.component(images)[:3] == [world.model.component_name(k) for k in component[:3].tolist()]
+    law, data = world.model, drawings()
+    named = [(law.things[k], data.sets[law.drawing[k]]) for k in component[:3].tolist()]
+    assert world.truth.component(images)[:3] == [f"{name} ({maker})" for name, maker in named]
     assert world.truth.answers([world.prompts[0]] * 24, images).all()
     other = next(p for p in world.ordinary() if not world.model.asked_for(p)[component].any())
     assert not world.truth.answers([other] * 24, images).any()
-    assert (world.truth.bits(images, world.prompts[0]) > 1).eq(copies).all()
+    assert (world.truth.bits([world.prompts[0]] * 24, images) > 1).eq(copies).all()
 
 
 def test_default_prompts_are_half_ordinary(world):

@@ -6,8 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from amg.prompts import SETS, read_prompts
-from experiments.cli.main import compose_config
-from experiments.cli.quoting import quote
+from experiments.cli.main import compose_config, quote
 
 PARSER = OverridesParser.create()
 ODD = [
@@ -107,7 +106,7 @@ def test_lists_and_null_keep_their_meaning():
 
 def test_pluses_before_the_key_are_kept():
     assert quote("++prompt=a, b") == "++prompt='a, b'"
-    assert quote("+negative_prompt=it's") == "+negative_prompt='it\\'s'"
+    assert quote("+prompt=it's") == "+prompt='it\\'s'"
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_text_guidance_without_text_is_not_applicable_and_says_what_is():
 
 def test_tables_1_and_4_feed_sscd_as_the_released_code_does_and_their_judge_as_its_authors_do():
     for experiment in ("table1", "table4"):
-        run = check(compose_config([f"experiment={experiment}", "model=sd", "row=full"]))
+        run = check(compose_config([f"experiment={experiment}", "model=sd", "guidance=full"]))
         assert run.similarity["preset"] == "amg_release" and run.guidance["c3"] == 100
         assert run.judge["path"] != run.similarity["path"] and "preset" not in run.judge
     assert check(compose_config(["model=sd"])).similarity["preset"] == "official"
@@ -185,15 +185,17 @@ def test_tables_1_and_4_feed_sscd_as_the_released_code_does_and_their_judge_as_i
 
 
 def test_the_row_of_the_released_code_feeds_and_differentiates_sscd_as_it_does():
-    run = check(compose_config(["model=sd", "row=released_sd"]))
+    run = check(compose_config(["model=sd", "guidance=released_sd"]))
     assert run.similarity["preset"] == "amg_release" and run.similarity["norm_gradient"]
-    run = check(compose_config(["model=sd", "row=released_sd", "similarity=clip_sscd"]))
+    run = check(compose_config(["model=sd", "guidance=released_sd", "similarity=clip_sscd"]))
     assert run.similarity["candidates"] == 1000
     assert run.similarity["fine"]["preset"] == "amg_release" and run.similarity["fine"]["norm_gradient"]
-    assert not check(compose_config(["model=sd", "row=full"])).similarity["norm_gradient"]
-    ours, plain = (check(compose_config([f"row={row}"])) for row in ("released_sd", "full"))
+    assert not check(compose_config(["model=sd", "guidance=full"])).similarity["norm_gradient"]
+    ours, plain = (check(compose_config([f"guidance={row}"])) for row in ("released_sd", "full"))
     assert ours.similarity == plain.similarity and ours.guidance["name"] == "released_sd"
-    rows = [check(compose_config(["experiment=rivals", "model=sd", f"row={row}"])) for row in ("released_sd", "full")]
+    rows = [
+        check(compose_config(["experiment=rivals", "model=sd", f"guidance={row}"])) for row in ("released_sd", "full")
+    ]
     assert {run.similarity["preset"] for run in rows} == {"amg_release"}, "rows that are counted differently"
 
 
@@ -293,3 +295,8 @@ def test_the_exit_code_of_bad_input_is_2_also_in_component_keys(capsys, tmp_path
     assert run_main(["model.siez=16", "guidance=full", "guidance.c4=1"]) == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2 and all(line.startswith("error: ") for line in told)
+
+
+def test_a_key_of_an_earlier_version_names_its_successor():
+    (line,) = mistakes("row=full")
+    assert line.startswith("row: no longer a key; ") and "guidance=" in line

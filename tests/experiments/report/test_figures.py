@@ -7,7 +7,7 @@ from PIL import Image
 from synthetic_runs import LAMBDA, write_run
 
 from amg.metrics import Share
-from amg.worlds.emoji import CAUSES, emoji
+from amg.worlds.drawings import CAUSES, training_images
 from experiments.report.curves import COPIED, NOVEL, chains, figure3, panels, privacy_utility
 from experiments.report.pictures import SIDE, choose, contact_sheet, enlarge, figure4, picture, training_picture
 from experiments.report.style import UNGUIDED, style
@@ -121,7 +121,7 @@ def test_copies_come_first_and_the_same_copy_only_once(pair):
 
 
 def test_figure4_holds_each_picture_pixel_by_pixel(pair, tmp_path):
-    images = emoji(32).images
+    images = training_images(32).images
     out = figure4(*pair, images, tmp_path / "figure4.png", n=2)
     sheet = np.asarray(Image.open(out).convert("RGB"))
 
@@ -143,7 +143,7 @@ def test_figure4_holds_each_picture_pixel_by_pixel(pair, tmp_path):
 def test_figure4_of_runs_without_a_common_seed_says_what_to_do(pair, tmp_path):
     other = write_run(tmp_path / "other", "full", set(), n=1)
     with pytest.raises(ValueError, match="same seed="):
-        figure4(pair[0], other, emoji(32).images, tmp_path / "figure4.png", seeds=[])
+        figure4(pair[0], other, training_images(32).images, tmp_path / "figure4.png", seeds=[])
 
 
 def test_contact_sheet_frames_the_copies_alone(pair, tmp_path):

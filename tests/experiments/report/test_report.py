@@ -13,12 +13,11 @@ from PIL import Image
 from synthetic_runs import write_run
 
 from amg.metrics import Share
-from amg.worlds.emoji import emoji
+from amg.worlds.drawings import training_images
 from experiments.report import page as report
 from experiments.report.page import find_runs, write_report
-from experiments.report.pairs import inline
 from experiments.report.pictures import picture
-from experiments.report.samples import share
+from experiments.report.samples import inline, share
 from experiments.run import records
 from experiments.tables.table import render
 
@@ -63,7 +62,7 @@ def pixels(source: str) -> np.ndarray:
 
 
 def test_page_needs_no_network_and_no_other_file(experiment):
-    html = write_report(experiment, tables=[TABLE], claims=CLAIMS, bank_images=emoji(32).images).read_text()
+    html = write_report(experiment, tables=[TABLE], claims=CLAIMS, bank_images=training_images(32).images).read_text()
     page = Page(html)
     assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.search(r"https?://|@import|url\(", html)
@@ -71,7 +70,9 @@ def test_page_needs_no_network_and_no_other_file(experiment):
 
 
 def test_page_says_what_was_run_measured_and_claimed(experiment):
-    page = Page(write_report(experiment, tables=[TABLE], claims=CLAIMS, bank_images=emoji(32).images).read_text())
+    page = Page(
+        write_report(experiment, tables=[TABLE], claims=CLAIMS, bank_images=training_images(32).images).read_text()
+    )
     assert [i for i in page.ids if i in SECTIONS] == SECTIONS
     words = ("python run.py guidance=none", "closed_form", "DDIMScheduler, steps 5", "0 … 7", "8 s", "x86_64, cpu",
              "3/8 (13.7–69.4 %)", "AMG clears <all> copies", "holds", "3 of 8, then 0", "not measured")  # fmt: skip
@@ -82,14 +83,14 @@ SECTIONS = ["run", "tables", "claims", "figures", "pairs", "samples", "configura
 
 
 def test_prompts_captions_and_configuration_are_escaped(experiment):
-    html = write_report(experiment, claims=CLAIMS, bank_images=emoji(32).images).read_text()
+    html = write_report(experiment, claims=CLAIMS, bank_images=training_images(32).images).read_text()
     assert "<b>prompt</b>" not in html and "alert(1)</script>" not in html and "caption <" not in html
     text = Page(html).text
     assert "<b>prompt</b> & 3" in text and "caption <70>" in text and "small & <odd>" in text
 
 
 def test_nearest_pair_shows_the_sample_and_its_training_picture(experiment):
-    images = emoji(32).images
+    images = training_images(32).images
     html = write_report(experiment / "none", bank_images=images, figures=[]).read_text()
     first, second = Page(html).sources[:2]
     assert (pixels(first) == picture(experiment / "none", 0)).all()
@@ -139,7 +140,7 @@ def test_run_folder_and_experiment_folder_are_both_understood(experiment):
 
 def test_guided_run_is_drawn_beside_its_unguided_twin_alone(experiment):
     write_run(experiment / "stranger", "full", set(), seed=1000)
-    write_report(experiment, bank_images=emoji(32).images)
+    write_report(experiment, bank_images=training_images(32).images)
     drawn = {file.name for file in (experiment / "figures").iterdir()}
     assert drawn == {"similarity-none-full.png", "pictures-none-full.png"}
 
@@ -147,7 +148,7 @@ def test_guided_run_is_drawn_beside_its_unguided_twin_alone(experiment):
 def test_three_rows_of_one_setting_make_a_scatter_of_the_given_metrics(experiment):
     write_run(experiment / "spe", "spe", {0})
     metrics = {name: {"n": 8, "copies": Share(k, 8), "fid": 9.0 + k} for k, name in enumerate(("none", "full", "spe"))}
-    write_report(experiment, metrics=metrics, bank_images=emoji(32).images)
+    write_report(experiment, metrics=metrics, bank_images=training_images(32).images)
     assert (experiment / "figures" / "privacy-fid-1.png").is_file()
 
 
@@ -156,7 +157,8 @@ def test_run_that_failed_is_named_and_does_not_stop_the_page(experiment):
     broken.mkdir()
     (broken / "manifest.json").write_text(json.dumps({"status": "failed", "message": "out of memory"}))
     assert (
-        "broken: failed, out of memory" in Page(write_report(experiment, bank_images=emoji(32).images).read_text()).text
+        "broken: failed, out of memory"
+        in Page(write_report(experiment, bank_images=training_images(32).images).read_text()).text
     )
 
 
@@ -188,7 +190,7 @@ filter(""); out.all = column("seed").length;
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [400, 1200])
 def test_browser_sorts_and_filters_samples(experiment, tmp_path, width):
-    page = write_report(experiment, tables=[TABLE], claims=CLAIMS, bank_images=emoji(32).images)
+    page = write_report(experiment, tables=[TABLE], claims=CLAIMS, bank_images=training_images(32).images)
     found = browser.found(page, ACTIONS, tmp_path, width)
     steps = [0] * 6 + [1] * 6 + [2] * 4  # seed mod 3 of two runs of eight
     assert [int(s) for s in found["up"]] == steps and [int(s) for s in found["down"]] == steps[::-1]

@@ -84,7 +84,7 @@ def text_run(tmp_path):
     ]
     names = ("cause", "judge", "truth", "aligned", "planted", "steps_guided", "dropped")
     rows = [
-        row(i, similarity, **dict(zip(names, (cause, *rest), strict=True)), seconds=i / 10)
+        row(i, similarity, **dict(zip(names, (cause, *rest), strict=True)), bits=0.5 * i, seconds=i / 10)
         for i, (cause, similarity, *rest) in enumerate(known)
     ]
     return run(tmp_path / "text", rows)
@@ -98,6 +98,7 @@ def test_counts_and_shares_are_those_one_counts_by_hand(text_run):
     assert result["judge_copies"] == Share(2, 5)
     assert result["planted_copies"] == Share(1, 5)  # the judge's other copy is of another picture
     assert result["truth_copies"] == Share(2, 5)
+    assert result["bits"].mean == pytest.approx(1.0)
     assert result["top1"] == 0.95
     assert result["top5"] == pytest.approx(0.85 + 0.8 * 0.10)  # 95 % of the way along five sorted values: index 3.8
 

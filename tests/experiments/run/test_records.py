@@ -27,6 +27,7 @@ def row(seed, **changes):
         "judge_index": 4,
         "truth": False,
         "component": "animal-mammal",
+        "bits": -0.1,
         "aligned": True,
         "planted": None,
         "steps": 3,

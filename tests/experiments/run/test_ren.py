@@ -229,8 +229,8 @@ def test_a_run_of_the_lab_draws_other_pictures_with_it(tmp_path, monkeypatch):
         "n_samples=2",
         "prompts=planted",
     ]
-    assert main([*common, "row=ren", "output_dir=ren"]) == 0
-    assert main([*common, "row=none", "output_dir=none"]) == 0
+    assert main([*common, "guidance=ren", "output_dir=ren"]) == 0
+    assert main([*common, "guidance=none", "output_dir=none"]) == 0
     ren, none = (records.read(folder) for folder in ("ren", "none"))
     assert list(ren.prompt) == list(none.prompt) and (ren.similarity != none.similarity).all()
     assert Path("ren/pictures/0.png").read_bytes() != Path("none/pictures/0.png").read_bytes()

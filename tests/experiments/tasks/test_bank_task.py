@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from amg import TrainingBank
-from amg.worlds.emoji import emoji
+from amg.worlds.drawings import training_images
 from amg.worlds.lab import LabDescriptor
 from experiments.cli.main import main
 from experiments.config import build
@@ -32,7 +32,7 @@ def train():
     """300 pictures with captions, one of them twice, and a corrupt one."""
     folder = Path("train")
     folder.mkdir()
-    for i, image in enumerate([*emoji(32).images[:300], emoji(32).images[0]]):
+    for i, image in enumerate([*training_images(32).images[:300], training_images(32).images[0]]):
         Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()).save(folder / f"{i:03d}.png")
         (folder / f"{i:03d}.txt").write_text(f"picture {i}")
     (folder / "broken.png").write_bytes(b"no picture")
@@ -101,7 +101,7 @@ def test_pictures_that_changed_are_refused_before_anything_is_computed(train, ca
 def test_the_downloaded_pictures_are_embedded_once_too_and_the_broken_ones_listed(capsys):
     folder = Path("data/memorized_laion")
     folder.mkdir(parents=True)
-    for i, image in enumerate(emoji(32).images[:3]):
+    for i, image in enumerate(training_images(32).images[:3]):
         file = folder / f"{i}.png"
         Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()).save(file)
         if i == 2:
@@ -128,7 +128,7 @@ def test_without_a_descriptor_the_pictures_are_counted_all_the_same(train, capsy
 def test_the_models_own_pictures_stay_in_memory(capsys):
     assert main(["task=bank", "trainer=cpu", "model=lab_sd", "similarity=lab_guide"]) == 0
     told = capsys.readouterr().out
-    assert "1,190 distinct" in told and "similarity=lab_guide: this data is embedded in memory at each start" in told
+    assert "1,532 distinct" in told and "similarity=lab_guide: this data is embedded in memory at each start" in told
 
 
 def test_only_the_first_process_tells(train, capsys, monkeypatch):

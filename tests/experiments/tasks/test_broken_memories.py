@@ -91,7 +91,7 @@ def test_what_learns_the_norms_is_called_when_ready_and_no_sooner():
 @pytest.fixture(scope="module")
 def world():
     model = ClosedForm(size=16, dtype=torch.float64)
-    ordinary = [prompt for prompt in model.prompts() if model.cause(prompt) == "ordinary"][:12]
+    ordinary = [prompt for prompt in model.world().prompts if model.cause(prompt) == "ordinary"][:12]
     return model, ordinary, learn_norms(model, range(100, 112), ordinary, batch_size=5, s0=3.0, steps=10)
 
 
@@ -128,7 +128,7 @@ def test_ordinary_chains_and_a_bound_of_inf_stay_bit_identical(world):
 def test_a_sample_depends_on_its_seed_alone(world, strong):
     model, _, learned = world
     guidance = BrokenMemories(learned, detect=0.3, strong=strong, early=1.0)  # so low that most chains are repaired
-    prompts = [prompt for prompt in model.prompts() if model.cause(prompt) != "ordinary"][:4]
+    prompts = [prompt for prompt in model.world().prompts if model.cause(prompt) != "ordinary"][:4]
     four = sample(model, [1, 2, 3, 4], guidance=guidance, prompts=prompts, s0=3.0, steps=10)
     ones = [sample(model, [i + 1], guidance=guidance, prompts=prompts[i : i + 1], s0=3.0, steps=10) for i in range(4)]
     torch.testing.assert_close(torch.cat(ones), four, rtol=0, atol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 from synthetic_runs import write_run
 
 from amg.metrics import Share
-from amg.worlds.emoji import emoji
+from amg.worlds.drawings import training_images
 from experiments.cli.main import main
 from experiments.report.page import write_report
 from experiments.tables.table import render
@@ -31,7 +31,7 @@ def reports(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, said in (("table1", [claim("holds", "3/8 → 0/8")]), ("table2", [claim("does not hold", "<3/8>")])):
         write_run(tmp_path / "runs" / name / "none", "none", {0, 1, 4})
-        write_report(tmp_path / "runs" / name, tables=[TABLE], claims=said, bank_images=emoji(32).images)
+        write_report(tmp_path / "runs" / name, tables=[TABLE], claims=said, bank_images=training_images(32).images)
     return tmp_path / "runs"
 
 
@@ -53,7 +53,7 @@ def test_the_page_holds_claims_tables_and_figures_and_needs_nothing_beside_itsel
 
 def test_each_experiment_shows_its_nearest_pairs_and_a_share_of_each_run_s_samples(reports, monkeypatch):
     write_run(reports / "table2" / "full", "full", set())
-    write_report(reports / "table2", claims=[claim("holds", "")], bank_images=emoji(32).images)
+    write_report(reports / "table2", claims=[claim("holds", "")], bank_images=training_images(32).images)
     monkeypatch.setattr(overview, "SAMPLES", 10)
     assert main(["task=overview"]) == 0
     page = (reports / "tables.html").read_text()
@@ -131,7 +131,7 @@ def test_browser_reads_the_claims_and_sorts_and_filters_each_experiment_s_sample
     monkeypatch.setattr("sys.argv", ["run.py"])
     small = ["sampler.steps=4", "metrics.extractor=none", "metrics.scorer=none", "trainer=cpu"]
     for name, n in (("mini", 8), ("large", 12)):
-        assert main(["-m", "row=none,full", f"name={name}", f"n_samples={n}", *small]) == 0
+        assert main(["-m", "guidance=none,full", f"name={name}", f"n_samples={n}", *small]) == 0
     assert main(["task=overview", "task.experiments=[mini,large]"]) == 0
     found = browser.found(tmp_path / "runs" / "tables.html", ACTIONS, tmp_path)
     assert found["claims"] and all(len(one["said"]) % 3 == 0 and one["said"] for one in found["claims"])

@@ -11,7 +11,7 @@ from transformers.image_transforms import get_resize_output_image_size
 from amg.bank import TrainingBank
 from amg.similarity import DescriptorSimilarity, PCASimilarity, TwoStage
 from amg.similarity.clip import CLIP, preprocess
-from amg.worlds.emoji import emoji
+from amg.worlds.drawings import training_images
 from amg.worlds.lab import LabDescriptor, LabScorer
 from experiments.cli.main import main
 from experiments.run import records
@@ -19,7 +19,7 @@ from experiments.run import records
 
 @pytest.fixture(scope="module")
 def bank():
-    return TrainingBank.from_tensors(emoji(32).images[:300])
+    return TrainingBank.from_tensors(training_images(32).images[:300])
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def lab(bank):
 @pytest.fixture(scope="module")
 def x():
     noise = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return (0.8 * emoji(32).images[[3, 50, 120, 400, 500, 600]] + 0.1 * noise).requires_grad_()
+    return (0.8 * training_images(32).images[[3, 50, 120, 400, 500, 600]] + 0.1 * noise).requires_grad_()
 
 
 def test_with_all_candidates_it_is_the_fine_descriptor_gradient_included(lab, x):
@@ -76,7 +76,7 @@ def test_what_cannot_be_is_refused(lab):
     with pytest.raises(ValueError, match="similarity.candidates must be >= 1, got 0"):
         TwoStage(coarse, fine, 0)
     with pytest.raises(ValueError, match="both stages must search the same bank"):
-        TwoStage(PCASimilarity(TrainingBank.from_tensors(emoji(32).images[:9])), fine)
+        TwoStage(PCASimilarity(TrainingBank.from_tensors(training_images(32).images[:9])), fine)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_clips_sizes_and_crops_are_those_of_transformers_over_many_shapes(monkey
 
 
 def test_clip_finds_training_pictures_and_is_kept_on_disk(clip_folder, tmp_path):
-    bank = TrainingBank.from_tensors(emoji(32).images[:20], cache=tmp_path)
+    bank = TrainingBank.from_tensors(training_images(32).images[:20], cache=tmp_path)
     clip = CLIP(bank, clip_folder)
     assert clip(bank.images).index.tolist() == list(range(20))
     assert [path.name for path in tmp_path.iterdir()] == ["clip-tiny-crop24"]
@@ -146,7 +146,7 @@ def test_missing_clip_weights_say_what_to_do_in_a_line(bank, tmp_path):
 def test_it_runs_in_the_lab_and_its_vectors_are_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train").mkdir()
-    for i, image in enumerate(emoji(32).images[:40]):
+    for i, image in enumerate(training_images(32).images[:40]):
         Image.fromarray(((image.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()).save(f"train/{i:02d}.png")
     lab = ["trainer=cpu", "model=lab_sd", "similarity=lab_two_stage", "data=folder", "data.path=train"]
     lab += ["data.cache=vectors", "similarity.candidates=7"]
