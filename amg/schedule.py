@@ -181,6 +181,8 @@ def own_scheduler(model: Any, kind: type | None, steps: int) -> Any:
             f"{kind.__name__} asks {type(model).__name__} for noise levels that it was not trained on: sample it with "
             f"{'FlowMatchEuler (sampler=flow)' if made_as_flow else 'DDPM, DDIM or DPM-Solver'}"
         )
+    if option(scheduler, "use_dynamic_shifting"):  # by the size of an image: its pipeline sets the timesteps
+        return scheduler
     scheduler.set_timesteps(steps)
     if len(scheduler.timesteps) != steps:
         raise _several_calls(kind)

@@ -92,12 +92,12 @@ def ddim(prediction_type: str = "epsilon") -> DDIMScheduler:
     )
 
 
-def _quiet(pipe, dtype: torch.dtype):
+def quiet(pipe, dtype: torch.dtype):
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(dtype=dtype)
 
 
-def _seeded(build):
+def seeded(build):
     def seeded(*args, **kwargs):
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -106,7 +106,7 @@ def _seeded(build):
     return seeded
 
 
-@_seeded
+@seeded
 def stable_diffusion(kind: type = StableDiffusionPipeline, dtype=torch.float32, prediction_type="epsilon", channels=4):
     extra = {}
     if kind is StableDiffusionControlNetPipeline:
@@ -128,10 +128,10 @@ def stable_diffusion(kind: type = StableDiffusionPipeline, dtype=torch.float32, 
         requires_safety_checker=False,
         **extra,
     )
-    return _quiet(pipe, dtype)
+    return quiet(pipe, dtype)
 
 
-@_seeded
+@seeded
 def sdxl(dtype=torch.float32):
     times = 8
     pipe = StableDiffusionXLPipeline(
@@ -149,10 +149,10 @@ def sdxl(dtype=torch.float32):
         scheduler=ddim(),
         add_watermarker=False,
     )
-    return _quiet(pipe, dtype)
+    return quiet(pipe, dtype)
 
 
-@_seeded
+@seeded
 def stable_diffusion_3(dtype=torch.float32, scheduler=None):
     """Without T5, whose tokens are zeros."""
     pipe = StableDiffusion3Pipeline(
@@ -178,10 +178,10 @@ def stable_diffusion_3(dtype=torch.float32, scheduler=None):
         text_encoder_3=None,
         tokenizer_3=None,
     )
-    return _quiet(pipe, dtype)
+    return quiet(pipe, dtype)
 
 
-@_seeded
+@seeded
 def unconditional(kind: type, scheduler, dtype=torch.float32):
     net = UNet2DModel(
         sample_size=8,
@@ -193,7 +193,7 @@ def unconditional(kind: type, scheduler, dtype=torch.float32):
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
-    return _quiet(kind(net.eval(), scheduler), dtype)
+    return quiet(kind(net.eval(), scheduler), dtype)
 
 
 IMG2IMG, INPAINT = StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline

@@ -36,6 +36,9 @@ class Model(Protocol):
     """denoise(x_t, ᾱ_t, condition) -> E[x_0 | x_t, condition] at any ᾱ_t in [0, 1], (B,), not those of the scheduler
     alone; None for a network that knows no others."""
 
+    pipeline: Any = None
+    """The diffusers pipeline that samples it, under `guard`; None for a network that `sample` asks step by step."""
+
     scheduler: Any
     """A diffusers scheduler; its config names the noise schedule and what the network predicts."""
     shape: tuple[int, int, int]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from amg.guidance.base import Guidance, rewriters
 from amg.models.base import Condition, Model, join, take
+from amg.sampling.pipeline import sample_pipeline
 from amg.schedule import (
     exact_noise_level,
     from_x0,
@@ -59,6 +60,10 @@ def sample(
     words = prompts if prompts is not None and all(isinstance(prompt, str) for prompt in prompts) else None
     if words is None and (names := rewriters(guidance)):
         raise ValueError(f"{names[0]} rewrites prompts in words: give prompts=")
+    if model.pipeline is not None:
+        return sample_pipeline(
+            model, seeds, prompts, guidance, s0=s0, scheduler=scheduler, steps=steps, eta=eta, on_step=on_step
+        )
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = own_scheduler(model, scheduler, steps)
     if prompts is not None:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from amg import schedule
-from amg.guidance.base import Guidance, flat, rewriters
+from amg.guidance.base import Guidance, flat, preparers, rewriters
+from amg.models.base import Model
 from amg.models.latents import LatentDecoder
-from amg.sampling.families import family_of
-from amg.sampling.recorded_call import IN_USE, Records, cfg_scale
-from amg.step import Asked, Step, guide, report_unguarded, shift, variance_preserving, view
+from amg.sampling.families import family_of, true_cfg
+from amg.sampling.recorded_call import IN_USE, Records, cfg_scale, conditioned, conditions
+from amg.step import Asked, Start, Step, guide, report_unguarded, shift, variance_preserving, view
 
 
 def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | None = None) -> GuardedPipeline:
@@ -33,8 +34,8 @@ def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | 
 
     Args:
         pipe: an instance of a class in `families.FAMILIES`, with a scheduler that calls the network once a step.
-        guidance: it may rewrite prompts, edit predictions, shift x_{t−1} and attach to the pipe; a method that edits
-            embeddings or the initial noise is refused (use `amg.sample`).
+        guidance: it may rewrite prompts, edit embeddings, the first noise and predictions, shift x_{t−1} and attach to
+            the pipe.
         on_step: sees each step and the guidance's state.
     Raises:
         ValueError: for an untested pipeline, scheduler or guidance, by name. Before the first step of a call: for a
@@ -48,6 +49,47 @@ def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | 
     `initial_seed()`, or that of a single one plus the row.
     """
     return GuardedPipeline(pipe, guidance, on_step)
+
+
+def sample_pipeline(
+    model: Model,
+    seeds: Sequence[int],
+    prompts: Sequence[str] | None,
+    guidance: Guidance,
+    *,
+    s0: float,
+    scheduler: type | None,
+    steps: int,
+    eta: float,
+    on_step: Callable[[Step, Any], None] | None,
+) -> Tensor:
+    """`amg.sampling.sample` of a model that is a pipeline: one call of it under `guard`.
+
+    Raises:
+        ValueError: for s0 < 1, which pipelines take for 1.
+    """
+    if s0 < 1:
+        raise ValueError(f"s0 must be >= 1 for {type(model.pipeline).__name__}, got {s0}")
+    pipe, family = model.pipeline, family_of(model.pipeline)
+    call = {
+        "prompt": [""] * len(seeds) if prompts is None else list(prompts),
+        family.scale: (1.0 if prompts is None else s0) - family.scale_offset,
+        "num_inference_steps": steps,
+        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        "height": model.side,
+        "width": model.side,
+        "output_type": "latent",
+    } | model.options
+    accepted = inspect.signature(pipe.__call__).parameters
+    if family.uses_cfg is true_cfg and s0 > 1:
+        call["negative_prompt"] = [""] * len(seeds)
+    if "eta" in accepted:
+        call["eta"] = eta
+    before, pipe.scheduler = pipe.scheduler, schedule.own_scheduler(model, scheduler, steps)
+    try:
+        return guard(pipe, guidance, on_step)._run(**call)[1]
+    finally:
+        pipe.scheduler = before
 
 
 class GuardedPipeline:
@@ -64,6 +106,10 @@ class GuardedPipeline:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own call."""
+        return self._run(*args, **kwargs)[0]
+
+    def _run(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        """What the call returns, and its samples after the last step, (B, C, h, w)."""
         self._check()
         arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs)
         seeds = _Seeds(arguments.arguments.get("generator"))
@@ -73,8 +119,9 @@ class GuardedPipeline:
         for name in family_of(self.pipe).refuses:
             if arguments.arguments.get(name) is not None:
                 raise ValueError(f"guard does not follow {name} of {type(self.pipe).__name__}: leave it out")
-        with _Call(self, seeds, prompts, arguments.arguments).watch():
-            return self.pipe(*given[0], **given[1])
+        call = _Call(self, seeds, prompts, arguments.arguments)
+        with call.watch():
+            return self.pipe(*given[0], **given[1]), call.x_prev
 
     def to(self, *args: Any, **kwargs: Any) -> GuardedPipeline:
         """Moves the pipeline; still guarded."""
@@ -107,10 +154,8 @@ class GuardedPipeline:
                 raise ValueError(f"{method} works on prompts, and {name} has none")
             if guidance.needs_attention and family.denoiser != "unet":
                 raise ValueError(f"{method} edits the cross-attention of a U-Net, and {name} has none")
-            if type(guidance).prepare is not Guidance.prepare:
-                raise ValueError(
-                    f"{method} edits embeddings or the first noise, which guard cannot reach: use amg.sample"
-                )
+            if guidance.needs_points:
+                raise ValueError(f"{method} works on a known law, and {name} has none")
         if getattr(self.pipe, "_all_hooks", None):
             warnings.warn("CPU offload moves the denoiser and the VAE at every guarded step: slow", stacklevel=3)
 
@@ -150,6 +195,9 @@ class _Call:
         self.state = None
         self.finite: Tensor | None = None
         self.begun = False
+        self.prepared: dict[bool, dict[str, Tensor]] | None = None
+        self.first: Tensor | None = None
+        self.x_prev: Tensor | None = None
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -168,6 +216,9 @@ class _Call:
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             if kwargs.get("per_token_timesteps") is not None:
                 raise ValueError(f"{type(scheduler).__name__}: per_token_timesteps have no common noise level")
+            if self.first is not None:
+                scale = schedule.noise_level(scheduler, timestep)[1].to(self.first)
+                sample, self.first = self.family.pack(self.first / scale).to(sample), None
             edited, seen, eps = self.guide(model_output, timestep, sample)
             return self.shift(seen, eps, original(edited, timestep, sample, *args, **kwargs))
 
@@ -176,7 +227,8 @@ class _Call:
         weights = (weight for module in modules for weight in module.parameters())
         trained = [weight for weight in weights if weight.requires_grad and not weight.is_inference()]
         hooks = (
-            denoiser.register_forward_pre_hook(self.begin),
+            denoiser.register_forward_pre_hook(self.begin, with_kwargs=True),
+            denoiser.register_forward_pre_hook(self.edit, with_kwargs=True),
             denoiser.register_forward_pre_hook(self.records.announce, with_kwargs=True),
             denoiser.register_forward_hook(self.records.note, with_kwargs=True),
         )
@@ -199,8 +251,8 @@ class _Call:
             for weight in trained:
                 weight.requires_grad_(True)
 
-    def begin(self, module: Any, args: tuple) -> None:
-        """The hook before the first call of the denoiser: refuses what the guidance could not do at a later step."""
+    def begin(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """The hook before the first call of the denoiser: refuses what could not be done at a later step; prepares."""
         if self.begun:
             return
         self.begun = True
@@ -214,6 +266,53 @@ class _Call:
             if lost and not with_cfg and self.family.encoded and lost not in self.told:
                 self.told.add(lost)
                 warnings.warn(f"{type(self.pipe).__name__} is sampled without CFG: {lost}", stacklevel=2)
+        if preparers(self.guidance):
+            self.prepare(self.records.by_name(args, kwargs))
+
+    @torch.no_grad()
+    def prepare(self, arguments: dict[str, Any]) -> None:
+        """`guidance.prepare_null` and `prepare`, given the arguments of the first call of the denoiser.
+
+        What they return is fed to the denoiser from then on in the place of what the pipeline feeds it.
+        """
+        pipe, records, family, scheduler = self.pipe, self.records, self.family, self.pipe.scheduler
+        (method, *_), branches = preparers(self.guidance), records.branches
+        if family.calls == 2 and records.with_cfg:
+            raise ValueError(f"{method} edits embeddings, and {type(pipe).__name__} makes its two predictions in turn")
+        if "down_block_additional_residuals" in arguments:
+            raise ValueError(f"{method} edits embeddings, and {type(pipe).__name__} has a ControlNet")
+        begin = getattr(scheduler, "begin_index", None) or 0
+        timestep = arguments["timestep"] if family.denoiser == "unet" else scheduler.timesteps[begin]
+        scale = schedule.network_scale(scheduler, timestep)
+        fed = records.fed(arguments)
+        fed = fed[: len(fed) // len(branches)]
+        x_T = family.unpack(fed[:, : pipe.vae.config.latent_channels] if fed.ndim == 4 else fed, arguments)
+        x_T = x_T if scale == 1 else x_T / scale.to(x_T)
+        alpha_bar = schedule.noise_level(scheduler, timestep)[0].to(
+            x_T.device, torch.promote_types(x_T.dtype, torch.float32)
+        )
+
+        def predict(x: Tensor, condition: dict[str, Tensor]) -> Tensor:
+            output = family.unpack(records.predict(arguments, family.pack(x * scale.to(x)), condition), arguments)
+            return schedule.to_eps(output, x, alpha_bar.expand(len(x)), schedule.prediction_type(scheduler))
+
+        told, seeds = conditions(family, arguments, branches), self.seeds(len(x_T))
+        null = self.guidance.prepare_null(pipe, told.get(False), seeds) if records.with_cfg else None
+        start = Start(null, predict)
+        condition, first = self.guidance.prepare(pipe, records.prompts, told[True], x_T, seeds, start)
+        self.prepared, self.first = {False: null, True: condition}, None if first is x_T else first
+        self.scale = scale
+
+    def edit(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """The hook that feeds the denoiser what was prepared."""
+        if self.prepared is None or self.records.own:
+            return None
+        arguments = self.records.by_name(args, kwargs)
+        parts = [self.prepared[branch] for branch in self.records.branches]
+        arguments = conditioned(arguments, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        if self.first is not None:
+            arguments = self.records.place(arguments, self.family.pack(self.first * self.scale.to(self.first)))
+        return (), arguments
 
     @torch.no_grad()
     def guide(self, model_output: Tensor, timestep: Any, sample: Tensor) -> tuple[Tensor, Step, Tensor]:
@@ -229,7 +328,8 @@ class _Call:
         record = records.take(fed(x_t))
         branches, s0 = None, 1.0
         if record.with_cfg:
-            branches, s0 = (record.branch(False), record.branch(True)), family.scale(self.arguments)
+            branches = record.branch(False), record.branch(True)
+            s0 = self.arguments[family.scale] + family.scale_offset
             s0 = cfg_scale(output, s0, *branches, family.combine(*branches, s0, self.arguments))
             branches = tuple(records.unpack(branch) for branch in branches)
 
@@ -264,7 +364,7 @@ class _Call:
         """What the scheduler returned, with the guidance's shift of x_{t−1}."""
         before = result[0] if isinstance(result, tuple) else result.prev_sample
         x_prev = self.records.unpack(before)
-        shifted = shift(self.guidance, step, eps, self.state, x_prev, self.pipe.scheduler)
+        shifted = self.x_prev = shift(self.guidance, step, eps, self.state, x_prev, self.pipe.scheduler)
         if shifted is x_prev:
             return result
         shifted = self.family.pack(shifted)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from amg.sampling.families import ATTENTION_OPTIONS, Family
 from amg.step import Asked
@@ -22,14 +21,18 @@ BY_ROW = (
     "down_block_additional_residuals",
     "encoder_attention_mask",
     "encoder_hidden_states",
+    "encoder_hidden_states_mask",
     "guidance",
     "mid_block_additional_residual",
     "pooled_projections",
+    "t",
     "timestep",
     "timestep_cond",
 )
 """Arguments of the denoiser that hold one row per row of the batch."""
-WHOLE = ("return_dict", *ATTENTION_OPTIONS)
+IN_LISTS = ("cap_feats", "x")
+"""Arguments that are lists of one entry per row."""
+WHOLE = ("img_ids", "img_shapes", "return_dict", "txt_ids", *ATTENTION_OPTIONS)
 """Arguments that hold for the batch as a whole."""
 IN_USE = "another call uses this denoiser: one at a time"
 
@@ -81,7 +84,7 @@ class Records:
         self._signature = inspect.signature(forward)
         self._noted: list[tuple[dict[str, Any], Tensor]] = []
         self._embeddings: dict[str, dict[str, Tensor]] = {}
-        self._own, self._arguments = False, {}
+        self.own, self._arguments = False, {}
         self._thread, self._shared = threading.get_ident(), False
 
     @property
@@ -90,21 +93,29 @@ class Records:
         return self.family.uses_cfg(self.pipe, self.call)
 
     @property
+    def branches(self) -> tuple[bool, ...]:
+        """The branches of the pipeline's next call of its denoiser, as it is expected."""
+        if not self.with_cfg:
+            return self._plain
+        order = self.family.order
+        return order if self.family.calls == 1 else (order[len(self._noted) % 2],)
+
+    @property
     def _plain(self) -> tuple[bool]:
         """The branches of a pipeline that makes one prediction a step."""
         return (bool(self.family.encoded),)
 
     def announce(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """The hook before a call of the pipeline's own."""
-        if not self._other_thread() and not self._own:
-            branches = self.family.order if self.with_cfg else self._plain
-            self._arguments = self._by_name(args, kwargs)
-            self.asked.note(len(self._fed(self._arguments)) // len(branches), branches, self.prompts)
+        if not self._other_thread() and not self.own:
+            branches = self.branches
+            self._arguments = self.by_name(args, kwargs)
+            self.asked.note(len(self.fed(self._arguments)) // len(branches), branches, self.prompts)
 
     def note(self, module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         """The hook after it; calls of our own are not noted."""
-        if not self._other_thread() and not self._own:
-            self._noted.append((self._by_name(args, kwargs), self.family.of_denoiser(output[0])))
+        if not self._other_thread() and not self.own:
+            self._noted.append((self.by_name(args, kwargs), self.family.answer(output[0])))
 
     def unpack(self, x: Tensor) -> Tensor:
         """Returns samples of the running step in the scheduler's layout as (R, C, h, w)."""
@@ -123,7 +134,7 @@ class Records:
         self._noted = []
         if self._shared:
             raise RuntimeError(IN_USE)
-        fed = [self._fed(arguments) for arguments, _ in noted]
+        fed = [self.fed(arguments) for arguments, _ in noted]
         rows = [len(value) for value in fed]
         if any(n % batch for n in rows) or rows != [len(output) for _, output in noted]:
             raise RuntimeError(f"{name} asked its denoiser for {sum(rows)} rows, but steps {batch}")
@@ -165,10 +176,7 @@ class Records:
         if not self.family.encoded:
             raise ValueError(f"{type(self.pipe).__name__} knows no captions: leave out G_dup")
         call = next(call for call in record.calls if True in call.branches)
-        arguments = self._rows_of(call, rows, (True,))
-        for name, value in self._embed(captions).items():
-            holder = arguments if name in arguments else arguments["added_cond_kwargs"]
-            holder[name] = value.to(holder[name]) if isinstance(holder[name], Tensor) else value
+        arguments = conditioned(self._rows_of(call, rows, (True,)), self._embed(captions))
         self.asked.note(len(rows), (True,), captions)
         return self._ask(arguments)[:, : call.output.shape[1]]
 
@@ -183,19 +191,42 @@ class Records:
         outputs, packed = [], self.family.pack(x)
         words = None if self.prompts is None else [self.prompts[i] for i in rows.tolist()]
         for call in record.calls:
-            arguments = self._rows_of(call, rows, call.branches)
-            more = self._fed(arguments)[:, packed.shape[1] :]  # e.g. of inpainting
-            fed = torch.cat([torch.cat([packed] * len(call.branches)), more], dim=1)
-            arguments[next(iter(arguments))] = self.family.to_denoiser(fed)
+            arguments = self.place(self._rows_of(call, rows, call.branches), packed)
             self.asked.note(len(rows), call.branches, words)
             outputs.append(self._ask(arguments)[:, : call.output.shape[1]])
         found = _branches(record.calls, outputs)
         return (found[False], found[True]) if record.with_cfg else (*found.values(), None)
 
-    def _fed(self, arguments: dict[str, Any]) -> Tensor:
-        return self.family.of_denoiser(next(iter(arguments.values())))
+    def place(self, arguments: dict[str, Any], packed: Tensor) -> dict[str, Any]:
+        """Returns the arguments of a call with R other samples in each of its branches.
 
-    def _by_name(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        Args:
+            packed: R rows in the scheduler's layout.
+        """
+        fed = self.fed(arguments)
+        here = packed.to(fed).repeat(len(fed) // len(packed), *[1] * (packed.ndim - 1))
+        # what is more, e.g. the mask of inpainting, stays
+        return {**arguments, next(iter(arguments)): self.family.feed(torch.cat([here, fed[:, here.shape[1] :]], dim=1))}
+
+    def predict(self, arguments: dict[str, Any], packed: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """The denoiser's output for R rows of samples and of a condition, at the step of some call's arguments.
+
+        Args:
+            arguments: of a call of B or 2B rows.
+            packed: R rows in the scheduler's layout.
+            condition: R rows of what `conditions` returns.
+        """
+        fed = self.fed(arguments)
+        call = Call(arguments, fed, (True,))
+        some = self._rows_of(call, torch.arange(len(packed)) % len(fed), (True,))
+        self.asked.note(len(packed), (True,), None)
+        return self._ask(conditioned(self.place(some, packed), condition))[:, : packed.shape[1]]
+
+    def fed(self, arguments: dict[str, Any]) -> Tensor:
+        """Returns what the denoiser is fed, in the scheduler's layout."""
+        return self.family.fed(next(iter(arguments.values())))
+
+    def by_name(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call of the denoiser by name, in the order of its signature."""
         arguments = self._signature.bind(None, *args, **kwargs).arguments
         arguments.pop("self")
@@ -209,12 +240,12 @@ class Records:
     def _ask(self, arguments: dict[str, Any]) -> Tensor:
         """A call of our own, apart from what diffusers caches between the pipeline's."""
         cached = getattr(self.denoiser, "is_cache_enabled", False)
-        self._own = True
+        self.own = True
         try:
             with self.denoiser.cache_context("amg") if cached else nullcontext():
-                return self.family.of_denoiser(self.denoiser(**arguments)[0])
+                return self.family.answer(self.denoiser(**arguments)[0])
         finally:
-            self._own = False
+            self.own = False
 
     def _rows_of(self, call: Call, rows: Tensor, branches: tuple[bool, ...]) -> dict[str, Any]:
         """The arguments of a call for some samples' rows in those of its branches."""
@@ -226,12 +257,14 @@ class Records:
         return {name: self._sliced(name, value, places, count, first) for name, value in call.arguments.items()}
 
     def _sliced(self, name: str, value: Any, places: Tensor, rows: int, first: str) -> Any:
+        if name in IN_LISTS:
+            return [value[i] for i in places.tolist()]
+        if name in (*BY_ROW, *self.family.by_row, first):
+            return _some(value, places, rows)
         if value is None or name in WHOLE:
             return value
         if name == "added_cond_kwargs":
             return {key: _some(entry, places, rows) for key, entry in value.items()}
-        if name in BY_ROW or name == first:
-            return _some(value, places, rows)
         pipe = type(self.pipe).__name__
         raise RuntimeError(f"{pipe} passes {name!r} to its denoiser, which guard cannot slice by row")
 
@@ -243,7 +276,28 @@ class Records:
             for i, caption in enumerate(new):
                 self._embeddings[caption] = {name: value[i] for name, value in encoded.items()}
         found = [self._embeddings[caption] for caption in captions]
-        return {name: pad_sequence([one[name] for one in found], batch_first=True) for name in found[0]}
+        return {name: self.family.join([one[name] for one in found]) for name in found[0]}
+
+
+def conditions(family: Family, arguments: Mapping[str, Any], branches: Sequence[bool]) -> dict[bool, dict[str, Tensor]]:
+    """What each branch of a call of the denoiser is told beside x and t: tensors by name, B rows each."""
+    told = {**arguments, **(arguments.get("added_cond_kwargs") or {})}
+    names = [name for name in (*family.encoded, "time_ids") if isinstance(told.get(name), Tensor)]
+    parts = {name: told[name].chunk(len(branches)) for name in names}
+    return {branch: {name: parts[name][i] for name in names} for i, branch in enumerate(branches)}
+
+
+def conditioned(arguments: Mapping[str, Any], condition: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of the denoiser with others of a condition."""
+
+    def like(value: Any, old: Any) -> Any:
+        return value.to(old) if isinstance(old, Tensor) else value
+
+    arguments, added = dict(arguments), dict(arguments.get("added_cond_kwargs") or {})
+    for name, value in condition.items():
+        holder = arguments if name in arguments else added
+        holder[name] = like(value, holder[name])
+    return arguments | ({"added_cond_kwargs": added} if "added_cond_kwargs" in arguments else {})
 
 
 def _branches(calls: Sequence[Call], outputs: Sequence[Tensor]) -> dict[bool, Tensor]:

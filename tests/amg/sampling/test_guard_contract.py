@@ -49,15 +49,6 @@ def test_runge_kutta_pndm_and_untested_schedulers_and_pipelines_are_refused_by_n
         guard(guard(stable_diffusion(), Guidance()), Guidance())
 
 
-def test_a_guidance_that_edits_embeddings_is_refused():
-    class Edits(Guidance):
-        def prepare(self, model, prompts, condition, x_T, seeds, start):
-            return condition, x_T
-
-    with pytest.raises(ValueError, match="Edits edits embeddings"):
-        guard(stable_diffusion(), Edits())
-
-
 def test_cfg_scale_is_recovered_and_another_formula_is_noticed():
     uncond, cond = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64).unbind(0)
     plain = uncond + 4.2 * (cond - uncond)
