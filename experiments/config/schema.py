@@ -66,6 +66,10 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
     trainer: dict[str, Any]
     detector: dict[str, dict[str, Any]] = Field(default_factory=dict)  # task=detect brings them
 
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.n_samples)
+
     @model_validator(mode="after")
     def _one_condition(self) -> RunConfig:
         given = [key for key in ("prompt", "prompts", "labels") if getattr(self, key) is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -188,6 +189,12 @@ class Writer(BasePredictionWriter):
         records.append(self.run_dir, done, self.kind.schema, self.kind.folder)
 
 
+def progress(**options: Any) -> Progress:
+    """A bar that counts, says how long is left, and takes a `note`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, TextColumn("{task.fields[note]}"), **options)
+
+
 class Bar(Callback):
     """A progress bar that counts samples, with their speed and the share of them that was guided."""
 
@@ -195,8 +202,7 @@ class Bar(Callback):
         self.label, self.total, self.guided, self.done = label, total, 0, 0
 
     def on_predict_start(self, trainer, module):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, TextColumn("{task.fields[note]}"), disable=not trainer.is_global_zero)
+        self.progress = progress(disable=not trainer.is_global_zero)
         self.task = self.progress.add_task(self.label, total=self.total, note="")
         self.progress.start()
         self.start = time.perf_counter()
@@ -215,6 +221,16 @@ class Bar(Callback):
 
     def on_exception(self, trainer, module, exception):
         self.progress.stop()
+
+
+def helps(
+    run: RunConfig, parts: Parts, conditions: Mapping[int, Condition], run_dir: Path, kind: Kind = RECORDS
+) -> bool:
+    """Samples this process's share if Lightning started it for that alone; returns whether it did."""
+    helper = int(os.environ.get("LOCAL_RANK", 0)) > 0
+    if helper:
+        generate(run, parts, conditions, run_dir, kind)
+    return helper
 
 
 def generate(
@@ -267,7 +283,7 @@ def conditions(run: RunConfig, world: World) -> list[str | int] | None:
 
 def by_seed(run: RunConfig, chosen: Sequence[str | int] | None) -> dict[int, str | int | None]:
     """Returns the prompt or label of each of the run's seeds; None for unconditional sampling."""
-    return {run.seed + i: None if chosen is None else chosen[i % len(chosen)] for i in range(run.n_samples)}
+    return {seed: None if chosen is None else chosen[i % len(chosen)] for i, seed in enumerate(run.seeds)}
 
 
 def _prompt_set(run: RunConfig, world: World) -> list[str | int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ def measure(run: RunConfig, parts: Parts, run_dir: Path) -> dict[str, Any]:
         features,
         None if features is None else reference(run, parts),
         CACHE,
-        seeds=_seeds(run),
+        seeds=run.seeds,
     )
     metrics["thresholds"] = thresholds_used(similarity.copy, similarity.strict, judge.copy)
     if setting := metrics["fid_setting"]:
@@ -66,11 +67,14 @@ def against_unguided(run: RunConfig, parts: Parts, run_dir: Path, unguided_dir: 
     """What a guidance changed: text alignment of the same seeds, and the Fréchet distance against as many unguided
     samples that are no copies, since removing copies must not flatter.
     """
-    gained, chosen = against(run, run_dir, unguided_dir, CACHE, device(run.trainer)), extractor(run)
+    found, chosen = {}, extractor(run)
+    with suppress(FileNotFoundError):  # `measure` said which weights there are not
+        if scorer := _scorer(run, device(run.trainer)):
+            found = gained(*scorer, run_dir, unguided_dir, CACHE, run.seeds)
     if chosen is None:
-        return gained
+        return found
     copy, pictures = parts.similarity.copy, reference(run, parts)
-    return gained | matched(run_dir, unguided_dir, copy, chosen, pictures, CACHE, seeds=_seeds(run))
+    return found | matched(run_dir, unguided_dir, copy, chosen, pictures, CACHE, seeds=run.seeds)
 
 
 def extractor(run: RunConfig):
@@ -102,10 +106,6 @@ def reference(run: RunConfig, parts: Parts) -> Tensor:
         raise ConfigError([complaint(run.metrics, "reference", error)]) from None
 
 
-def _seeds(run: RunConfig) -> range:
-    return range(run.seed, run.seed + run.n_samples)
-
-
 NAMES = ("alignment", "alignment_ordinary", "alignment_planted", "alignment_by", "alignment_missing")
 
 
@@ -115,13 +115,11 @@ def aligned(run: RunConfig, run_dir: Path, cache: Path | None, device: str) -> d
     `alignment_by` says whose it is, `alignment_missing` which weights there are not.
     """
     found: dict[str, Any] = dict.fromkeys(NAMES)
-    if run.conditioning != "prompt" or run.metrics.scorer == "none":
-        return found
     try:
-        scorer, name = named(run.metrics.scorer, device)
+        scorer = _scorer(run, device)
     except FileNotFoundError as error:
         return found | {"alignment_missing": str(error)}
-    return found | scores(scorer, name, run_dir, cache, range(run.seed, run.seed + run.n_samples))
+    return found | scores(*scorer, run_dir, cache, run.seeds) if scorer else found
 
 
 def scores(scorer: Scorer, name: str, run_dir: Path, cache: Path | None, seeds: range) -> dict[str, Any]:
@@ -134,17 +132,6 @@ def scores(scorer: Scorer, name: str, run_dir: Path, cache: Path | None, seeds: 
     values = _values(scorer, name, run_dir, cache, rows)
     means = {f"alignment{kind}": Averaged()(values[mask]) if mask.any() else None for kind, mask in _kinds(rows)}
     return {**means, "alignment_by": name}
-
-
-def against(run: RunConfig, run_dir: Path, unguided_dir: Path, cache: Path | None, device: str) -> dict[str, Any]:
-    """`alignment_change*` of a run against its unguided twin; nothing where alignment is not measured."""
-    if run.conditioning != "prompt" or run.metrics.scorer == "none":
-        return {}
-    try:
-        scorer, name = named(run.metrics.scorer, device)
-    except FileNotFoundError:
-        return {}
-    return gained(scorer, name, run_dir, unguided_dir, cache, range(run.seed, run.seed + run.n_samples))
 
 
 def gained(
@@ -172,6 +159,10 @@ def _values(scorer: Scorer, name: str, run_dir: Path, cache: Path | None, rows: 
     extractor = Extractor(f"scorer {name}", "its own", words.shape[1], lambda pixels: scorer.image(pixels / 127.5 - 1))
     pictures = features_of_files([records.picture_path(run_dir, seed) for seed in rows["seed"]], extractor, cache)
     return alignment(pictures, words[[once.index(text) for text in texts]])
+
+
+def _scorer(run: RunConfig, device: str) -> tuple[Scorer, str] | None:
+    return None if run.conditioning != "prompt" or run.metrics.scorer == "none" else named(run.metrics.scorer, device)
 
 
 @lru_cache(maxsize=1)  # the rows of a table share it

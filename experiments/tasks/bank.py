@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
 from amg.bank import TrainingBank
@@ -21,7 +20,7 @@ from amg.bank.images import BankNote
 from amg.bank.vectors import StoredVectors
 from experiments.config.build import bank_of, component, device, told
 from experiments.config.schema import RunConfig
-from experiments.run.draw import Bar
+from experiments.run.draw import Bar, progress
 from experiments.tasks.task import Task
 
 
@@ -153,13 +152,12 @@ class Dedupe(Task):
     def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
         bank = bank_of(config, deduplicate=None)
         start = time.perf_counter()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns) as progress, told("task"):
-            bar = progress.add_task("pictures searched", total=len(bank))
+        with progress() as shown, told("task"):
+            bar = shown.add_task("pictures searched", total=len(bank), note="")
             kept, file = reference(
-                bank, self.threshold, self.k, self.scale, on_block=lambda n: progress.update(bar, advance=n)
+                bank, self.threshold, self.k, self.scale, on_block=lambda n: shown.update(bar, advance=n)
             )
-            progress.update(bar, completed=len(bank))
+            shown.update(bar, completed=len(bank))
         print(
             f"data={config.data.get('name')}: {int(bank.multiplicity.sum()):,} pictures, {len(bank):,} distinct, "
             f"{len(bank) - len(kept):,} near-copies left out "

@@ -13,7 +13,7 @@ import yaml
 
 from amg.metrics.values import Share
 from experiments.config.schema import ConfigError, RunConfig
-from experiments.report.present import notes, show, useful
+from experiments.report.present import show, useful
 from experiments.run.folder import DECIDES, NODES, Manifest
 from experiments.tables.names import labels, refuse_overlap
 from experiments.tables.rows import pool
@@ -71,7 +71,7 @@ class Collect(Task):
             "title": f"{len(found)} runs, {len(groups)} settings",
             "rows": [{"row": name, "label": name} for name in names],
             "columns": ["groups", "n", *useful(list(metrics.values()))],
-            "notes": [*dict.fromkeys(notes(one.manifest["metrics"]) for one in found), *left_out],
+            "notes": left_out,
             "distance": all(one.manifest["similarity"] == "nl2" for one in found),
         }
         table = render(spec, metrics)
