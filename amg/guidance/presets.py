@@ -58,7 +58,7 @@ LAB = "tuned on the network (model card)"
 
 PRESETS: dict[tuple[str, str], Presets] = {
     ("closed_form", "pca"): Presets(
-        main=Preset(13, 20, 20, Constant(0.99), 0.97, 0.985, DRAWN, normalize=True, margin=0.2),
+        main=Preset(13, 20, 30, Constant(0.99), 0.97, 0.985, DRAWN, normalize=True, margin=0.2),
         strong=Preset(13, 20, 20, Constant(0.9), 0.93, 0.95, DRAWN, normalize=True, margin=0.2),
     ),
     ("closed_form", "nl2"): Presets(

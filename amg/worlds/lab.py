@@ -167,7 +167,7 @@ class LabDDPM(DDPM):
 
     def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
         super().__init__(weights("lab_ddpm"), device=device, dtype=dtype)
-        self.classes = sorted(set(training_images().groups))
+        self.classes = sorted(set(training_images(self.side).groups))
 
     def world(self) -> World:
         """Returns the network with its training set."""
@@ -175,5 +175,5 @@ class LabDDPM(DDPM):
 
 
 def _drawn(model: Model) -> World:
-    training = training_images()
+    training = training_images(model.side)
     return World(model, training.bank(), training.prompts(), cause=training.cause, planted=training.planted)

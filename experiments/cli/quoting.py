@@ -7,9 +7,8 @@ import re
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from experiments.config.paths import PATHS
+from experiments.config.bind import PATHS
 
-TEXTS = ("prompt", "negative_prompt")
 ARGUMENT = re.compile(r"(\+{0,2}(?:[\w@/-]+\.)*([\w@/-]+))=(.*)", re.DOTALL)
 ONE = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
 QUOTED = re.compile(rf"\s*{ONE}(?:\s*,\s*{ONE})*\s*", re.DOTALL)  # 'one' or, for a sweep, 'one','two'
@@ -29,7 +28,7 @@ def quote(argument: str, sweep: bool = False) -> str:
     if not match:
         return argument
     key, name, value = match.groups()
-    text, path = name in TEXTS, name in PATHS
+    text, path = name == "prompt", name in PATHS
     if value in ("", "null") and not text or value == "null" or QUOTED.fullmatch(value):
         return argument
     if value.startswith("[") and value.endswith("]"):

@@ -33,9 +33,6 @@ Written by `python -m experiments.cli.reference` from the code: change that, not
 names a class and only what differs from its own defaults, so the tables of keys below are those of the classes. \
 Keys are checked before anything is loaded. `python run.py --cfg job` prints what is composed.
 """
-ROW = (
-    "A row of a table: what the table's experiment sweeps over. Each sets one guidance, and what its name says beside."
-)
 
 
 def page() -> str:
@@ -96,7 +93,7 @@ def _node(file: Path, group: str) -> dict[str, Any]:
     """The component in a yaml, which a global one holds under its group's name; else all of the yaml."""
     plain: Any = OmegaConf.to_container(OmegaConf.load(file))
     below = plain.get(group)
-    return below if isinstance(below, dict) and "_target_" in below else plain
+    return below if isinstance(below, dict) else plain
 
 
 def _choices(group: str) -> list[str]:
@@ -107,7 +104,7 @@ def _choices(group: str) -> list[str]:
     note = f"Default: `{default}`." if default else "Only where chosen."
     parts = [
         f"## {group}\n",
-        ROW if group == "row" else note + several,
+        note + several,
         "",
         "| choice | | sets |",
         "| --- | --- | --- |",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -11,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.messages import SEVERAL, did_you_mean, needed, unresolved
-from experiments.config.paths import at_home
 from experiments.config.scalars import expected, shown
 from experiments.config.schema import ConfigError, NotApplicable, RunConfig, validate
 
@@ -30,6 +30,11 @@ PROVIDED = {
     "command",
     "device",
 }  # handed to components that ask for them by name
+PATHS = (
+    *("addresses", "cache", "default_root_dir", "ordinary", "output_dir", "path", "prompts", "reference", "root"),
+    *("runs", "scorer", "source"),
+)
+"""Last parts of the keys that hold a path, or may hold one."""
 
 
 def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
@@ -48,7 +53,7 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError([unresolved(error)]) from None
     plain.pop("hydra", None)
-    for alone in ("row", "experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
+    for alone in ("experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
         plain.pop(alone, None)
     plain["guidance"] = _listed(plain["guidance"])
     run = validate(at_home(plain))
@@ -62,6 +67,15 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     if lines:
         raise ConfigError(lines)
     return run
+
+
+def at_home(node: Any, key: str = "") -> Any:
+    """A configuration whose paths have the home folder in the place of a leading ~, which no shell puts after a =."""
+    if isinstance(node, dict):
+        return {name: at_home(value, name) for name, value in node.items()}
+    if isinstance(node, list):
+        return [at_home(value, key) for value in node]
+    return os.path.expanduser(node) if key in PATHS and isinstance(node, str) else node
 
 
 GIVEN = {"constant": ("Constant", {"value"}), "parabolic": ("Parabolic", {"start", "end"})}
@@ -116,10 +130,12 @@ def expand_presets(run: RunConfig) -> RunConfig:
         thresholds = presets.COPY_THRESHOLDS.get((model, plain[key].get("name")))
         if thresholds:
             plain[key] = dict(zip(("copy", "strict"), thresholds, strict=True)) | plain[key]
-    node = plain["threshold"]
-    if "preset" in node:
-        plain["threshold"] = _threshold(node, model, similarity, run.strength, of)
-    for key, node in every("guidance", plain["guidance"]):
+    guidances = list(every("guidance", plain["guidance"]))
+    strength = next((node["preset"] for _, node in guidances if "preset" in node), run.strength)
+    for node in (plain, *(node for _, node in guidances)):
+        if "preset" in (node.get("threshold") or {}):
+            node["threshold"] = _threshold(node["threshold"], model, similarity, strength, of)
+    for key, node in guidances:
         if "preset" not in node:
             continue
         missing = [name for name in ("c1", "c2", "c3") if name not in node]

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from experiments.report.pairs import PAIRS, nearest_pairs
-from experiments.report.samples import sample_table
+from experiments.report.samples import PAIRS, nearest_pairs, sample_table
 from experiments.report.sections import default_figures
 from experiments.run import records
 from experiments.run.folder import Manifest

@@ -1,9 +1,10 @@
-"""The thin Lightning side of sampling: one shard of records and pictures per batch, missing seeds only."""
+"""Sampling, by Lightning: one shard of records and pictures per batch, missing seeds only."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from amg.sampling import sample
 from amg.step import Step
 from amg.worlds.world import World
 from experiments.config.build import Parts
-from experiments.config.schema import RunConfig
+from experiments.config.schema import ConfigError, RunConfig
 from experiments.run import records
 from experiments.run.predict import Bar, predict
 
@@ -198,13 +199,23 @@ class SampleBar(Bar):
         return f", {self.guided / self.seen:.0%} guided" if self.known else ""
 
 
+def helps(
+    run: RunConfig, parts: Parts, conditions: Mapping[int, Condition], run_dir: Path, kind: Kind = RECORDS
+) -> bool:
+    """Samples this process's share if Lightning started it for that alone; returns whether it did."""
+    helper = int(os.environ.get("LOCAL_RANK", 0)) > 0
+    if helper:
+        generate(run, parts, conditions, run_dir, kind)
+    return helper
+
+
 def generate(
     run: RunConfig, parts: Parts, conditions: Mapping[int, Condition], run_dir: Path, kind: Kind = RECORDS
 ) -> int:
     """Samples the seeds that are missing on disk; returns how many those were.
 
     Args:
-        conditions: the condition of each seed, see `experiments.run.conditions.by_seed`.
+        conditions: the condition of each seed, see `experiments.run.draw.by_seed`.
         kind: what looks on, and the records that it leaves.
     """
     present = records.seeds_done(run_dir, kind.schema, kind.folder)
@@ -217,3 +228,46 @@ def generate(
     module, writer = Generate(run, parts, conditions, kind), Writer(run_dir, kind)
     predict(trainer, module, missing, bar, writer, batch_size=run.batch_size, collate_fn=list)
     return len(missing)
+
+
+def conditions(run: RunConfig, world: World) -> list[str | int] | None:
+    """The P prompts or labels of a run; sample i takes number i mod P. None for unconditional sampling."""
+    if run.conditioning == "none":
+        return None
+    if run.conditioning == "label":
+        if not world.classes:
+            raise ConfigError([f"conditioning=label: model={run.model.get('name')} knows no classes"])
+        chosen: list[str | int] = list(run.labels if run.labels is not None else range(len(world.classes)))
+    elif run.prompt is not None:
+        chosen = [run.prompt] if isinstance(run.prompt, str) else list(run.prompt)
+    else:
+        chosen = _prompt_set(run, world)
+    if not chosen:
+        raise ConfigError(["labels, prompt or prompts: an empty list; give at least one"])
+    try:
+        world.model.check(chosen)  # raises with the model's own words, before anything is sampled
+    except ValueError as error:
+        raise ConfigError([f"{'labels' if run.conditioning == 'label' else 'prompt'}: {error}"]) from None
+    return chosen
+
+
+def by_seed(run: RunConfig, chosen: Sequence[str | int] | None) -> dict[int, str | int | None]:
+    """Returns the prompt or label of each of the run's seeds; None for unconditional sampling."""
+    return {seed: None if chosen is None else chosen[i % len(chosen)] for i, seed in enumerate(run.seeds)}
+
+
+def _prompt_set(run: RunConfig, world: World) -> list[str | int]:
+    if run.prompts in (None, "planted", "ordinary"):
+        if not world.prompts:
+            raise ConfigError(
+                [f"prompt: model={run.model.get('name')} has no default prompts; give prompt= or prompts="]
+            )
+        if run.prompts is None:
+            return list(world.prompts)
+        return [p for p in world.prompts if (world.cause(p) == "ordinary") == (run.prompts == "ordinary")]
+    from amg.prompts import read_prompts
+
+    try:
+        return read_prompts(run.prompts)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError([f"prompts: {error}"]) from None

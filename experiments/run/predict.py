@@ -24,6 +24,12 @@ for name in ("lightning.pytorch", "lightning.fabric"):
 IGNORED = ".*num_workers.*|.*does not have many workers.*|.*batch indices.*|.*treespec.*"
 
 
+def progress(**options: Any) -> Progress:
+    """A bar that counts, says how long is left, and takes a `note`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, TextColumn("{task.fields[note]}"), **options)
+
+
 class Bar(Callback):
     """A progress bar that counts what all processes have made, with their speed."""
 
@@ -33,8 +39,7 @@ class Bar(Callback):
     @contextmanager
     def shown(self, visible: bool) -> Iterator[None]:
         """The bar around the work: whatever ends that, no hook is needed to close it, which could hide the cause."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), disable=not visible) as self.progress:
+        with progress(disable=not visible) as self.progress:
             self.task = self.progress.add_task(self.label, total=self.total, note="")
             self.start = time.perf_counter()
             yield

@@ -1,9 +1,11 @@
-"""`task=bank`: reads the training pictures and embeds them once, so that later runs find their vectors on disk."""
+"""`task=bank` embeds the training pictures once, `task=dedupe` finds their near-copies, which nL2 must not refer to."""
 
 from __future__ import annotations
 
 import os
+import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from amg.bank import TrainingBank
+from amg.bank.dedupe import reference
 from amg.bank.images import BankNote
 from amg.bank.vectors import StoredVectors
 from experiments.config.build import bank_of, component, device, told
 from experiments.config.schema import RunConfig
-from experiments.run.predict import Bar, predict
+from experiments.run.predict import Bar, predict, progress
 from experiments.tasks.task import Task
 
 
@@ -116,3 +119,35 @@ def _kept(bank: TrainingBank) -> str:
     if bank.cache is None:
         return "this data is embedded in memory at each start; data.cache= names a folder where it takes one"
     return "fitted to the bank and embedded in memory at each start, nothing to keep"
+
+
+@dataclass(frozen=True)
+class Dedupe(Task):
+    """Prints how many pictures go and how many stay; returns the file that keeps the answer.
+
+    Runs with `data.deduplicate=<threshold>` read it and search nothing.
+
+    Args:
+        threshold, k, scale: see `amg.bank.dedupe.dedupe`.
+    """
+
+    threshold: float = 1.0
+    k: int = 50
+    scale: float = 0.5
+
+    def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
+        bank = bank_of(config, deduplicate=None)
+        start = time.perf_counter()
+        with progress() as shown, told("task"):
+            bar = shown.add_task("pictures searched", total=len(bank), note="")
+            kept, file = reference(
+                bank, self.threshold, self.k, self.scale, on_block=lambda n: shown.update(bar, advance=n)
+            )
+            shown.update(bar, completed=len(bank))
+        print(
+            f"data={config.data.get('name')}: {int(bank.multiplicity.sum()):,} pictures, {len(bank):,} distinct, "
+            f"{len(bank) - len(kept):,} near-copies left out "
+            f"(nL2 below {self.threshold:g}, k={self.k}, α={self.scale:g}), "
+            f"{len(kept):,} to refer to; {time.perf_counter() - start:.1f} s\nkept in {file}"
+        )
+        return file

@@ -11,11 +11,10 @@ from typing import Any
 
 from amg.metrics.values import Share
 from experiments.config.schema import ConfigError, RunConfig
-from experiments.report.present import notes, show, useful
+from experiments.report.present import show, useful
 from experiments.run.folder import DECIDES, NODES, Manifest, drawn_with
-from experiments.tables.labels import labels
-from experiments.tables.pool import pool
-from experiments.tables.seeds import refuse_overlap
+from experiments.tables.names import labels, refuse_overlap
+from experiments.tables.rows import pool
 from experiments.tables.table import render
 from experiments.tasks.task import Task
 
@@ -70,7 +69,7 @@ class Collect(Task):
             "title": f"{len(found)} runs, {len(groups)} settings",
             "rows": [{"row": name, "label": name} for name in names],
             "columns": ["groups", "n", *useful(list(metrics.values()))],
-            "notes": [*dict.fromkeys(notes(one.manifest["metrics"]) for one in found), *left_out],
+            "notes": left_out,
             "distance": all(one.manifest["similarity"] == "nl2" for one in found),
         }
         table = render(spec, metrics)

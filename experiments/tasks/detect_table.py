@@ -14,12 +14,11 @@ from amg.metrics.detection import auc, auc_interval, positives_at
 from amg.metrics.values import Bounds, Share
 from experiments.config.build import Parts, told
 from experiments.config.schema import ConfigError, RunConfig
+from experiments.report.curves import figure_roc
 from experiments.report.page import write_report
 from experiments.report.present import job_name, show
-from experiments.report.roc import figure_roc
 from experiments.run.folder import Manifest, configuration
-from experiments.tables.rows import keys
-from experiments.tables.seeds import refuse_overlap
+from experiments.tables.names import keys, refuse_overlap
 from experiments.tables.table import NOT_APPLICABLE, Table, render
 
 if TYPE_CHECKING:
@@ -256,7 +255,7 @@ def _groups(results: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> It
             found.setdefault((setting, tuple(result["detector"])), []).append(Path(result["run_dir"]))
     for (setting, detectors), folders in found.items():
         runs = {folder: configuration(folder) for folder in folders}
-        refuse_overlap([(str(folder), None, range(r.seed, r.seed + r.n_samples)) for folder, r in runs.items()])
+        refuse_overlap([(str(folder), None, r.seeds) for folder, r in runs.items()])
         scores = pd.concat([pd.read_parquet(folder / "scores.parquet") for folder in runs], ignore_index=True)
         labels = {name: _label(name, setting, settings) for name in detectors if f"score_{name}" in scores}
         notes = [note for folder in runs for note in Manifest(folder).read()["notes"]]

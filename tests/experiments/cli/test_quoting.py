@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 from amg.prompts import SETS, read_prompts
 from experiments.cli.main import CONF, compose_config
 from experiments.cli.quoting import quote
-from experiments.config.bind import PROVIDED, every, locate
-from experiments.config.paths import PATHS
+from experiments.config.bind import PATHS, PROVIDED, every, locate
 
 PARSER = OverridesParser.create()
 ODD = [
@@ -170,7 +169,7 @@ def test_lists_and_null_keep_their_meaning():
 
 def test_pluses_before_the_key_are_kept():
     assert quote("++prompt=a, b") == "++prompt='a, b'"
-    assert quote("+negative_prompt=it's") == "+negative_prompt='it\\'s'"
+    assert quote("+prompt=it's") == "+prompt='it\\'s'"
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_the_jobs_of_a_sweep_share_a_group_and_its_table_and_figures_are_a_run_o
     assert [len(job.table("samples")) for job in jobs] == [2, 2]
     sweep = Offline(Path("runs/both"))
     assert (sweep.group, sweep.job_type, "samples" in sweep.history) == ("both", "sweep", False)
-    assert [row["label"] for row in sweep.table("table")] == ["guidance=none", "guidance=full"]
+    assert [row["label"] for row in sweep.table("table")] == ["none", "full"]
     assert len(sweep.config["jobs"]) == 2 and any(key.startswith("similarity-") for key in sweep.history)
 
 

@@ -14,8 +14,7 @@ from amg.models.stable_diffusion import StableDiffusion
 from amg.sampling import guard, sample
 from amg.similarity import Match
 from amg.thresholds import Always
-from experiments.cli.main import compose_config, main
-from experiments.config.bind import check, not_applicable
+from experiments.cli.main import main
 from experiments.run import records
 
 PROMPTS = ["a cat", "two dogs", "sea"]
@@ -208,16 +207,6 @@ def test_what_it_cannot_serve_is_told():
         CrossAttentionRescaling(-1)
 
 
-def test_a_model_without_cross_attention_is_not_applicable_in_one_line():
-    reason = not_applicable(check(compose_config(["model=closed_form", "guidance=ren"])))
-    assert "guidance=ren: edits cross-attention, and model=closed_form has none" in reason and "\n" not in reason
-    without_text = not_applicable(check(compose_config(["model=ddpm_cifar10", "guidance=ren", "data.path=any"])))
-    assert "guidance=ren: acts through text" in without_text
-    for model in ("lab_sd", "sd", "sdxl"):
-        data = [] if model == "lab_sd" else ["data.path=any"]
-        assert not_applicable(check(compose_config([f"model={model}", "guidance=ren", *data]))) is None
-
-
 @pytest.mark.slow
 def test_a_run_of_the_lab_draws_other_pictures_with_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -229,8 +218,8 @@ def test_a_run_of_the_lab_draws_other_pictures_with_it(tmp_path, monkeypatch):
         "n_samples=2",
         "prompts=planted",
     ]
-    assert main([*common, "row=ren", "output_dir=ren"]) == 0
-    assert main([*common, "row=none", "output_dir=none"]) == 0
+    assert main([*common, "guidance=ren", "output_dir=ren"]) == 0
+    assert main([*common, "guidance=none", "output_dir=none"]) == 0
     ren, none = (records.read(folder) for folder in ("ren", "none"))
     assert list(ren.prompt) == list(none.prompt) and (ren.similarity != none.similarity).all()
     assert Path("ren/pictures/0.png").read_bytes() != Path("none/pictures/0.png").read_bytes()
