@@ -52,7 +52,7 @@ def _taken(argument: str) -> bool:
 
 
 def _each(values: str) -> str:
-    """What stands between commas, quoted where it is not."""
+    """Quotes each value between commas that is not quoted yet."""
     parts = BETWEEN_COMMAS.findall(values)
     return ",".join(part if QUOTED.fullmatch(part) else _quoted(part.strip()) for part in parts)
 
