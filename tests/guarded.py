@@ -5,7 +5,7 @@ import functools
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 from PIL import Image
-from tiny_pipelines import CONTROLNET, IMG2IMG, INPAINT, sdxl, stable_diffusion, unconditional
+from tiny_pipelines import CONTROLNET, IMG2IMG, INPAINT, sdxl, stable_diffusion, stable_diffusion_3, unconditional
 
 from amg.bank import TrainingBank
 from amg.guidance import AntiMemorizationGuidance
@@ -36,18 +36,25 @@ PIPELINES = {
         TEXT | {"image": PICTURE, "mask_image": MASK, "height": 16, "width": 16},
     ),
     "controlnet": (functools.partial(stable_diffusion, CONTROLNET), TEXT | {"image": [PICTURE] * 3}),
+    "sd3": (stable_diffusion_3, TEXT | {"guidance_scale": 7.5}),
+    "sd3 without cfg": (stable_diffusion_3, TEXT | {"guidance_scale": 1.0}),
     "ddpm": (functools.partial(unconditional, DDPMPipeline, DDPMScheduler()), {"batch_size": 3}),
     "ddim": (functools.partial(unconditional, DDIMPipeline, DDIMScheduler()), {"batch_size": 3}),
 }
 
 
-def bank(size: int = 16) -> TrainingBank:
+FLOWS = ["sd3", "sd3 without cfg"]
+"""Those with transformers."""
+
+
+def bank(size: int | tuple[int, int] = 16) -> TrainingBank:
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(6, 3, size, size, generator=generator) * 2 - 1
+    height, width = (size, size) if isinstance(size, int) else size
+    images = torch.rand(6, 3, height, width, generator=generator) * 2 - 1
     return TrainingBank.from_tensors(images, NAMES)
 
 
-def amg(threshold=None, size: int = 16, **strengths) -> AntiMemorizationGuidance:
+def amg(threshold=None, size: int | tuple[int, int] = 16, **strengths) -> AntiMemorizationGuidance:
     strengths = strengths or {"c1": 2.0, "c2": 3.0, "c3": 5.0}
     nl2 = NormalizedL2(bank(size), k=3)
 
@@ -73,8 +80,13 @@ def has_cfg(name: str) -> bool:
     return not ("without" in name or name in ("ddpm", "ddim"))
 
 
+def denoiser_of(pipe):
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
 def remains(pipe) -> list:
     """What a guarded call could leave behind."""
-    weights = [w.requires_grad for part in (pipe.unet, getattr(pipe, "vae", pipe.unet)) for w in part.parameters()]
-    hooks = len(pipe.unet._forward_pre_hooks), len(pipe.unet._forward_hooks)
+    network = denoiser_of(pipe)
+    weights = [w.requires_grad for part in (network, getattr(pipe, "vae", network)) for w in part.parameters()]
+    hooks = len(network._forward_pre_hooks), len(network._forward_hooks)
     return [vars(pipe.scheduler).get("step"), hooks, weights]

@@ -37,21 +37,16 @@ class LatentDecoder:
 
     def _images(self, latents: Tensor) -> Tensor:
         vae = self._module()
-        config = vae.config
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is not None and std is not None:
-            mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in (mean, std))
-            latents = latents * std / config.scaling_factor + mean
-        else:
-            latents = latents / config.scaling_factor + (config.get("shift_factor") or 0)
-        factor = 2 ** (len(config.block_out_channels) - 1)
-        pixels = latents.shape[2] * latents.shape[3] * factor**2
+        latents = _unscaled(vae, latents)
+        pixels = latents.shape[2] * latents.shape[3] * _magnification(vae) ** 2
         slices = latents.to(vae.dtype).split(max(1, SLICE_PIXELS // pixels))
         return torch.cat([self._decode(vae, part) for part in slices])
 
     @staticmethod
     def _decode(vae: Any, latents: Tensor) -> Tensor:
         def decode(part: Tensor) -> Tensor:
+            if "temperal_downsample" in vae.config:  # of a video of one frame
+                return vae.decode(part.unsqueeze(2), return_dict=False)[0][:, :, 0]
             return vae.decode(part, return_dict=False)[0]
 
         if torch.is_grad_enabled() and latents.requires_grad:
@@ -65,6 +60,28 @@ class LatentDecoder:
         if self._copy is None or self._copy.dtype != dtype:
             self._copy = _converted(getattr(self.vae, "_orig_mod", self.vae), dtype)
         return self._copy
+
+
+def _unscaled(vae: Any, latents: Tensor) -> Tensor:
+    """Latents of a denoiser as the VAE decodes them."""
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if hasattr(vae, "bn"):  # Flux.2's normalises patches of 2×2
+        mean, std = vae.bn.running_mean, (vae.bn.running_var + config.batch_norm_eps).sqrt()
+        latents = latents * std.view(1, -1, 1, 1).to(latents) + mean.view(1, -1, 1, 1).to(latents)
+        return torch.nn.functional.pixel_shuffle(latents, 2)
+    if mean is not None and std is not None:
+        mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in (mean, std))
+        return latents * std / config.get("scaling_factor", 1) + mean
+    return latents / config.scaling_factor + (config.get("shift_factor") or 0)
+
+
+def _magnification(vae: Any) -> int:
+    """Pixels per latent and side."""
+    config = vae.config
+    if "temperal_downsample" in config:
+        return 2 ** len(config.temperal_downsample)
+    return 2 ** (len(config.get("block_out_channels") or config.encoder_block_out_channels) - 1)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from amg.prompts import read_addresses
 from amg.prompts.text_files import json_lines
 from amg.tensors import replacing
 from experiments.config.schema import ConfigError, RunConfig
-from experiments.run.draw import progress
+from experiments.run.predict import progress
 from experiments.tasks.task import Task
 
 FOLDER = "data/memorized_laion"

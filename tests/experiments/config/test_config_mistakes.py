@@ -131,6 +131,8 @@ def test_all_values_that_only_the_user_can_give_are_asked_for_at_once():
         (["guidance=full", "++guidance.c3=null"], "guidance.c3=null: a number is expected"),
         (["guidance=full", "++guidance.normalize=3"], "guidance.normalize=3: true or false is expected"),
         (["++similarity.copy=abc"], "similarity.copy=abc: a number is expected"),
+        (["data=folder", "data.path=2024"], "data.path=2024: text is expected"),
+        (["data=folder", "data.path=[a]"], 'data.path=["a"]: text is expected'),
         (["data=folder", "data.path=x", "++data.size=abc"], f"data.size=abc: {SIZE} is expected"),
         (["data=folder", "data.path=x", "++data.size=1.5"], f"data.size=1.5: {SIZE} is expected"),
         (["data=folder", "data.path=x", "++data.size=true"], f"data.size=true: {SIZE} is expected"),

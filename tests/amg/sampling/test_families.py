@@ -1,0 +1,98 @@
+"""guard on transformers and flows: what is particular to them; what all pipelines share is in test_guard*.py."""
+
+import diffusers
+import pytest
+import torch
+from guarded import FLOWS, PIPELINES, PROMPTS, amg, call, has_cfg
+from tiny_pipelines import stable_diffusion_3
+
+from amg.guidance import Guidance
+from amg.guidance.rivals.ren import CrossAttentionRescaling
+from amg.sampling import guard
+from amg.thresholds import Constant
+
+VARIANTS = {
+    "two a prompt": {"prompt": PROMPTS[:1], "num_images_per_prompt": 3},
+    "negative": {"negative_prompt": ["ugly"] * 3},
+    "not square": {"height": 24, "width": 16},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", [name for name in FLOWS if has_cfg(name)])
+def test_unflagged_samples_keep_their_bits_and_flagged_ones_change(name, variant):
+    build, options = PIPELINES[name]
+    pipe, options = build(), options | VARIANTS[variant]
+    size = (24, 16) if variant == "not square" else 16
+    expected = call(pipe, options)
+    assert torch.equal(call(guard(pipe, amg(Constant(1e9), size)), options), expected)
+    got = call(guard(pipe, amg(None, size)), options)
+    assert got.isfinite().all() and (got - expected).flatten(1).abs().amax(1).min() > 1e-3
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_so_in_bfloat16(name):
+    build, options = PIPELINES[name]
+    pipe = build(dtype=torch.bfloat16)
+    expected = call(pipe, options)
+    assert torch.equal(call(guard(pipe, amg(Constant(1e9))), options), expected)
+    got = call(guard(pipe, amg()), options)
+    assert got.dtype == expected.dtype and got.isfinite().all() and not torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_similarity_falls_after_a_step_of_g_sim(name):
+    build, options = PIPELINES[name]
+    pipe, states = build(), {}
+    for threshold in (None, Constant(1e9)):
+        seen = states[threshold] = []
+        guidance = amg(threshold, c3=3.0)
+        call(guard(pipe, guidance, lambda step, state, seen=seen: seen.append(state.similarity)), options)
+    guided, plain = states.values()
+    assert torch.equal(guided[0], plain[0]) and (guided[2] < plain[2]).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_that_only_g_sim_can_act_without_cfg_is_said_once():
+    pipe = stable_diffusion_3()
+    guarded = guard(pipe, amg())
+    options = {"prompt": PROMPTS, "guidance_scale": 1.0}
+    with pytest.warns(UserWarning, match="sampled without CFG: G_spe and G_dup cannot act, only G_sim"):
+        call(guarded, options)
+    call(guarded, options)
+    call(guard(pipe, amg(c3=1.0)), options)
+
+
+def test_a_scale_that_changes_on_the_way_is_recovered_from_the_outputs():
+    def change(pipe, i, t, tensors):
+        pipe._guidance_scale = 3.0
+        return tensors
+
+    scales = []
+    guarded = guard(stable_diffusion_3(), Guidance(), lambda step, state: scales.append(step.s0))
+    call(guarded, {"prompt": PROMPTS, "guidance_scale": 7.5, "callback_on_step_end": change})
+    assert scales == [7.5, *[pytest.approx(3.0, abs=1e-4)] * 3]
+
+
+def test_what_guard_does_not_follow_is_refused_by_name():
+    pipe = stable_diffusion_3()
+    with pytest.raises(ValueError, match="does not follow skip_guidance_layers of StableDiffusion3Pipeline"):
+        guard(pipe, Guidance())("a", skip_guidance_layers=[1])
+    with pytest.raises(ValueError, match="CrossAttentionRescaling edits the cross-attention of a U-Net"):
+        guard(pipe, CrossAttentionRescaling())
+    pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    with pytest.raises(ValueError, match="FlowMatchHeunDiscreteScheduler calls the network more than once a step"):
+        guard(pipe, Guidance())
+    with pytest.raises(ValueError, match="WanPipeline samples video, and guard compares images"):
+        guard(diffusers.WanPipeline.__new__(diffusers.WanPipeline), Guidance())
+
+
+@pytest.mark.parametrize("kind", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler"])
+def test_other_solvers_of_flows_see_the_edit_as_the_view_says(kind):
+    scheduler = getattr(diffusers, kind)(prediction_type="flow_prediction", use_flow_sigmas=True)
+    pipe, steps, options = stable_diffusion_3(scheduler=scheduler), [], {"prompt": PROMPTS, "guidance_scale": 3.0}
+    expected = call(pipe, options)
+    assert torch.equal(call(guard(pipe, Guidance(), lambda step, state: steps.append(step)), options), expected)
+    for step in steps:
+        torch.testing.assert_close(step.predict_x0(step.eps), step.x0, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(call(guard(pipe, amg()), options), expected)
