@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from experiments.config.messages import of_disk
-from experiments.config.notes import as_notes
+from experiments.config.messages import as_notes, of_disk
 
 
 class Terminated(KeyboardInterrupt):
