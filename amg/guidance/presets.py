@@ -95,6 +95,8 @@ PRESETS: dict[tuple[str, str], Presets] = {
 COPY_THRESHOLDS: dict[tuple[str, str], tuple[float, float]] = {
     ("closed_form", "pca"): (0.97, 0.93),
     ("closed_form", "nl2"): (-0.93, -1.14),
+    **{(model, "pca"): (0.97, 0.93) for model in ("lab_sd", "lab_ddpm")},
+    **{(model, "nl2"): (-0.89, -1.16) for model in ("lab_sd", "lab_ddpm")},
 }
 """Thresholds `copy` and `strict` of a similarity, where its own do not fit the model's images: 1 and 5 % of the exact
 novel samples of the drawn world lie beyond them."""

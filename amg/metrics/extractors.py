@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +101,7 @@ def inception_file(weights: str | Path | None = None) -> Path:
     Raises:
         FileNotFoundError: where the file is absent.
     """
-    path = Path(weights or INCEPTION_FOLDER / INCEPTION_FILE).expanduser()
+    path = Path(os.path.expanduser(weights or INCEPTION_FOLDER / INCEPTION_FILE))
     if path.name != INCEPTION_FILE or not path.is_file():
         raise FileNotFoundError(
             f"Inception weights are missing: put {INCEPTION_FILE} (NVIDIA's stylegan2-ada-pytorch metrics) at "
@@ -154,8 +156,9 @@ def _cached(content, batches: Iterable[Tensor], extractor: Extractor, cache_dir:
             path.unlink()
     features = torch.cat([torch.empty(0, extractor.dim), *(extractor(batch) for batch in batches)])
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         origin = {"extractor": extractor.name, "resize": extractor.resize}
-        with replacing(path) as part:
-            save_file({"features": features.contiguous()}, part, origin)
+        with suppress(OSError, SafetensorError):  # what is not kept is made again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as part:
+                save_file({"features": features.contiguous()}, part, origin)
     return features

@@ -117,6 +117,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no PyTorch state dict ({reason}): download {URL} again") from None
     if not isinstance(state, dict) or not state:
         raise ValueError(f"{path} is no state dict: expected names with tensors, got {type(state).__name__}")
+    if {"state", "param_groups"} <= state.keys():
+        raise ValueError(f"{path} is an optimizer's state: take ema_*.pt or model*.pt of the same step")
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise ValueError(f"{path} is no state dict: expected names with tensors, not all of it is")
     return state

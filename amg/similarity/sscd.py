@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,8 +86,8 @@ class SSCD(DescriptorSimilarity):
     ):
         if preset not in PRESETS:
             raise ValueError(f"similarity.preset: unknown {preset!r}; choose among {', '.join(PRESETS)}")
-        self.preset, self.path = preset, Path(path)
-        embed = TorchScript(path, size, sha256, device)
+        self.preset, self.path = preset, Path(os.path.expanduser(path))
+        embed = TorchScript(self.path, size, sha256, device)
         self.pre_norm = embed.pre_norm
         name = self.path.name.split(".")[0]
         own = Identity(name, embed.sha256, preset)

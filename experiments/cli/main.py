@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,9 +19,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.cli.process import Terminated, process
+from experiments.cli.quoting import quote
 from experiments.cli.sweep import finish, one_device, rows_of
 from experiments.config.bind import COMPONENTS, check
-from experiments.config.messages import SEVERAL, as_notes, explain
+from experiments.config.messages import SEVERAL, explain
 from experiments.config.schema import ConfigError
 from experiments.tables.names import refuse_overlap
 
@@ -29,15 +32,18 @@ CONF = ROOT / "conf"
 MULTIRUN = ("-m", "--multirun")
 ELSEWHERE = ("-cn", "--config-name", "-cp", "--config-path", "-r", "--run", "--experimental-rerun")
 """Flags of Hydra that would run something else than `main` does."""
-DONE, FAILED, BAD_INPUT = 0, 1, 2
+DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
-@as_notes()
+@process()
 def main(argv: list[str]) -> int:
-    """Runs what the arguments ask for; returns the exit code: 0 done, 1 failure, 2 bad input."""
+    """Runs what the arguments ask for; returns the exit code, as the page of `--help` lists them."""
     command = shlex.join(["python", "run.py", *argv])
     try:
-        arguments = own_folder([reach(quote(argument)) for argument in argv]) or ["experiment=demo"]
+        arguments = own_folder(argv) or ["experiment=demo"]
+        experiment = _experiment(arguments)
+        sweep = bool(set(MULTIRUN) & set(arguments) or experiment.get("table") or _own_grid(experiment))
+        arguments = [reach(quote(argument, sweep)) for argument in arguments]
         if {"--help", "-h"} & set(argv):
             from experiments.cli.help import page
 
@@ -48,8 +54,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError([f"{refused[0]}: not taken here; put yamls of your own into a folder and add -cd FOLDER"])
         if flags:
             return _hydra(arguments)  # --cfg, --info, --shell-completion …
-        experiment = _experiment(arguments)
-        if set(MULTIRUN) & set(arguments) or experiment.get("table") or _own_grid(experiment):
+        if sweep:
             return _sweep([argument for argument in arguments if argument not in MULTIRUN], experiment, command)
         cfg = compose_config(arguments)
         from experiments.tasks.task import run
@@ -60,9 +65,9 @@ def main(argv: list[str]) -> int:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped; the same command continues from here", file=sys.stderr)
-        return 130
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
 def reach(argument: str) -> str:
@@ -77,7 +82,7 @@ def own_folder(arguments: list[str]) -> list[str]:
     """`-cd FOLDER`, the user's own yamls beside `conf/`, as the override that says the same to Hydra everywhere.
 
     Raises:
-        ConfigError: where there is no such folder.
+        ConfigError: where there is no such folder, or a yaml in it cannot be read.
     """
     left, given = [], iter(arguments)
     for argument in given:
@@ -88,6 +93,11 @@ def own_folder(arguments: list[str]) -> list[str]:
         folder = value or next(given, "")
         if not folder or not Path(folder).is_dir():
             raise ConfigError([f"{flag} {folder}: no such folder; give one that holds yamls as conf/ does"])
+        for file in Path(folder).rglob("*.yaml"):
+            try:
+                OmegaConf.load(file)
+            except (UnicodeDecodeError, yaml.YAMLError) as error:
+                raise ConfigError([f"{file}: no YAML in UTF-8: {' '.join(str(error).split())}"]) from None
         path = str(Path(folder).absolute()).replace("\\", "\\\\").replace("'", "\\'")
         left.append(f"hydra.searchpath=['file://{path}']")
     return left
@@ -182,6 +192,7 @@ def _sweep(arguments: list[str], experiment: DictConfig, command: str) -> int:
             code = error.code if isinstance(error.code, int) else 1
             if isinstance(error.code, str):  # a task that could not go on says why
                 print(error.code, file=sys.stderr)
+                break
     return finish(folder, command) or code
 
 
@@ -230,25 +241,3 @@ def _hydra(arguments: list[str]) -> int:
 
     job()
     return DONE
-
-
-FREE_TEXT = re.compile(r"^(\+{0,2}prompt)=(.*)$", re.DOTALL)
-ONE = r"""('(\\.|[^'\\])*'|"(\\.|[^"\\])*")"""
-QUOTED = re.compile(rf"{ONE}(\s*,\s*{ONE})*", re.DOTALL)  # 'one' or, for a sweep, 'one','two'
-
-
-def quote(argument: str) -> str:
-    """`prompt=an owl, (red)` to `prompt='an owl, (red)'`.
-
-    What is quoted already, a list, `null`, or no text key, stays as it is.
-    """
-    match = FREE_TEXT.match(argument)
-    if not match:
-        return argument
-    key, text = match.groups()
-    if text == "null" or QUOTED.fullmatch(text) or (text.startswith("[") and text.endswith("]")):
-        return argument
-    text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)  # else OmegaConf takes ${…} for a reference
-    # Hydra reads \' as a quote and doubles of backslashes only before a quote or the end
-    escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
-    return f"{key}='{escaped}'"

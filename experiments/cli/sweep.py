@@ -13,8 +13,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.cli.process import process
 from experiments.config.bind import locate
-from experiments.config.messages import SEVERAL, as_notes
+from experiments.config.messages import SEVERAL, of_disk
 from experiments.config.schema import ConfigError, NotApplicable
 
 
@@ -35,7 +36,7 @@ def rows_of(experiment: DictConfig, arguments: list[str]) -> list[list[str]]:
     return [[f"guidance={','.join(rows)}", *keys] for keys, rows in found.items() if rows]
 
 
-@as_notes()  # a launcher may run it in a process of its own
+@process()  # a launcher may run it in a process of its own
 def one_job(cfg: DictConfig) -> None:
     """Runs one job and leaves `result.json` in its folder; never raises for what goes wrong inside."""
     hydra = HydraConfig.get()
@@ -63,7 +64,9 @@ def one_job(cfg: DictConfig) -> None:
     except ConfigError as error:
         result |= {"status": "bad input", "message": "; ".join(error.lines)}
     except Exception as error:  # a sweep goes on; the failure is told at the end and its traceback kept
-        (folder / "traceback.txt").write_text(traceback.format_exc())
+        if of_disk(error):
+            raise  # the next job would find no more room
+        (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         result |= {"status": "failed", "message": f"{type(error).__name__}: {error} (see {folder / 'traceback.txt'})"}
     leave(folder, result)
 

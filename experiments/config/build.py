@@ -23,7 +23,7 @@ WORLD = ("model", "data", "similarity", "judge")
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run needs."""
+    """Components of a run."""
 
     world: World
     """Its bank is that of `data`."""
@@ -105,15 +105,16 @@ def same_size(run: RunConfig, world: World, parts: dict[str, Any]) -> None:
 def find_files(run: RunConfig, measures: bool = False) -> None:
     """Looks for the files of all components before any is loaded.
 
-    A component says by its `find`, a function of its own keys, where its files are missing; else its module does.
+    A component says by its `find`, a function of its own keys, what it misses; else its module does.
 
     Args:
-        measures: looks for those of the run's metrics, too.
+        measures: looks for those of the run's metrics and its logger, too.
     Raises:
         ConfigError: with all that is missing, one line each.
     """
     lines: list[str] = []
-    for key, node in (found for group in WORLD for found in every(group, getattr(run, group))):
+    groups = (*WORLD, "logger") if measures else WORLD
+    for key, node in (found for group in groups for found in every(group, getattr(run, group))):
         target = locate(node["_target_"])
         find = getattr(target, "find", None) or getattr(inspect.getmodule(target), "find", None)
         if find is None:
@@ -160,7 +161,7 @@ def bank_of(run: RunConfig, **keys: Any) -> TrainingBank:
 
 
 def device(trainer: dict[str, Any]) -> str:
-    """Where Lightning will run this process: the accelerator that it chooses, the process's own card."""
+    """Returns the device of this process: the accelerator that Lightning chooses, the process's own card."""
     import torch
 
     accelerator = trainer.get("accelerator", "auto")
@@ -230,7 +231,7 @@ EXTRACTORS = ("efficientnet_lite0", "inception", "none")
 
 
 def missing(metrics: MetricsConfig) -> list[str]:
-    """Which keys of `metrics` name what is not there, one line each."""
+    """Lists the keys of `metrics` that name a missing file, one line each."""
     lines = []
     for key, look in (("extractor", _extractor), ("reference", _reference), ("scorer", _scorer)):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import sys
 import warnings
@@ -21,10 +22,24 @@ WANTED = {
     "model=lab_sd runs now",
     "model.source": ", a folder in diffusers' format or a name of the hub; model=lab_sd runs now",
 }
-"""What is asked for where a yaml leaves a key to the user."""
+"""Text of the error for a key that a yaml leaves to the user."""
 GONE = {"row": "rows of a table are guidances: guidance=none,full; row=always … calibrated is guidance=sim_always …"}
 """Keys of earlier versions, with what took their place."""
 PLUGINS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher: our extra
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+"""Error numbers of a disk that is full or failing, and of a folder that cannot be written to."""
+
+
+def of_disk(error: Exception) -> str | None:
+    """A line for what a disk refused to write; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in FULL + CLOSED:
+        return None
+    place = error.filename or Path.cwd()  # a write to a full disk names no file
+    mend = "what is written stays, and the same command continues" if error.errno in FULL else "choose another place"
+    return f"error: {place}: {error.strerror}; {mend}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a person sees when a run or a sweep ends: table, figures, report."""
+"""Results of a run or a sweep as people see them: table, figures, report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def present(run: RunConfig, parts: Any, run_dir: Path, metrics: dict[str, Any], 
         "title": f"{run.model.get('name')}, guidance={label}",
         "rows": [{"row": "run", "label": label}],
         "columns": useful([metrics]),
-        "notes": [notes(metrics)],
         "distance": run.similarity.get("name") == "nl2",
     }
     table = render(spec, {"run": metrics})
@@ -121,7 +120,7 @@ def _specs(results: list[dict[str, Any]], metrics: dict[str, Any]) -> list[Table
             "title": results[0]["name"],
             "rows": [{"row": key, "label": key} for key in metrics],
             "columns": useful(found),
-            "notes": [*{notes(one) for one in found}, RATIO_NOTE],
+            "notes": [RATIO_NOTE],
             "distance": first["similarity"] == "nl2",
         }
     ]
@@ -130,8 +129,3 @@ def _specs(results: list[dict[str, Any]], metrics: dict[str, Any]) -> list[Table
 def useful(metrics: list[dict[str, Any]]) -> list[str]:
     """The usual columns that some run has measured."""
     return [key for key in USUAL if any(one.get(key) is not None for one in metrics)]
-
-
-def notes(metrics: dict[str, Any]) -> str:
-    """Which thresholds the counts were made with."""
-    return metrics["thresholds"][0].upper() + metrics["thresholds"][1:] + "."

@@ -8,7 +8,6 @@ from typing import Any
 
 from amg.metrics.values import Mean, Share, number
 from experiments.config.build import Parts, build
-from experiments.config.schema import RunConfig
 from experiments.run.folder import Manifest, configuration, is_twin
 from experiments.run.measure import against_unguided
 from experiments.tables.names import refuse_overlap
@@ -51,7 +50,7 @@ def rows(
     found: dict[str, dict[str, Any] | str | None] = {}
     for key, some in jobs.items():
         done = list({results[i]["run_dir"]: i for i in some if metrics[i] is not None}.values())
-        refuse_overlap([(results[i]["run_dir"], key, _seeds(configuration(results[i]["run_dir"]))) for i in done])
+        refuse_overlap([(results[i]["run_dir"], key, configuration(results[i]["run_dir"]).seeds) for i in done])
         if len(done) > 1:
             found[key] = pool([metrics[i] for i in done])
         elif done:
@@ -63,10 +62,6 @@ def rows(
 
 def parts_of(run_dir: str) -> Parts:
     return build(configuration(run_dir))
-
-
-def _seeds(run: RunConfig) -> range:
-    return range(run.seed, run.seed + run.n_samples)
 
 
 TOTALS = ("n", "dropped")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from amg.sampling.ordinary import calibrate
 from experiments.config.build import build
 from experiments.config.schema import ConfigError, RunConfig
 from experiments.run import records
-from experiments.run.draw import by_seed, conditions, generate
+from experiments.run.draw import by_seed, conditions, generate, helps
 from experiments.run.folder import facts, folder, in_folder
 from experiments.tasks.task import Task
 
@@ -39,14 +38,14 @@ class Calibrate(Task):
         parts = build(drawn)
         chosen = conditions(drawn, parts.world)
         run_dir = folder(drawn, parts, chosen)
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to sample its share, no more
-            generate(drawn, parts, by_seed(drawn, chosen), run_dir)
+        plan = by_seed(drawn, chosen)
+        if helps(drawn, parts, plan, run_dir):
             return run_dir
         with in_folder(drawn, run_dir, facts(drawn, parts, chosen)) as manifest:
-            generate(drawn, parts, by_seed(drawn, chosen), run_dir)
+            generate(drawn, parts, plan, run_dir)
             manifest.write(status="done")
         rows = records.read(run_dir)
-        rows = rows[rows["seed"].isin(list(by_seed(drawn, chosen)))]
+        rows = rows[rows["seed"].isin(list(plan))]
         copy = rows["similarity"] > parts.similarity.copy if parts.world.truth is None else rows["truth"]
         times, traces = (torch.tensor(np.stack(rows[name])) for name in ("trace_t", "trace_similarity"))
         times, ordinary = times[0], traces[torch.tensor(~copy.to_numpy(bool))].T

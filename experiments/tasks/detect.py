@@ -5,7 +5,6 @@ Samples, their truth and what detectors saw of them are shards on disk; scores a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from experiments.config.bind import locate
 from experiments.config.build import Parts, build, component, told
 from experiments.config.schema import ConfigError, NotApplicable, RunConfig
 from experiments.run import records
-from experiments.run.draw import Condition, Kind, by_seed, conditions, generate
+from experiments.run.draw import Condition, Kind, by_seed, conditions, generate, helps
 from experiments.run.folder import facts, folder, in_folder
 from experiments.tasks.detect_table import compare, notes, present_jobs, present_sweep, refuse_one_kind
 from experiments.tasks.task import Task
@@ -67,8 +66,7 @@ class Detect(Task):
         run_dir = folder(config, parts, chosen, NODES, "detect")
         causes_of = dict(zip(chosen or [None], causes, strict=True))
         kind = Kind(partial(Seen, config, detectors, causes_of), SEEN, _schema(detectors))
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to sample its share, no more
-            generate(config, parts, plan, run_dir, kind)
+        if helps(config, parts, plan, run_dir, kind):
             return run_dir
         with in_folder(config, run_dir, {"command": command, **facts(config, parts, chosen)}, NODES, SEEN) as manifest:
             drawn = generate(config, parts, plan, run_dir, kind)
@@ -106,7 +104,7 @@ def _check(run: RunConfig, learn: Any) -> None:
 
 
 def _not_applicable(run: RunConfig) -> dict[str, str]:
-    """Why a detector cannot serve, in one line, by its name.
+    """Returns the reason that a detector cannot serve, in one line, by its name.
 
     Raises:
         NotApplicable: where none can.

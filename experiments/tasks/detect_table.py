@@ -1,4 +1,4 @@
-"""What detectors are worth: AUC, TPR at 1 % FPR and price, for each notion of "memorized", of one job or of a sweep."""
+"""Table of detectors: AUC, TPR at 1 % FPR and price, for each notion of "memorized", of one job or of a sweep."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def table_of(
 
 
 def counted(sections: Sequence[Section], scores: pd.DataFrame) -> list[str]:
-    """How few the numbers rest on."""
+    """Notes the counts that the numbers rest on."""
     if not sections:
         return [f"All {len(scores)} samples are of one kind: nothing can be told apart."]
     rests = "; ".join(f"{int(RATE * s.ordinary)} of {s.ordinary} ({s.title})" for s in sections)
@@ -158,7 +158,7 @@ def notes(
     prompts: bool,
     learned: int,
 ) -> list[str]:
-    """What one must know to believe the numbers.
+    """Footnotes of the table.
 
     Args:
         reasons: why other detectors cannot serve.
@@ -230,7 +230,7 @@ def present_jobs(results: Sequence[Mapping[str, Any]], place: Path, command: str
 
 
 def _settings(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each job was swept over, its detectors and seeds aside."""
+    """Returns the keys that each job was swept over, its detectors and seeds aside."""
     return keys([
         {**result, "overrides": [word for word in result["overrides"] if not word.startswith("detector=")]}
         for result in results
@@ -255,7 +255,7 @@ def _groups(results: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> It
             found.setdefault((setting, tuple(result["detector"])), []).append(Path(result["run_dir"]))
     for (setting, detectors), folders in found.items():
         runs = {folder: configuration(folder) for folder in folders}
-        refuse_overlap([(str(folder), None, range(r.seed, r.seed + r.n_samples)) for folder, r in runs.items()])
+        refuse_overlap([(str(folder), None, r.seeds) for folder, r in runs.items()])
         scores = pd.concat([pd.read_parquet(folder / "scores.parquet") for folder in runs], ignore_index=True)
         labels = {name: _label(name, setting, settings) for name in detectors if f"score_{name}" in scores}
         notes = [note for folder in runs for note in Manifest(folder).read()["notes"]]

@@ -178,6 +178,9 @@ def test_yamls_of_ones_own_serve_a_sweep_also_one_of_their_own(command, own, tmp
 def test_mistakes_beside_ones_own_yamls_are_told_in_a_line(command, own, multirun):
     code, _, told = command(*multirun, "-cd", str(own), "guidance=min", *SMALL)
     assert (code, told) == (2, "error: guidance=min: no such choice; did you mean mine?\n")
+    (own / "guidance" / "latin.yaml").write_bytes("# für mich".encode("latin-1"))
+    code, _, told = command(*multirun, "-cd", str(own), *SMALL)
+    assert code == 2 and "latin.yaml: no YAML in UTF-8" in told and told.count("\n") == 1
     code, _, told = command(*multirun, "-cd", "nowhere", *SMALL)
     assert code == 2 and told.startswith("error: -cd nowhere: no such folder") and told.count("\n") == 1
 

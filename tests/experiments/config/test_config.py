@@ -151,13 +151,21 @@ def test_a_chain_takes_the_constants_of_its_amg():
 
 def test_the_rows_of_each_table_of_an_experiment_are_swept_with_its_keys_and_what_is_typed_wins():
     demo = compose_config(["experiment=demo"])
-    text = ["guidance=none,spe,dup,sim,full"]
+    text = ["guidance=none,spe,dup,sim,full,oracle"]
     unconditional, lab = ["conditioning=none", "s0=1.0"], ["model=lab_sd"]
-    assert rows_of(demo, []) == [["guidance=none,full", *unconditional], text, ["guidance=none,full", *lab]]
+    assert rows_of(demo, []) == [["guidance=none,full,oracle", *unconditional], text, ["guidance=none,full", *lab]]
     assert rows_of(demo, ["guidance=dup"]) == [unconditional, [], lab]
-    assert rows_of(demo, ["s0=2", "model=lab_sd"]) == [["guidance=none,full", "conditioning=none"], text]
+    assert rows_of(demo, ["s0=2", "model=lab_sd"]) == [["guidance=none,full,oracle", "conditioning=none"], text]
     table = compose_config(["experiment=table1"])
     assert "ablation" not in rows_of(table, [])[0][0]  # the paper's alone
+
+
+def test_a_leading_tilde_is_the_home_folder_in_every_key_that_holds_a_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/me")
+    places = ["data.path='~/a'", "output_dir='~/b'", "metrics.reference='~/c'", "data.cache='~/d'", "prompt='~/e'"]
+    run = check(compose_config(["data=folder", *(f"++{place}" for place in places)]), bind=False)
+    assert (run.data["path"], run.output_dir) == ("/me/a", "/me/b")
+    assert (run.metrics.reference, run.data["cache"], run.prompt) == ("/me/c", "/me/d", "~/e")
 
 
 def test_the_strong_guidance_has_its_own_threshold():

@@ -14,8 +14,7 @@ from amg.models.stable_diffusion import StableDiffusion
 from amg.sampling import guard, sample
 from amg.similarity import Match
 from amg.thresholds import Always
-from experiments.cli.main import compose_config, main
-from experiments.config.bind import check, not_applicable
+from experiments.cli.main import main
 from experiments.run import records
 
 PROMPTS = ["a cat", "two dogs", "sea"]
@@ -206,16 +205,6 @@ def test_what_it_cannot_serve_is_told():
         draw(model, CrossAttentionRescaling())
     with pytest.raises(ValueError, match="guidance.strength must be > 0, got -1"):
         CrossAttentionRescaling(-1)
-
-
-def test_a_model_without_cross_attention_is_not_applicable_in_one_line():
-    reason = not_applicable(check(compose_config(["model=closed_form", "guidance=ren"])))
-    assert "guidance=ren: edits cross-attention, and model=closed_form has none" in reason and "\n" not in reason
-    without_text = not_applicable(check(compose_config(["model=ddpm_cifar10", "guidance=ren", "data.path=any"])))
-    assert "guidance=ren: acts through text" in without_text
-    for model in ("lab_sd", "sd", "sdxl"):
-        data = [] if model == "lab_sd" else ["data.path=any"]
-        assert not_applicable(check(compose_config([f"model={model}", "guidance=ren", *data]))) is None
 
 
 @pytest.mark.slow

@@ -159,10 +159,14 @@ def test_runs_that_are_not_finished_are_named_and_left_out(command, tmp_path):
     finished(tmp_path / "runs" / "half", "none", 16, n=5)
     (tmp_path / "runs" / "bare" / "records").mkdir(parents=True)
     (tmp_path / "runs" / "figures").mkdir()
+    for name, file in (("cut", "manifest.json"), ("zeros", "config.yaml")):
+        file = finished(tmp_path / "runs" / name, "none", 32) / file
+        file.write_text(file.read_text()[:300] if name == "cut" else "\0" * 300)
     code, out, told = command("task=collect", "task.runs=runs")
     assert code == 0 and rows()["model=closed_form conditioning=prompt guidance=none s0=3.0"]["n"] == "8"
     assert "runs/stopped: not finished" in told and "runs/broken: failed, no space" in told
     assert "runs/half: 5 of 8 samples" in told and "runs/bare: not finished" in told and "figures" not in told
+    assert "runs/cut/manifest.json: empty or cut off" in told and "runs/zeros/config.yaml: empty or cut" in told
     assert "runs/broken: failed, no space" in Path("runs/collected/table.md").read_text()
 
 
