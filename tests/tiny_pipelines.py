@@ -153,9 +153,9 @@ def sdxl(dtype=torch.float32):
 
 
 @seeded
-def stable_diffusion_3(dtype=torch.float32, scheduler=None):
+def stable_diffusion_3(dtype=torch.float32, scheduler=None, kind=StableDiffusion3Pipeline):
     """Without T5, whose tokens are zeros."""
-    pipe = StableDiffusion3Pipeline(
+    pipe = kind(
         transformer=SD3Transformer2DModel(
             sample_size=8,
             patch_size=2,

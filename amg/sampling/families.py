@@ -47,6 +47,11 @@ def true_cfg(pipe: Any, call: Mapping[str, Any]) -> bool:
     return negative and call["true_cfg_scale"] > 1
 
 
+def by_guider(pipe: Any, call: Mapping[str, Any]) -> bool:
+    """Tells whether a running call uses CFG, as the guider of a ModularPipeline says."""
+    return getattr(pipe, "guider", None) is not None and pipe.guider.num_conditions > 1
+
+
 def norm_of_each_token(uncond: Tensor, cond: Tensor, s0: float, call: Mapping[str, Any]) -> Tensor:
     """Eq. 7, each token of the length that it has in the conditional output."""
     output = eq7(uncond, cond, s0, call)
@@ -105,6 +110,8 @@ class Family:
     """s0 less that argument."""
     combine: Callable[[Tensor, Tensor, float, Mapping[str, Any]], Tensor] = eq7
     """combine(uncond, cond, s0, call): what the scheduler is given."""
+    guider: bool = False
+    """Whether it is a ModularPipeline, whose guider says s0 and whose blocks encode prompts."""
     refuses: tuple[str, ...] = ()
     """Arguments of a call that change the prediction in ways that `guard` does not follow."""
     by_row: tuple[str, ...] = ()
@@ -138,8 +145,14 @@ class Family:
         """
         return x
 
+    def s0(self, pipe: Any, call: Mapping[str, Any]) -> float:
+        """Returns s0 of Eq. 7 that a call asks for."""
+        return pipe.guider.guidance_scale if self.guider else call[self.scale] + self.scale_offset
+
     def parts(self) -> list[str]:
-        """Returns the names of the components that encode a prompt."""
+        """Returns the names of what encodes a prompt."""
+        if self.guider:
+            return ["encode_prompt"]
         ends = ["" if i == 0 else f"_{i + 1}" for i in range(self.encoders if self.encoded else 0)]
         return [part + end for end in ends for part in ("tokenizer", "text_encoder")]
 
@@ -223,6 +236,8 @@ FLUX2 = Packed(patch=1, by_row=("img_ids", "txt_ids"), uses_cfg=lambda pipe, cal
 MASKED = Family(encoded=("encoder_hidden_states", "encoder_attention_mask"))
 PIXELS = Family("unet", latents=False, encoded=(), uses_cfg=lambda pipe, call: False)
 
+MODULAR = {"guider": True, "uses_cfg": by_guider, "order": COND_FIRST, "calls": 2}
+
 FAMILIES = {
     "DDIMPipeline": PIXELS,
     "DDPMPipeline": PIXELS,
@@ -242,6 +257,7 @@ FAMILIES = {
     ),
     "SanaPipeline": MASKED,
     "StableDiffusion3Img2ImgPipeline": SD3,
+    "StableDiffusion3ModularPipeline": replace(SD3, **MODULAR),
     "StableDiffusion3Pipeline": SD3,
     "StableDiffusionControlNetPipeline": SD,
     "StableDiffusionImg2ImgPipeline": SD,

@@ -111,15 +111,17 @@ class GuardedPipeline:
     def _run(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
         """What the call returns, and its samples after the last step, (B, C, h, w)."""
         self._check()
-        arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs)
-        seeds = _Seeds(arguments.arguments.get("generator"))
-        prompts = self._rewrite(arguments.arguments, seeds)
+        family, arguments = family_of(self.pipe), inspect.signature(self.pipe.__call__).bind(*args, **kwargs)
+        named = arguments.arguments.setdefault("kwargs", {}) if family.guider else arguments.arguments
+        seeds = _Seeds(named.get("generator"))
+        prompts = self._rewrite(named, seeds)
         given = arguments.args, arguments.kwargs
         arguments.apply_defaults()
-        for name in family_of(self.pipe).refuses:
-            if arguments.arguments.get(name) is not None:
+        named = {**arguments.arguments, **named}
+        for name in family.refuses:
+            if named.get(name) is not None:
                 raise ValueError(f"guard does not follow {name} of {type(self.pipe).__name__}: leave it out")
-        call = _Call(self, seeds, prompts, arguments.arguments)
+        call = _Call(self, seeds, prompts, named)
         with call.watch():
             return self.pipe(*given[0], **given[1]), call.x_prev
 
@@ -329,7 +331,7 @@ class _Call:
         branches, s0 = None, 1.0
         if record.with_cfg:
             branches = record.branch(False), record.branch(True)
-            s0 = self.arguments[family.scale] + family.scale_offset
+            s0 = family.s0(self.pipe, self.arguments)
             s0 = cfg_scale(output, s0, *branches, family.combine(*branches, s0, self.arguments))
             branches = tuple(records.unpack(branch) for branch in branches)
 

@@ -1,14 +1,20 @@
 """guard on transformers and flows: what is particular to them; what all pipelines share is in test_guard*.py."""
 
+import functools
+import re
+from pathlib import Path
+
 import diffusers
 import pytest
 import torch
-from guarded import FLOWS, PIPELINES, PROMPTS, amg, bank, call, has_cfg, size_of
-from tiny_pipelines import stable_diffusion_3
+from diffusers.modular_pipelines.stable_diffusion_3 import StableDiffusion3AutoBlocks
+from guarded import FLOWS, PICTURE, PIPELINES, PROMPTS, SEEDS, amg, bank, call, has_cfg, remains, size_of
+from tiny_pipelines import WIDTH, stable_diffusion_3
+from tiny_transformers import flux, flux2
 
 from amg.guidance import AntiMemorizationGuidance, Guidance
 from amg.guidance.rivals.ren import CrossAttentionRescaling
-from amg.sampling import guard
+from amg.sampling import families, guard
 from amg.similarity import Match
 from amg.thresholds import Always, Constant
 
@@ -110,3 +116,63 @@ def test_other_solvers_of_flows_see_the_edit_as_the_view_says(kind):
     for step in steps:
         torch.testing.assert_close(step.predict_x0(step.eps), step.x0, rtol=1e-3, atol=1e-3)
     assert not torch.equal(call(guard(pipe, amg()), options), expected)
+
+
+IMG2IMG = {
+    "sd3": (functools.partial(stable_diffusion_3, kind=diffusers.StableDiffusion3Img2ImgPipeline), {}),
+    "flux": (functools.partial(flux, kind=diffusers.FluxImg2ImgPipeline), PIPELINES["flux"][1]),
+}
+
+
+@pytest.mark.parametrize("name", IMG2IMG)
+def test_img2img_begins_at_the_level_of_its_strength(name):
+    build, options = IMG2IMG[name]
+    pipe, steps = build(), []
+    options = options | {"prompt": PROMPTS, "image": [PICTURE] * 3, "strength": 0.5}
+    expected = call(pipe, options)
+    guarded = guard(pipe, amg(Constant(1e9)), lambda step, state: steps.append(step))
+    assert torch.equal(call(guarded, options), expected)
+    assert len(steps) == 2 and steps[0].alpha_bar[0] > 0.01
+    torch.testing.assert_close(steps[0].predict_x0(steps[0].eps), steps[0].x0, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(call(guard(pipe, amg()), options), expected)
+
+
+def test_flux_2_dev_by_embeddings():
+    pipe = flux2(kind=diffusers.Flux2Pipeline)
+    options = {"prompt_embeds": torch.randn(3, 16, 3 * WIDTH), "height": 24, "width": 16}
+    expected = call(pipe, options)
+    assert torch.equal(call(guard(pipe, amg(Constant(1e9), (24, 16))), options), expected)
+    assert not torch.equal(call(guard(pipe, amg(None, (24, 16), c3=5.0)), options), expected)
+
+
+def test_a_modular_pipeline_by_its_components():
+    parts = stable_diffusion_3()
+    pipe = StableDiffusion3AutoBlocks().init_pipeline()
+    pipe.update_components(**{name: part for name, part in parts.components.items() if name in pipe.components})
+    pipe.set_progress_bar_config(disable=True)
+
+    def sampled(pipe):
+        generator = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+        options = {"generator": generator, "num_inference_steps": 4, "output": "latents"}
+        return pipe(prompt=PROMPTS, height=16, width=16, **options)
+
+    expected, before, steps = sampled(pipe), remains(pipe), []
+    assert torch.equal(sampled(guard(pipe, Guidance(), lambda step, state: steps.append(step))), expected)
+    assert len(steps) == 4 and all(step.s0 == 7 and step.eps_cond is not None for step in steps)
+    two_terms = AntiMemorizationGuidance(amg().similarity, Always(), c1=2.0, c3=5.0, terms=["spe", "sim"])
+    assert not torch.equal(sampled(guard(pipe, two_terms)), expected)
+    with pytest.raises(ValueError, match="G_dup embeds captions, and this pipeline has no encode_prompt"):
+        sampled(guard(pipe, amg()))
+    assert remains(pipe) == before and torch.equal(sampled(pipe), expected)
+
+
+def test_a_row_can_be_added_as_docs_adding_says(monkeypatch):
+    MyPipeline = type("MyPipeline", (diffusers.StableDiffusion3Pipeline,), {})
+    pipe = stable_diffusion_3(kind=MyPipeline)
+    with pytest.raises(ValueError, match="does not know MyPipeline; it is tested with DDIMPipeline.*docs/adding.md"):
+        guard(pipe, Guidance())
+    page = (Path(__file__).parents[3] / "docs" / "adding.md").read_text()
+    (block,) = re.findall(r"```python\n# amg/sampling/my_families.py\n(.*?)```", page, re.S)
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    exec(block, {})
+    assert torch.equal(call(guard(pipe, Guidance()), {"prompt": PROMPTS}), call(pipe, {"prompt": PROMPTS}))

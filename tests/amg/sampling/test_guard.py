@@ -179,5 +179,6 @@ def test_half_of_a_batch_flagged_leaves_the_other_half_as_it_was():
 
 def test_the_table_of_tested_pipelines_is_tested():
     built = {type(build()).__name__ for build, _ in PIPELINES.values()}
-    alike = {"Flux2Pipeline", "FluxImg2ImgPipeline", "StableDiffusion3Img2ImgPipeline"}
+    alike = {"Flux2Pipeline", "FluxImg2ImgPipeline", "StableDiffusion3Img2ImgPipeline"}  # see test_families.py
+    alike |= {"StableDiffusion3ModularPipeline"}
     assert built == set(FAMILIES) - alike
