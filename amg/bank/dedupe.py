@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amg.bank.cache import cache_folder
+from amg.bank.cache import cache_folder, write_array
 from amg.bank.exact import nearest, square_norms
-from amg.tensors import replacing
 
 if TYPE_CHECKING:
     from amg.bank.bank import TrainingBank
@@ -69,10 +67,7 @@ def reference(
             return torch.from_numpy(np.load(file, allow_pickle=False)), file
     kept = kept_pictures(bank.pixels(), threshold, k, scale, on_block=on_block)
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()  # numpy's own error of a full disk has no number
-    np.save(content, kept.numpy())
-    with replacing(file) as part:
-        part.write_bytes(content.getvalue())
+    write_array(file, [kept.numpy()])
     return kept, file
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amg.bank.cache import cache_folder
+from amg.bank.cache import cache_folder, write_array
 from amg.tensors import digest_of, replacing
 
 if TYPE_CHECKING:
@@ -103,8 +102,7 @@ class StoredVectors:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with replacing(self._manifest) as part:
                     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            with replacing(self._file(shard)) as part:
-                np.save(part, vectors.detach().float().cpu().numpy())
+            write_array(self._file(shard), [vectors.detach().float().cpu().numpy()])
 
     def load(self) -> Tensor:
         """All descriptors, (N, D), float32; memory-mapped, so that they are read from disk as they are needed.
@@ -128,22 +126,18 @@ class StoredVectors:
         rows = [self.rows(shard) for shard in self._shards()]
         files = [self._file(shard) for shard in self._shards()]
         shards = [self._read(file, (some.stop - some.start, shape[1])) for file, some in zip(files, rows, strict=True)]
-        with replacing(self._whole) as part, part.open("wb") as file:  # a full disk kills who writes to a memory map
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for vectors in shards:
-                file.write(vectors.tobytes())
+        write_array(self._whole, shards)
         for file in files:
             file.unlink(missing_ok=True)  # another process may have joined them as well
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Names folder and mend where a write fails; numpy's error of a full disk has no number."""
+        """Names folder and mend where a write fails."""
         try:
             yield
         except OSError as error:
-            why = f"{error.strerror or error} (data.cache names another folder, data.cache=null keeps them in memory)"
-            raise OSError(error.errno or errno.ENOSPC, why, str(self.folder)) from None
+            why = f"{error.strerror} (data.cache names another folder, data.cache=null keeps them in memory)"
+            raise OSError(error.errno, why, str(self.folder)) from None
 
     def _read(self, file: Path, expected: tuple[int, int]) -> np.ndarray:
         try:

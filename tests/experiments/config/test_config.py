@@ -161,11 +161,11 @@ def test_the_rows_of_each_table_of_an_experiment_are_swept_with_its_keys_and_wha
 
 
 def test_a_leading_tilde_is_the_home_folder_in_every_key_that_holds_a_path(monkeypatch):
-    monkeypatch.setenv("HOME", "/my/home")
+    monkeypatch.setenv("HOME", "/me")
     places = ["data.path='~/a'", "output_dir='~/b'", "metrics.reference='~/c'", "data.cache='~/d'", "prompt='~/e'"]
     run = check(compose_config(["data=folder", *(f"++{place}" for place in places)]), bind=False)
-    assert (run.data["path"], run.output_dir) == ("/my/home/a", "/my/home/b")
-    assert (run.metrics.reference, run.data["cache"], run.prompt) == ("/my/home/c", "/my/home/d", "~/e")
+    assert (run.data["path"], run.output_dir) == ("/me/a", "/me/b")
+    assert (run.metrics.reference, run.data["cache"], run.prompt) == ("/me/c", "/me/d", "~/e")
 
 
 def test_the_strong_guidance_has_its_own_threshold():
