@@ -1,4 +1,4 @@
-"""Where answers that took long are kept."""
+"""Cache of answers that took long."""
 
 import os
 from collections.abc import Sequence

@@ -28,7 +28,7 @@ def cifar10_bank(
     deduplicate: float | None = 1.0,
     cache: str | Path | None = "auto",
 ) -> TrainingBank:
-    """The training pictures, captioned by their class, less the near-copies that would distort nL2's mean.
+    """The training images, captioned by their class, less the near-copies that would distort nL2's mean.
 
     Args:
         path, split, download: see `read_cifar10`.
@@ -50,7 +50,7 @@ def cifar10_bank(
 
 
 def find(path: str | Path = "data/cifar10", split: str = "train", download: bool = False) -> None:
-    """Looks for the pictures without reading them.
+    """Looks for the images without reading them.
 
     Raises:
         FileNotFoundError: where there are none and none are to be downloaded.
@@ -66,7 +66,7 @@ def find(path: str | Path = "data/cifar10", split: str = "train", download: bool
 def read_cifar10(
     path: str | Path = "data/cifar10", split: str = "train", download: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Pictures (N, 3, 32, 32) in [−1, 1] and labels (N,) in 0 … 9.
+    """Images (N, 3, 32, 32) in [−1, 1] and labels (N,) in 0 … 9.
 
     Args:
         path: a Parquet file, a folder of them (those whose name begins with the split), or torchvision's root, which
@@ -89,7 +89,7 @@ def read_cifar10(
 
 
 def _read_parquet(file: Path) -> tuple[Tensor, Tensor]:
-    """8-bit pictures (N, 3, 32, 32) and labels (N,)."""
+    """8-bit images (N, 3, 32, 32) and labels (N,)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Descriptors of a bank's pictures, kept on disk: shards that become one memory-mapped file, and a manifest."""
+"""Descriptors of a bank's images, kept on disk: shards that become one memory-mapped file, and a manifest."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from amg.bank.bank import TrainingBank
 
 SHARD = 256
-"""Pictures per file: what a killed run loses at most."""
+"""Images per file: what a killed run loses at most."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes two descriptors the same one."""
+    """Identity of a descriptor."""
 
     descriptor: str
     weights: str
@@ -40,7 +40,7 @@ class Identity:
 
 
 class StoredVectors:
-    """The float32 descriptors of a bank's pictures in one folder: `manifest.json`, `00000.npy`, `00001.npy` …
+    """The float32 descriptors of a bank's images in one folder: `manifest.json`, `00000.npy`, `00001.npy` …
 
     A shard is whole or not there, so that whoever is killed goes on with those missing. At the first `load` the shards
     become one file, `vectors.npy`, which is searched where it lies on disk.
@@ -81,7 +81,7 @@ class StoredVectors:
             raise ValueError(f"data.cache: {self._manifest} is no readable manifest: delete {self.folder}") from None
 
     def rows(self, shard: int) -> slice:
-        """The pictures of a shard."""
+        """The images of a shard."""
         return slice(shard * SHARD, min((shard + 1) * SHARD, self.expected["count"]))
 
     def missing(self) -> list[int]:
@@ -91,7 +91,7 @@ class StoredVectors:
         return [shard for shard in self._shards() if not self._file(shard).is_file()]
 
     def write(self, shard: int, vectors: Tensor) -> None:
-        """Keeps the descriptors of one shard's pictures, (n, D); the first of all writes the manifest.
+        """Keeps the descriptors of one shard's images, (n, D); the first of all writes the manifest.
 
         Raises:
             OSError: where nothing can be written; it names the folder and the mend.

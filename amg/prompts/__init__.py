@@ -17,7 +17,7 @@ from amg.prompts.text_files import CAPTION_COLUMNS, captions_of, columns, csv_ro
 
 SETS = {"memorized_laion": "memorized_laion_prompts.csv", "ordinary_laion": "unmemorized_laion_prompts.csv"}
 CAUSES = {"VM": "verbatim", "TM": "template"}
-"""How a prompt of `memorized_laion` is memorized, by the column `type` of its file."""
+"""Cause of memorization of a prompt of `memorized_laion`, by the column `type` of its file."""
 
 
 def read_prompts(source: str | Path | Sequence[str]) -> list[str]:
@@ -50,7 +50,7 @@ def read_prompts(source: str | Path | Sequence[str]) -> list[str]:
 
 
 def read_addresses(source: str | Path) -> list[tuple[str, str]]:
-    """Prompts and the addresses of their training pictures, in order.
+    """Prompts and the addresses of their training images, in order.
 
     Args:
         source: the name of a set, or a `.jsonl` or `.csv` file with a column `url` beside that of the prompt.
@@ -64,7 +64,7 @@ def read_addresses(source: str | Path) -> list[tuple[str, str]]:
 
 
 def cause(prompt: str) -> str:
-    """How Stable Diffusion 1.4 is known to memorize a prompt: one of CAUSES, "ordinary", or "" where nobody knows."""
+    """Returns how Stable Diffusion 1.4 is known to memorize a prompt: one of CAUSES, "ordinary", or "" if unknown."""
     return _causes().get(prompt.strip(), "")
 
 

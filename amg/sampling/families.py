@@ -157,7 +157,12 @@ class Family:
         accepted = inspect.signature(pipe.encode_prompt).parameters
         values = pipe.encode_prompt(list(captions), **{name: v for name, v in options.items() if name in accepted})
         values = values if isinstance(values, tuple) else (values,)
-        return {name: value for name, value in zip(self.encoded, values, strict=False) if name is not None}
+        encoded = {name: value for name, value in zip(self.encoded, values, strict=False) if name is not None}
+        for name, value in encoded.items():
+            if value is None:  # a mask that hides nothing
+                sequence = encoded["encoder_hidden_states"]
+                encoded[name] = torch.ones(sequence.shape[:2], dtype=torch.long, device=sequence.device)
+        return encoded
 
 
 @dataclass(frozen=True)

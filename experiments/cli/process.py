@@ -1,4 +1,4 @@
-"""What every process of ours stands in, that of the command line and those of a launcher."""
+"""Context of every process, that of the command line and those of a launcher."""
 
 from __future__ import annotations
 

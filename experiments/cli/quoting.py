@@ -51,7 +51,7 @@ def _read(value: str) -> Any:
 
 
 def _each(values: str) -> str:
-    """What stands between commas, quoted where need be."""
+    """Quotes each value between commas where need be."""
     parts = BETWEEN_COMMAS.findall(values)
     return ",".join(part if QUOTED.fullmatch(part) else _as_text(part.strip()) for part in parts)
 

@@ -69,7 +69,7 @@ def first_paragraph(doc: str | None) -> str:
 
 
 def described(doc: str | None) -> dict[str, str]:
-    """What the `Args:` of a docstring say of each key; several may share one entry."""
+    """Reads the `Args:` of a docstring by key; several may share one entry."""
     block = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", inspect.cleandoc(doc or "") + "\n", re.M)
     if block is None:
         return {}
@@ -128,7 +128,7 @@ def _targets(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _settings(group: str, file: Path) -> str:
-    """What a yaml sets, short."""
+    """Lists the keys that a yaml sets, short."""
     if group == "experiment":
         return ""
     plain: Any = OmegaConf.to_container(OmegaConf.load(file))

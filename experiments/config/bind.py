@@ -174,11 +174,11 @@ NEEDS = {
         "removes the planted points of a known law, and model={model} has none; use model=closed_form",
     ),
 }
-"""What a guidance's class may ask for; the fact of the model's class that grants it; what is told."""
+"""Requirements of a guidance's class: its attribute, the attribute of the model's class that meets it, the message."""
 
 
 def not_applicable(run: RunConfig) -> str | None:
-    """Why a guidance cannot serve a model, in one line; None where it can."""
+    """Returns the reason that a guidance cannot serve a model, in one line; None if it can."""
     name, model = run.guidance.get("name"), run.model.get("name")
     for _, node in every("guidance", run.guidance):
         terms = node.get("terms")
@@ -252,7 +252,7 @@ def locate(target: str) -> Any:
 
 
 def _bad_target(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> str | None:
-    """Why a component's `_target_` is refused."""
+    """Returns the reason that a component's `_target_` is refused."""
     target = node.get("_target_")
     if target is None and "preset" not in node:
         return f"{key}: no _target_; choose one of conf/{key.split('.')[0]}"
@@ -262,7 +262,7 @@ def _bad_target(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> str
 
 
 def _mistakes(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> list[str]:
-    """Why a component cannot be built: bad target, unknown or missing keys, words for numbers; nested ones too."""
+    """Lists the mistakes of a component: bad target, unknown or missing keys, words for numbers; nested ones too."""
     if refused := _bad_target(key, node, allowed):
         return [refused]
     target = node["_target_"]

@@ -23,7 +23,7 @@ WORLD = ("model", "data", "similarity", "judge")
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run needs."""
+    """Components of a run."""
 
     world: World
     """Its bank is that of `data`."""
@@ -161,7 +161,7 @@ def bank_of(run: RunConfig, **keys: Any) -> TrainingBank:
 
 
 def device(trainer: dict[str, Any]) -> str:
-    """Where Lightning will run this process: the accelerator that it chooses, the process's own card."""
+    """Returns the device of this process: the accelerator that Lightning chooses, the process's own card."""
     import torch
 
     accelerator = trainer.get("accelerator", "auto")
@@ -231,7 +231,7 @@ EXTRACTORS = ("efficientnet_lite0", "inception", "none")
 
 
 def missing(metrics: MetricsConfig) -> list[str]:
-    """Which keys of `metrics` name what is not there, one line each."""
+    """Lists the keys of `metrics` that name a missing file, one line each."""
     lines = []
     for key, look in (("extractor", _extractor), ("reference", _reference), ("scorer", _scorer)):
         try:

@@ -22,7 +22,7 @@ WANTED = {
     "model=lab_sd runs now",
     "model.source": ", a folder in diffusers' format or a name of the hub; model=lab_sd runs now",
 }
-"""What is asked for where a yaml leaves a key to the user."""
+"""Text of the error for a key that a yaml leaves to the user."""
 GONE = {"row": "rows of a table are guidances: guidance=none,full; row=always … calibrated is guidance=sim_always …"}
 """Keys of earlier versions, with what took their place."""
 PLUGINS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher: our extra
@@ -30,7 +30,7 @@ PLUGINS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "s
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
-"""What a disk answers that is full or failing, and a place where nothing can be made."""
+"""Error numbers of a disk that is full or failing, and of a folder that cannot be written to."""
 
 
 def of_disk(error: Exception) -> str | None:

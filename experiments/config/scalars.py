@@ -13,7 +13,7 @@ EXPECTED |= {type(None): "null"}
 
 
 def expected(value: Any, parameter: inspect.Parameter, target: Any) -> str | None:
-    """What a key takes instead of a value, in words; None where the value fits, or nothing is known.
+    """Describes what a key takes instead of a value; None if the value fits, or nothing is known.
 
     Args:
         parameter: of the target's signature.

@@ -14,7 +14,7 @@ OWN = ("planted", "ordinary")
 
 
 class ConfigError(Exception):
-    """What is wrong with the user's input, one line per mistake."""
+    """Mistakes in the user's input, one line each."""
 
     def __init__(self, lines: list[str]):
         super().__init__("\n".join(lines))
@@ -33,7 +33,7 @@ class SamplerConfig(BaseModel, extra="forbid", frozen=True):
 
 class MetricsConfig(BaseModel, extra="ignore", frozen=True):  # runs on disk may hold `judge`
     extractor: str  # of the Fréchet distance: efficientnet_lite0, inception or none
-    reference: str  # bank, or a folder of pictures
+    reference: str  # bank, or a folder of images
     scorer: str = "none"  # of text alignment: lab, clip, a CLIP folder or hub name, or none
 
 
@@ -112,7 +112,7 @@ def validate(plain: dict[str, Any]) -> RunConfig:
 
 
 def _named(plain: dict[str, Any]) -> int:
-    """How many prompts or labels the keys name; 0 where the model knows its own. Reads a file of prompts."""
+    """Counts the prompts or labels that the keys name; 0 if the model has its own. Reads a file of prompts."""
     if plain.get("conditioning") == "label":
         return len(labels) if isinstance(labels := plain.get("labels"), list) else 0
     if plain.get("prompt") is not None:

@@ -29,7 +29,7 @@ COPIED, NOVEL = "copied when unguided", "novel when unguided"
 
 @dataclass(frozen=True)
 class Chains:
-    """Traces of some samples of one run, (n, T) each; times (T,) from 1, pure noise, to 0, the picture."""
+    """Traces of some samples of one run, (n, T) each; times (T,) from 1, pure noise, to 0, the image."""
 
     seeds: tuple[int, ...]
     times: np.ndarray
@@ -37,7 +37,7 @@ class Chains:
     threshold: np.ndarray
 
     def nearest(self, n: int) -> tuple[int, ...]:
-        """Seeds of the n chains that end most alike to a training picture."""
+        """Seeds of the n chains that end most alike to a training image."""
         return tuple(self.seeds[i] for i in np.argsort(-self.similarity[:, -1], kind="stable")[:n])
 
     def band(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Where a finished run, and a finished sweep, is logged besides its own folder."""
+"""Loggers of a finished run and a finished sweep, besides its own folder."""
 
 from __future__ import annotations
 

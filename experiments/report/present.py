@@ -1,4 +1,4 @@
-"""What a person sees when a run or a sweep ends: table, figures, report."""
+"""Results of a run or a sweep as people see them: table, figures, report."""
 
 from __future__ import annotations
 

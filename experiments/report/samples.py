@@ -34,7 +34,7 @@ class SampleColumn:
 class Cell:
     shown: str
     order: str | None
-    """What the column is sorted by; None where that is the text itself."""
+    """Value by which the column is sorted; None for the text itself."""
     text: bool
     link: str | None = None
 
@@ -58,7 +58,7 @@ class SampleTable:
     columns: list[SampleColumn]
     rows: list[list[Cell]]
     cut: str
-    """How many of each run are shown; "" where all are."""
+    """Tells how many samples of each run are shown; "" if all are."""
 
 
 def sample_table(
@@ -76,7 +76,7 @@ def sample_table(
 
 
 def share(lengths: Sequence[int], limit: int) -> int:
-    """How many rows a run may have so that all together have at most `limit`; shorter runs leave theirs to longer."""
+    """Returns the number of rows of a run so that all have at most `limit`; shorter runs leave theirs to longer."""
     left = limit
     for i, length in enumerate(sorted(lengths)):
         each = left // (len(lengths) - i)
@@ -95,7 +95,7 @@ def _cut(lengths: Mapping[str, int], each: int) -> str:
 
 
 def sample_row(run: str, row: Mapping[str, Any], run_dir: Path, page_dir: Path) -> list[Cell]:
-    """The cells of one sample; its seed links to its picture, relative to the page."""
+    """The cells of one sample; its seed links to its image, relative to the page."""
     return [_cell(column, {**row, "run": run}, run_dir, page_dir) for column in COLUMNS]
 
 
@@ -142,7 +142,7 @@ def nearest_pairs(
     manifests: Mapping[str, Mapping[str, Any]],
     bank_images: Tensor,
 ) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(run, its samples most like the training set), each nearest picture once per run; plain values, for JSON.
+    """(run, its samples most like the training set), each nearest image once per run; plain values, for JSON.
 
     Args:
         runs, frames, manifests: folder, records and manifest by the name of the row.

@@ -1,4 +1,4 @@
-"""Sampling, by Lightning: one shard of records and pictures per batch, missing seeds only."""
+"""Sampling, by Lightning: one shard of records and images per batch, missing seeds only."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def described(world: World, condition: Condition) -> dict[str, Any]:
 
 
 class Writer(BasePredictionWriter):
-    """Writes each batch as it comes: pictures first, then the shard that declares them done."""
+    """Writes each batch as it comes: images first, then the shard that declares them done."""
 
     def __init__(self, run_dir: Path, kind: Kind):
         super().__init__("batch")

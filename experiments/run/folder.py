@@ -21,7 +21,7 @@ from experiments.config.schema import ConfigError, RunConfig
 DECIDES = ("seed", "s0", "conditioning", "prompt", "prompts", "labels", "sampler")
 NODES = ("data", "guidance", "judge", "model", "similarity", "threshold")
 MEASURES = ("n_samples", "metrics", "similarity", "judge")
-"""What decides a run's metrics, once its pictures are there."""
+"""Keys that decide a run's metrics, once its images are there."""
 COUNTING = ("copy", "strict")
 """Keys of a similarity beyond which a sample counts as a copy; what is on disk may be counted with others."""
 TWIN = tuple(key for key in (*DECIDES, *NODES, "n_samples") if key not in ("guidance", "threshold", "judge"))
@@ -47,7 +47,7 @@ def in_folder(
         entries: of the manifest, beside the status of what happens within.
         nodes: components that decide what is drawn, besides the keys of `DECIDES`.
         kind: the folder of its shards.
-        draw: False leaves `config.yaml` as it is: it records how the pictures were drawn.
+        draw: False leaves `config.yaml` as it is: it records how the images were drawn.
     Raises:
         ConfigError: where another process is in it, it holds samples of another configuration, or, without `draw`,
             none; nothing in it is changed then.
@@ -102,7 +102,7 @@ def folder(
     nodes: Sequence[str] = NODES,
     label: str | None = None,
 ) -> Path:
-    """`output_dir`, or a name with the hash of all that decides a picture (or whatever else the nodes decide)."""
+    """`output_dir`, or a name with the hash of all that decides an image (or whatever else the nodes decide)."""
     if config.output_dir:
         return Path(config.output_dir)
     digest = _digest(config, parts, chosen, (*DECIDES, *nodes))
@@ -132,7 +132,7 @@ def is_twin(guided: RunConfig, unguided: RunConfig) -> bool:
 
 
 def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict[str, Any]:
-    """What one must know to believe a number."""
+    """Facts that a reader needs to judge a number."""
     import torch
 
     return {
@@ -155,7 +155,7 @@ def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict
 
 
 def configuration(run_dir: str | Path) -> RunConfig:
-    """That of a run whose metrics are there: how its pictures were drawn, and what measured them last."""
+    """That of a run whose metrics are there: how its images were drawn, and what measured them last."""
     run_dir = Path(run_dir)
     return RunConfig.model_validate(drawn_with(run_dir) | Manifest(run_dir).read().get("measured_with", {}))
 
@@ -178,7 +178,7 @@ def drawn_with(run_dir: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """What a command of ours left in a file.
+    """Reads what a command left in a file.
 
     Raises:
         ConfigError: where it is not whole.

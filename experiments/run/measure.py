@@ -50,7 +50,7 @@ def measure(run: RunConfig, parts: Parts, run_dir: Path) -> dict[str, Any]:
 
 
 def notes(run: RunConfig, parts: Parts, metrics: dict[str, Any]) -> list[str]:
-    """What a table must say: who counted, of which training pictures, and what could not be measured."""
+    """Returns the footnotes of a run: guide, judge, bank, and what could not be measured."""
 
     def named(key: str, similarity: Any) -> str:
         name, how = getattr(run, key).get("name"), getattr(similarity, "described", None)
@@ -64,8 +64,9 @@ def notes(run: RunConfig, parts: Parts, metrics: dict[str, Any]) -> list[str]:
 
 
 def against_unguided(run: RunConfig, parts: Parts, run_dir: Path, unguided_dir: Path) -> dict[str, Any]:
-    """What a guidance changed: text alignment of the same seeds, and the Fréchet distance against as many unguided
-    samples that are no copies, since removing copies must not flatter.
+    """Measures what a guidance changed: text alignment of the same seeds, and the Fréchet distance.
+
+    That is compared with as many unguided samples that are no copies, since removing copies must not flatter.
     """
     found, chosen = {}, extractor(run)
     with suppress(FileNotFoundError):  # `measure` said which weights there are not
@@ -91,10 +92,10 @@ def extractor(run: RunConfig):
 
 
 def reference(run: RunConfig, parts: Parts) -> Tensor:
-    """The pictures that the Fréchet distance compares with, at the model's own size, else the bank's.
+    """The images that the Fréchet distance compares with, at the model's own size, else the bank's.
 
     Raises:
-        ConfigError: for a folder whose pictures cannot be read.
+        ConfigError: for a folder whose images cannot be read.
     """
     folder = run.metrics.reference
     if folder == "bank":
@@ -145,14 +146,14 @@ def gained(
 
 
 def _kinds(rows: pd.DataFrame) -> list[tuple[str, torch.Tensor]]:
-    """Which samples each number is over: all, those of ordinary and of planted prompts."""
+    """Returns the samples of each number: all, those of ordinary and of planted prompts."""
     ordinary, planted = rows["cause"] == "ordinary", ~rows["cause"].isin(ORDINARY)
     masks = {"": [True] * len(rows), "_ordinary": ordinary.tolist(), "_planted": planted.tolist()}
     return [(kind, torch.tensor(mask)) for kind, mask in masks.items()]
 
 
 def _values(scorer: Scorer, name: str, run_dir: Path, cache: Path | None, rows: pd.DataFrame) -> torch.Tensor:
-    """Each sample's alignment, (B,); pictures are embedded once and kept in the cache."""
+    """Each sample's alignment, (B,); images are embedded once and kept in the cache."""
     texts = rows["prompt"].tolist()
     once = list(dict.fromkeys(texts))
     words = torch.cat([scorer.text(once[i : i + 64]) for i in range(0, len(once), 64)])

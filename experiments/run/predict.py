@@ -1,4 +1,4 @@
-"""What is missing on disk, made batch by batch under Lightning, over no more devices than there is work for."""
+"""Prediction of what is missing on disk, batch by batch under Lightning, on no more devices than there is work for."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Bar(Callback):
         self.progress.update(self.task, completed=self.done, note=f"{speed:.1f} {self.unit}/s{self.note()}")
 
     def made(self, outputs: Any) -> int:
-        """How many items a batch of this process holds."""
+        """Returns the number of items in a batch of this process."""
         return len(outputs)
 
     def note(self) -> str:
-        """What follows the speed."""
+        """Returns the text that follows the speed."""
         return ""
 
 

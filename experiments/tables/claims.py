@@ -52,7 +52,7 @@ BY = {
     "judge_copies": "judge",
     "copies": "guide",
 }
-"""Who counts copies, the most trusted first."""
+"""Counts of copies, the most trusted first."""
 KIN = ("spell", "safe_denoiser", "sgf", "procreate")
 RIVALS = ("gni", "rt", "cwr", "rna", "wen", "ren", "stp", "dtp", "og", "han_batch", "broken_memories", *KIN)
 """Rows that are no form of AMG."""
@@ -60,7 +60,7 @@ WITHOUT_SIM = {"spe_dup": "G_spe + G_dup", "spe": "G_spe alone", "dup": "G_dup a
 CHANGING = ("sim_parabolic", "sim_calibrated")
 """Rows of Table 5 that differ from `sim_constant` in λ_t alone."""
 MARGIN = 0.10
-"""How much more than its false alarms the judge may count, at the upper end of the interval."""
+"""Factor by which the judge's count may exceed its false positives, at the upper end of the interval."""
 KEPT = 1.03
 """Quality is kept where the Fréchet distance is at most this multiple of that of as many unguided non-copies."""
 RUINED = 1.5
@@ -159,7 +159,7 @@ def needs_less(rows: Mapping[str, Metrics], constant: str, name: str) -> Answer:
 
 
 def ruins(rows: Mapping[str, Metrics], always: str) -> Answer:
-    """Guiding every step of every chain ruins the pictures."""
+    """Guiding every step of every chain ruins the images."""
     others = (always, "sim_constant", *CHANGING, "full")
     ratios = {name: rows[name].get("matched_ratio") for name in others if name in rows}
     ratio = ratios.pop(always)
@@ -203,7 +203,7 @@ def beats(rows: Mapping[str, Metrics], _: str, full: str, __: str) -> Answer | N
 
 
 def judged(rows: Mapping[str, Metrics], none: str, full: str) -> Answer | None:
-    """A judge that did not guide counts on AMG's pictures no more than its false alarms on unguided, uncopied ones."""
+    """A judge that did not guide counts on AMG's images no more than its false alarms on unguided, uncopied ones."""
     before, after = rows[none], rows[full]
     if not _counted("judge_copies", after) or not _counted("judge_novel", before):
         return None
@@ -217,7 +217,7 @@ def judged(rows: Mapping[str, Metrics], none: str, full: str) -> Answer | None:
 
 
 def keeps_quality(rows: Mapping[str, Metrics], full: str) -> Answer | None:
-    """AMG's pictures are as near to the training set's distribution as unguided ones that are no copies."""
+    """AMG's images are as near to the training set's distribution as unguided ones that are no copies."""
     ratio = rows[full].get("matched_ratio")
     if ratio is None:
         return None
@@ -273,7 +273,7 @@ def _removal(before: Share, holds: bool | None, *numbers: str) -> Answer:
 
 
 def _no_more_than_false_alarms(before: Metrics, after: Metrics) -> bool | None:
-    """Whether the judge counts no more on guided pictures than on unguided ones that are no copies."""
+    """Whether the judge counts no more on guided images than on unguided ones that are no copies."""
     if not _counted("judge_novel", before):
         return None
     change = after["judge_copies"] - before["judge_novel"]

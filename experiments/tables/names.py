@@ -1,4 +1,4 @@
-"""What rows are called, in as few words as on the command line; no row counts a sample twice."""
+"""Names of rows, in as few words as on the command line; no row counts a sample twice."""
 
 from __future__ import annotations
 

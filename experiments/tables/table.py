@@ -217,7 +217,7 @@ def render(table: TableSpec | Mapping[str, Any], results: Mapping[str, Mapping[s
 
 
 def _own_notes(spec: TableSpec, results: Mapping[str, Any]) -> list[str]:
-    """What every table owes its reader: who counted beyond what, what intervals are, whose FID it is."""
+    """Returns the footnotes of a table: thresholds, intervals, and the settings of its FID."""
     ran = {row.label: metrics for row in spec.rows if isinstance(metrics := results.get(spec.key(row)), Mapping)}
     told = [note for one in ran.values() for note in (*_thresholds(one), *one.get("notes", ()))]
     notes = [note for note in dict.fromkeys(told) if note not in spec.notes]

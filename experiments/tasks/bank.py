@@ -1,4 +1,4 @@
-"""`task=bank` embeds the training pictures once, `task=dedupe` finds their near-copies, which nL2 must not refer to."""
+"""`task=bank` embeds the training images once, `task=dedupe` finds their near-copies, which nL2 must not refer to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from experiments.tasks.task import Task
 
 
 class Bank(Task):
-    """Embeds the pictures of `data` by the descriptors of `similarity` and `judge`, shards that are missing only.
+    """Embeds the images of `data` by the descriptors of `similarity` and `judge`, shards that are missing only.
 
     Returns:
         A folder with vectors, the guide's first; None where none are kept on disk.
@@ -76,7 +76,7 @@ def embed(
 
 
 class Embed(L.LightningModule):
-    """Describes the pictures of one shard."""
+    """Describes the images of one shard."""
 
     def __init__(self, bank: TrainingBank, descriptor: Any, stored: StoredVectors, place: str):
         super().__init__()
@@ -109,13 +109,13 @@ def _counts(run: RunConfig, bank: TrainingBank) -> list[str]:
 
 
 def _descriptors(similarity: Any) -> list[Any]:
-    """What a similarity asks the bank for vectors by."""
+    """Returns the identity by which a similarity asks the bank for vectors."""
     stages = getattr(similarity, "stages", (similarity,))
     return [stage.training for stage in stages if hasattr(stage, "training")]
 
 
 def _kept(bank: TrainingBank) -> str:
-    """Why nothing is kept on disk."""
+    """Returns the reason that nothing is kept on disk."""
     if bank.cache is None:
         return "this data is embedded in memory at each start; data.cache= names a folder where it takes one"
     return "fitted to the bank and embedded in memory at each start, nothing to keep"
@@ -123,7 +123,7 @@ def _kept(bank: TrainingBank) -> str:
 
 @dataclass(frozen=True)
 class Dedupe(Task):
-    """Prints how many pictures go and how many stay; returns the file that keeps the answer.
+    """Prints how many images go and how many stay; returns the file that keeps the answer.
 
     Runs with `data.deduplicate=<threshold>` read it and search nothing.
 

@@ -104,7 +104,7 @@ def _check(run: RunConfig, learn: Any) -> None:
 
 
 def _not_applicable(run: RunConfig) -> dict[str, str]:
-    """Why a detector cannot serve, in one line, by its name.
+    """Returns the reason that a detector cannot serve, in one line, by its name.
 
     Raises:
         NotApplicable: where none can.

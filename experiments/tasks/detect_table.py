@@ -1,4 +1,4 @@
-"""What detectors are worth: AUC, TPR at 1 % FPR and price, for each notion of "memorized", of one job or of a sweep."""
+"""Table of detectors: AUC, TPR at 1 % FPR and price, for each notion of "memorized", of one job or of a sweep."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def table_of(
 
 
 def counted(sections: Sequence[Section], scores: pd.DataFrame) -> list[str]:
-    """How few the numbers rest on."""
+    """Notes the counts that the numbers rest on."""
     if not sections:
         return [f"All {len(scores)} samples are of one kind: nothing can be told apart."]
     rests = "; ".join(f"{int(RATE * s.ordinary)} of {s.ordinary} ({s.title})" for s in sections)
@@ -158,7 +158,7 @@ def notes(
     prompts: bool,
     learned: int,
 ) -> list[str]:
-    """What one must know to believe the numbers.
+    """Footnotes of the table.
 
     Args:
         reasons: why other detectors cannot serve.
@@ -230,7 +230,7 @@ def present_jobs(results: Sequence[Mapping[str, Any]], place: Path, command: str
 
 
 def _settings(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each job was swept over, its detectors and seeds aside."""
+    """Returns the keys that each job was swept over, its detectors and seeds aside."""
     return keys([
         {**result, "overrides": [word for word in result["overrides"] if not word.startswith("detector=")]}
         for result in results

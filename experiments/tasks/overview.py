@@ -54,7 +54,7 @@ class Overview(Task):
 
 
 def by_claim(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]:
-    """What each experiment says of a claim; a claim that only later ones make comes where it stands among theirs."""
+    """Groups the verdicts of all experiments by claim, keeping the order in which claims first appear."""
     order: list[str] = []
     found: dict[str, list[dict[str, str]]] = {}
     for name, report in reports.items():
