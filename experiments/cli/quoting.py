@@ -30,7 +30,7 @@ def quote(argument: str, sweep: bool = False) -> str:
         return argument
     key, name, value = match.groups()
     text, path = name == "prompt", name in PATHS
-    if value in ("", "null") and not text or value == "null" or QUOTED.fullmatch(value):
+    if not text and value.lower() in ("", "null") or value == "null" or QUOTED.fullmatch(value):
         return argument
     if value.startswith("[") and value.endswith("]"):
         return argument if text or _read(value) is not None else f"{key}=[{_each(value[1:-1])}]"
