@@ -37,7 +37,7 @@ def process() -> Iterator[None]:
             yield
     except OSError as error:
         if line := of_disk(error):
-            raise SystemExit(line) from None
+            raise SystemExit(f"error: {line}") from None
         raise
     finally:
         if ours:

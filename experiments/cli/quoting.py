@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -25,36 +26,39 @@ def quote(argument: str, sweep: bool = False) -> str:
         sweep: a comma stands between values, but in a prompt; a function, as choice(a,b), stays as it is.
     """
     match = ARGUMENT.fullmatch(argument)
-    if not match:
+    if not match or argument.startswith("-"):
         return argument
     key, name, value = match.groups()
     text, path = name == "prompt", name in PATHS
-    if value in ("", "null") and not text or value == "null" or QUOTED.fullmatch(value):
+    if not text and value.lower() in ("", "null") or value == "null" or QUOTED.fullmatch(value):
         return argument
     if value.startswith("[") and value.endswith("]"):
-        if text or _taken(argument):
-            return argument
-        return f"{key}=[{_each(value[1:-1])}]"
-    if not (text or path) and _taken(argument) or sweep and FUNCTION.fullmatch(value):
+        return argument if text or _read(value) is not None else f"{key}=[{_each(value[1:-1])}]"
+    if not (text or path) and _read(value) is not None or sweep and FUNCTION.fullmatch(value):
         return argument
     if text:  # else OmegaConf takes ${…} for a reference, which a path may hold
         value = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
-    return f"{key}={_each(value) if sweep and not text else _quoted(value)}"
+        return f"{key}={_quoted(value)}"
+    return f"{key}={_each(value) if sweep else _as_text(value)}"
 
 
-def _taken(argument: str) -> bool:
-    """Whether Hydra's grammar takes an argument."""
+def _read(value: str) -> Any:
+    """What Hydra's grammar makes of a value; None where it takes it not."""
     try:
-        OverridesParser.create().parse_override(argument)
+        return OverridesParser.create().parse_override(f"key={value}").value()
     except HydraException:
-        return False
-    return True
+        return None
 
 
 def _each(values: str) -> str:
-    """Quotes each value between commas that is not quoted yet."""
+    """Quotes each value between commas where need be."""
     parts = BETWEEN_COMMAS.findall(values)
-    return ",".join(part if QUOTED.fullmatch(part) else _quoted(part.strip()) for part in parts)
+    return ",".join(part if QUOTED.fullmatch(part) else _as_text(part.strip()) for part in parts)
+
+
+def _as_text(value: str) -> str:
+    """Quoted, unless Hydra reads it as it is."""
+    return value if _read(value) == value else _quoted(value)
 
 
 def _quoted(text: str) -> str:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli.process import process
 from experiments.config.bind import locate
-from experiments.config.messages import SEVERAL, of_disk
+from experiments.config.messages import FULL, SEVERAL, of_disk
 from experiments.config.schema import ConfigError, NotApplicable
 
 
@@ -64,10 +64,12 @@ def one_job(cfg: DictConfig) -> None:
     except ConfigError as error:
         result |= {"status": "bad input", "message": "; ".join(error.lines)}
     except Exception as error:  # a sweep goes on; the failure is told at the end and its traceback kept
-        if of_disk(error):
+        if isinstance(error, OSError) and error.errno in FULL:
             raise  # the next job would find no more room
-        (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        result |= {"status": "failed", "message": f"{type(error).__name__}: {error} (see {folder / 'traceback.txt'})"}
+        if (line := of_disk(error)) is None:
+            (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            line = f"{type(error).__name__}: {error} (see {folder / 'traceback.txt'})"
+        result |= {"status": "failed", "message": line}
     leave(folder, result)
 
 

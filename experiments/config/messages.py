@@ -39,7 +39,7 @@ def of_disk(error: Exception) -> str | None:
         return None
     place = error.filename or Path.cwd()  # a write to a full disk names no file
     mend = "what is written stays, and the same command continues" if error.errno in FULL else "choose another place"
-    return f"error: {place}: {error.strerror}; {mend}"
+    return f"{place}: {error.strerror}; {mend}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -76,7 +76,7 @@ def test_a_failing_job_does_not_stop_the_others_and_is_named_at_the_end(command,
     code, _, told = command("-m", "output_dir=taken,free", *SMALL)
     assert code == 1
     assert "error: output_dir=taken" in told.splitlines()[-1]
-    assert "traceback.txt" in told and (tmp_path / "free" / "manifest.json").is_file()
+    assert "taken: File exists; choose another place" in told and (tmp_path / "free" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize(

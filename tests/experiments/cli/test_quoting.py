@@ -98,6 +98,7 @@ def test_quoting_twice_changes_nothing(text):
         "name=a b",
         "-m",
         "prompts=null",
+        "n_samples=NULL",
         "data.path='a b'",
         "task.runs=[runs/a,b]",
         "guidance@guidance.guidances.a=gni",
