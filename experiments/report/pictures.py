@@ -85,7 +85,7 @@ def figure4(
         captions.append([f"{word} {sign * value:.2f}".replace("-", "−") for value in some["similarity"]])
         grid.append([enlarge(training_picture(bank_images, index)) for index in some["nearest_index"]])
         captions.append([""] * len(seeds))
-    labels = ("without", "its nearest\ntraining picture", "with AMG", "its nearest\ntraining picture")
+    labels = ("without", "its nearest\ntraining image", "with AMG", "its nearest\ntraining image")
     heads = [str(row["prompt"]) if isinstance(row["prompt"], str) else f"seed {seed}" for seed, row in
              zip(seeds, none.loc[seeds].to_dict("records"), strict=True)]  # fmt: skip
     return _place(grid, captions, labels, heads, Path(out))
