@@ -54,6 +54,7 @@ CIFAR10 = Presets(  # c1 and c2 have no effect: nL2 is negative, and Eqs. 13 and
     strong=Preset(0, 0, 12, Parabolic(-1.7, -1.4), -1.6, -1.4, "untuned", normalize=True),
 )
 DRAWN = "tuned on the drawn world, seeds 0 to 255"
+CARD = "tuned on the network (model card)"
 LAB = "tuned on the network, on half of the planted images' captions (model card)"
 
 PRESETS: dict[tuple[str, str], Presets] = {
@@ -70,8 +71,8 @@ PRESETS: dict[tuple[str, str], Presets] = {
     ("iddpm_cifar10_cond", "nl2"): CIFAR10,
     **{(model, similarity): SD for model in ("sd", "sd_v2", "sdxl", "local") for similarity in ("sscd", "clip_sscd")},
     ("lab_ddpm", "nl2"): Presets(
-        main=Preset(0, 0, 40, Constant(-0.98), -0.89, -0.8, "untuned", normalize=True, margin=0.3),
-        strong=Preset(0, 0, 40, Constant(-1.25), -1.16, -1.05, "untuned", normalize=True, margin=0.3),
+        main=Preset(0, 0, 21, Parabolic(-1.45, -1.1), -1.4, -1.2, CARD, normalize=True, margin=0.35),
+        strong=Preset(0, 0, 25, Parabolic(-1.68, -1.25), -1.6, -1.4, CARD, normalize=True, margin=0.2),
     ),
     ("lab_sd", "lab_pca"): Presets(
         main=Preset(13, 20, 16, "calibrated", 0.965, 0.975, LAB, normalize=True, margin=0.05),
@@ -95,8 +96,8 @@ PRESETS: dict[tuple[str, str], Presets] = {
 COPY_THRESHOLDS: dict[tuple[str, str], tuple[float, float]] = {
     ("closed_form", "pca"): (0.97, 0.93),
     ("closed_form", "nl2"): (-0.93, -1.14),
-    **{(model, "pca"): (0.97, 0.93) for model in ("lab_sd", "lab_ddpm")},
-    **{(model, "nl2"): (-0.89, -1.16) for model in ("lab_sd", "lab_ddpm")},
+    ("lab_sd", "pca"): (0.97, 0.93),
+    ("lab_sd", "nl2"): (-0.89, -1.16),
 }
 """Thresholds `copy` and `strict` of a similarity, where its own do not fit the model's images: 1 and 5 % of the exact
 novel samples of the drawn world lie beyond them."""
