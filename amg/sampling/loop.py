@@ -60,7 +60,7 @@ def sample(
     words = prompts if prompts is not None and all(isinstance(prompt, str) for prompt in prompts) else None
     if words is None and (names := rewriters(guidance)):
         raise ValueError(f"{names[0]} rewrites prompts in words: give prompts=")
-    if model.pipeline is not None:
+    if getattr(model, "pipeline", None) is not None:
         return sample_pipeline(
             model, seeds, prompts, guidance, s0=s0, scheduler=scheduler, steps=steps, eta=eta, on_step=on_step
         )

@@ -136,9 +136,13 @@ def test_a_guarded_pipeline_equals_sample_with_amg_behind_it(build):
 
 
 @pytest.mark.parametrize("name", [name for name, (_, options) in PIPELINES.items() if "prompt" in options])
-def test_every_tested_pipeline_of_text_takes_it(name):
+def test_every_tested_pipeline_of_text_takes_it_or_is_refused_by_name(name):
     build, options = PIPELINES[name]
     pipe = build()
+    if "unet" not in pipe.components:
+        with pytest.raises(ValueError, match=f"cross-attention of a U-Net, and {type(pipe).__name__} has none"):
+            call(guard(pipe, CrossAttentionRescaling(3.0)), options)
+        return
     expected = call(pipe, options)
     assert torch.equal(call(guard(pipe, CrossAttentionRescaling(1.0, mask=False)), options), expected)
     changed = call(guard(pipe, CrossAttentionRescaling(3.0)), options)
