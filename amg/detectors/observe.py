@@ -64,7 +64,7 @@ class Observer:
         self.watched = {name: chain for name, (_, chain) in wanted.items()}
         both = s0 != 1 or any(detector.needs_prompts for detector in detectors.values())
         self.at_start: list[str] = []
-        if getattr(model, "pipeline", None) is not None:  # it is asked nothing beside its trajectory, which begins at the same noise
+        if getattr(model, "pipeline", None) is not None:  # it is asked nothing beside its trajectory, of the same noise
             self.at_start, wanted = _at_start(model, detectors, wanted, s0), {}
         looks = _looks(model, scheduler, seeds, prompts, s0, steps, both) if wanted else None
         every = sorted({place for noise, _ in wanted.values() for place in noise})

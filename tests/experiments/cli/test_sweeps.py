@@ -105,7 +105,7 @@ def test_submitit_starts_jobs_whose_results_the_sweep_finds(tmp_path):
     out, told = sweep.communicate()
     assert sweep.returncode == 0, told
     assert statuses(tmp_path, "s") == {"none": "done"} and "runs/s/report.html" in out
-    assert list((tmp_path / "runs" / ".hydra").glob("*/*/.submitit/*/*_result.pkl"))  # it was submitit
+    assert list((tmp_path / "runs" / ".hydra").glob("**/.submitit/*/*_result.pkl"))  # it was submitit
 
 
 def test_the_preset_for_slurm_makes_a_job_file_that_asks_for_one_card_per_job(tmp_path, monkeypatch):
