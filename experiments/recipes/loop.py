@@ -97,6 +97,7 @@ class Training(L.Callback):
     steps: float = math.inf  # the first budget that is spent ends the training
     ema: AveragedModel | None = None  # of `model`, see `average`
     weight_decay: float = 0.0
+    precision: str = "32-true"  # of Lightning's trainer; "bf16-mixed" pays on a CPU with AMX
     schedule: Callable[[float, int, float], float] = learning_rate  # of peak, step and spent share of the budget
     clip: float | None = 1.0  # largest norm of the gradient
     save_every: float = 60.0  # seconds between checkpoints
@@ -123,6 +124,7 @@ class Training(L.Callback):
             trainer = L.Trainer(
                 accelerator=accelerator,
                 devices=1,
+                precision=self.precision,
                 max_epochs=-1,
                 gradient_clip_val=self.clip,
                 callbacks=[self],

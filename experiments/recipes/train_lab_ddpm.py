@@ -72,6 +72,7 @@ def main() -> None:
     if args.start:
         loop.load_alike(net, UNet2DModel.from_pretrained(args.start / "unet", torch_dtype=torch.float32))
     ema = loop.average(net)
+    net.to(memory_format=torch.channels_last).compile()
     alphas_cumprod, batch = scheduler().alphas_cumprod, batches(data)
 
     def on_look(step: int) -> dict:
@@ -81,7 +82,10 @@ def main() -> None:
     def loss_of(step: int) -> Tensor:
         return loss(net, alphas_cumprod, *batch())
 
-    print(loop.Training(loss_of, net, args.out, PEAK, args.minutes, ema=ema, on_look=on_look).run())
+    training = loop.Training(
+        loss_of, net, args.out, PEAK, args.minutes, ema=ema, precision="bf16-mixed", on_look=on_look
+    )
+    print(training.run())
 
 
 if __name__ == "__main__":
