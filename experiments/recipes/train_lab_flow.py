@@ -10,7 +10,6 @@ captions are empty, but sampling uses no classifier-free guidance, as with most 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from experiments.recipes import lab_data, lab_text, loop
@@ -110,13 +109,10 @@ def main() -> None:
 
     def loss_of(step: int) -> Tensor:
         x0, captions = batch()
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward pass in bf16 is slow on a CPU
+        with loop.bf16():
             return loss(model, x0, lab_text.ids(tokenizer, captions))
 
-    training = loop.Training(
-        loss_of, model, args.out, 8e-4, args.minutes, ema=ema, precision="bf16-mixed", on_look=on_look
-    )
-    print(training.run())
+    print(loop.Training(loss_of, model, args.out, 8e-4, args.minutes, ema=ema, on_look=on_look).run())
 
 
 if __name__ == "__main__":
