@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from experiments.recipes import lab_data
-from experiments.recipes.loop import Training, arguments
+from experiments.recipes.loop import Training, arguments, bf16
 from experiments.recipes.train_lab_sd import encode
 
 BATCH = 32
@@ -73,10 +73,12 @@ def main() -> None:
     args = arguments(__doc__, "tiny", minutes=15, vae=True)
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
-    tiny = network()
+    tiny = network().to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> Tensor:
-        return loss(tiny, vae, data.mixed(BATCH, share=0.1))
+        images = data.mixed(BATCH, share=0.1)
+        with bf16():
+            return loss(tiny, vae, images)
 
     run = Training(loss_of, tiny, args.out, peak=2e-3, minutes=args.minutes).run()
     tiny.eval()
