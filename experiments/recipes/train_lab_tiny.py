@@ -1,6 +1,6 @@
 """Distils the lab's tiny autoencoder, `AutoencoderTiny`, from its autoencoder.
 
-    python -m experiments.recipes.train_lab_tiny --minutes 15
+    python -m experiments.recipes.train_lab_tiny --minutes 14
 
 The decoder learns to reproduce the large decoder's images, also of latents between images: a predicted image early in a
 trajectory is a mean of many.
@@ -70,7 +70,7 @@ def measure(tiny: AutoencoderTiny, vae: AutoencoderKL, images: Tensor) -> dict:
 
 
 def main() -> None:
-    args = arguments(__doc__, "tiny", minutes=15, vae=True)
+    args = arguments(__doc__, "tiny", minutes=14, vae=True)
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
     tiny = network().to(memory_format=torch.channels_last)
