@@ -2,7 +2,8 @@
 
     python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer lab_sd lab_flow lab_ddpm
 
-Latent networks take the tiny autoencoder along, as the folder `tiny`. Model cards are written by hand beside the weights, from the measurements.
+Latent networks take the tiny autoencoder along, as the folder `tiny`. Model cards are written by hand beside the
+weights, from the measurements.
 """
 
 import argparse
