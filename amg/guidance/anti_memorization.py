@@ -197,7 +197,7 @@ class AntiMemorizationGuidance(Guidance):
         return change, acted
 
     def _captions(self, step: Step, rows: Tensor, index: Tensor) -> tuple[Tensor, list[str]]:
-        """Which flagged rows G_dup acts on, (R,) bool, and the caption that it steers each away from."""
+        """Finds the flagged rows that G_dup acts on, (R,) bool, and the caption that it steers each away from."""
         if self._common is not None:
             k = min(self.neighbours, len(self.similarity.bank))
             found = self._common(self.similarity.neighbours(self.watch.look(step)[0][rows], k))

@@ -78,16 +78,24 @@ PRESETS: dict[tuple[str, str], Presets] = {
         main=Preset(13, 20, 20, "calibrated", 0.98, 0.985, LAB, normalize=True, margin=0.15),
         strong=Preset(13, 20, 24, Constant(0.91), 0.95, 0.96, "untuned", normalize=True, margin=0.1),
     ),
-    ("lab_sd", "pca"): Presets(
-        main=Preset(13, 20, 16, Constant(0.95), 0.97, 0.98, "untuned", normalize=True, margin=0.05),
-        strong=Preset(13, 20, 24, Constant(0.9), 0.93, 0.96, "untuned", normalize=True, margin=0.1),
+    ("lab_flow", "lab_pca"): Presets(  # c1 and c2 have no effect without classifier-free guidance
+        main=Preset(13, 20, 20, "calibrated", 0.98, 0.985, LAB, normalize=True, margin=0.15),
+        strong=Preset(13, 20, 24, Constant(0.91), 0.95, 0.96, "untuned", normalize=True, margin=0.1),
     ),
+    **{
+        (model, "pca"): Presets(
+            main=Preset(13, 20, 16, Constant(0.95), 0.97, 0.98, "untuned", normalize=True, margin=0.05),
+            strong=Preset(13, 20, 24, Constant(0.9), 0.93, 0.96, "untuned", normalize=True, margin=0.1),
+        )
+        for model in ("lab_sd", "lab_flow")
+    },
     # a guide that is a network can be fooled
     **{
-        ("lab_sd", similarity): Presets(
+        (model, similarity): Presets(
             main=Preset(13, 20, 16, Constant(0.9), 0.93, 0.96, "untuned", normalize=True),
             strong=Preset(13, 20, 24, Constant(0.85), 0.9, 0.94, "untuned", normalize=True),
         )
+        for model in ("lab_sd", "lab_flow")
         for similarity in ("lab_guide", "lab_two_stage", "lab_judge")
     },
 }
@@ -96,8 +104,8 @@ PRESETS: dict[tuple[str, str], Presets] = {
 COPY_THRESHOLDS: dict[tuple[str, str], tuple[float, float]] = {
     ("closed_form", "pca"): (0.97, 0.93),
     ("closed_form", "nl2"): (-0.93, -1.14),
-    ("lab_sd", "pca"): (0.97, 0.93),
-    ("lab_sd", "nl2"): (-0.89, -1.16),
+    **{(model, "pca"): (0.97, 0.93) for model in ("lab_sd", "lab_flow")},
+    **{(model, "nl2"): (-0.89, -1.16) for model in ("lab_sd", "lab_flow")},
 }
 """Thresholds `copy` and `strict` of a similarity, where its own do not fit the model's images: 1 and 5 % of the exact
 novel samples of the drawn world lie beyond them."""

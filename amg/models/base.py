@@ -1,4 +1,4 @@
-"""What sampling asks of a model, and conditions as plain tensors."""
+"""Interface of models for sampling, and conditions as plain tensors."""
 
 from __future__ import annotations
 

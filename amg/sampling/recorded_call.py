@@ -89,7 +89,7 @@ class Records:
 
     @property
     def with_cfg(self) -> bool:
-        """Whether the running call uses CFG."""
+        """Tells whether the running call uses CFG."""
         return self.family.uses_cfg(self.pipe, self.call)
 
     @property

@@ -21,6 +21,7 @@ from amg.bank.images import decode
 from amg.bank.vectors import Identity
 from amg.models.base import Model
 from amg.models.ddpm import DDPM
+from amg.models.pipeline import Pipeline
 from amg.models.stable_diffusion import StableDiffusion
 from amg.similarity.descriptor import DescriptorSimilarity
 from amg.tensors import sha256_of
@@ -157,6 +158,21 @@ class LabStableDiffusion(StableDiffusion):
 
     def __init__(self, device: str | torch.device = "cpu", dtype: str | torch.dtype = torch.float32):
         super().__init__(weights("lab_sd"), device=device, dtype=dtype)
+
+    def world(self) -> World:
+        """Returns the network with its training set and prompts."""
+        return _drawn(self)
+
+
+class LabFlow(Pipeline):
+    """`StableDiffusion3Pipeline` of the shipped weights, with its world: rectified flow, sampled under `guard`.
+
+    Args:
+        device, dtype: as `Pipeline`'s.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu", dtype: str | torch.dtype = torch.float32):
+        super().__init__(weights("lab_flow"), max_sequence_length=1, device=device, dtype=dtype)
 
     def world(self) -> World:
         """Returns the network with its training set and prompts."""

@@ -43,7 +43,7 @@ def quote(argument: str, sweep: bool = False) -> str:
 
 
 def _read(value: str) -> Any:
-    """What Hydra's grammar makes of a value; None where it takes it not."""
+    """Reads a value by Hydra's grammar; None where the grammar refuses it."""
     try:
         return OverridesParser.create().parse_override(f"key={value}").value()
     except HydraException:

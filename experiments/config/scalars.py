@@ -1,4 +1,4 @@
-"""Whether a value fits the annotation of the key that it is given for, where that speaks of scalars alone."""
+"""Checks a value against the annotation of its key, where that names scalars alone."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ wandb.find = _ask_for_key
 
 
 def _disabled() -> bool:
-    """Whether the environment says that W&B is to do nothing, in its own way or in that of transformers."""
+    """Tells whether the environment says that W&B is to do nothing, in its own way or in that of transformers."""
     said = os.environ.get("WANDB_DISABLED", "").lower()
     return os.environ.get("WANDB_MODE") == "disabled" or said in ("1", "on", "yes", "true")
 

@@ -127,7 +127,7 @@ def _cell(column: SampleColumn, row: Mapping[str, Any], run_dir: Path, page_dir:
 
 
 def known(value: Any) -> bool:
-    """Whether a cell of a frame holds something; pandas has three words for nothing."""
+    """Tells whether a cell of a frame holds something; pandas has three words for nothing."""
     import pandas as pd
 
     return value is not None and value is not pd.NA and not (isinstance(value, float) and math.isnan(value))

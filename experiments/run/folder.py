@@ -155,7 +155,7 @@ def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict
 
 
 def configuration(run_dir: str | Path) -> RunConfig:
-    """That of a run whose metrics are there: how its images were drawn, and what measured them last."""
+    """Reads how the images of an evaluated run were sampled, and what measured them last."""
     run_dir = Path(run_dir)
     return RunConfig.model_validate(drawn_with(run_dir) | Manifest(run_dir).read().get("measured_with", {}))
 

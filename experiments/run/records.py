@@ -153,7 +153,7 @@ def _load(file: Path, schema: pa.Schema = SCHEMA, columns: list[str] | None = No
 
 
 def _whole(picture: Path) -> bool:
-    """Whether a PNG reaches its last chunk: a killed run may leave half of one."""
+    """Tells whether a PNG reaches its last chunk: a killed run may leave half of one."""
     try:
         with open(picture, "rb") as file:
             file.seek(-12, os.SEEK_END)

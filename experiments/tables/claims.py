@@ -11,29 +11,29 @@ from experiments.tables.names import guidance_of
 
 
 def none_left(copies: Share) -> bool:
-    """Whether no sample was counted."""
+    """Tells whether no sample was counted."""
     return copies.count == 0
 
 
 def fewer(after: Share, before: Share) -> bool | None:
-    """Whether a share fell: no if it did not, yes if the interval of the difference excludes 0, else None."""
+    """Tells whether a share fell: no if it did not, yes if the interval of the difference excludes 0, else None."""
     change = after - before
     return False if change.value >= 0 else True if change.high < 0 else None
 
 
 def at_most(value: Mean, bound: float) -> bool | None:
-    """Whether the interval of a mean lies below a bound as a whole; no if it lies above as a whole, else None."""
+    """Tells whether the interval of a mean lies below a bound as a whole; no if it lies above as a whole, else None."""
     half = value.half_width or 0.0
     return True if value.mean + half <= bound else False if value.mean - half > bound else None
 
 
 def at_least(value: Mean, bound: float) -> bool | None:
-    """Whether the interval of a mean lies above a bound as a whole; no if it lies below as a whole, else None."""
+    """Tells whether the interval of a mean lies above a bound as a whole; no if it lies below as a whole, else None."""
     return at_most(value._replace(mean=-value.mean), -bound)
 
 
 def as_good_as(rival: tuple[Share, Mean], other: tuple[Share, Mean]) -> bool | None:
-    """Whether a rival has no more copies and no less alignment; no if one is worse beyond chance, else None.
+    """Tells whether a rival has no more copies and no less alignment; no if one is worse beyond chance, else None.
 
     Args:
         rival, other: share of copies and change of alignment.
@@ -273,7 +273,7 @@ def _removal(before: Share, holds: bool | None, *numbers: str) -> Answer:
 
 
 def _no_more_than_false_alarms(before: Metrics, after: Metrics) -> bool | None:
-    """Whether the judge counts no more on guided images than on unguided ones that are no copies."""
+    """Tells whether the judge counts no more on guided images than on unguided ones that are no copies."""
     if not _counted("judge_novel", before):
         return None
     change = after["judge_copies"] - before["judge_novel"]
