@@ -24,9 +24,15 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def arguments(
-    description: str, out: str, minutes: float, name: list[str] | None = None, vae: bool = False, start: bool = False
+    description: str,
+    out: str,
+    minutes: float,
+    name: list[str] | None = None,
+    vae: bool = False,
+    start: bool = False,
+    distil: bool = False,
 ) -> argparse.Namespace:
-    """Reads the options of a lab recipe and seeds torch; adds --name, --vae and --start on request."""
+    """Reads the options of a lab recipe and seeds torch; adds --name, --vae, --start and --distil on request."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--minutes", type=float, default=minutes, help="CPU time per thread, in all resumed runs")
     parser.add_argument("--seed", type=int, default=0)
@@ -38,11 +44,15 @@ def arguments(
         parser.add_argument("--vae", type=Path, default=Path(".lab/vae/vae"), help="folder that train_lab_vae wrote")
     if start:
         parser.add_argument("--start", type=Path, help="folder whose weights to begin with")
+    if distil:
+        parser.add_argument("--distil", type=float, help="CFG scale to distil from --start into the network")
     args = parser.parse_args()
     for option in ("vae", "start"):
         folder = getattr(args, option, None)
         if folder is not None and not folder.is_dir():
             parser.error(f"--{option}: there is no folder {folder}")
+    if getattr(args, "distil", None) and not args.start:
+        parser.error("--distil needs --start, the folder of the teacher")
     args.out = args.out or Path(".lab") / (f"{out}_{args.name}" if name else out)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

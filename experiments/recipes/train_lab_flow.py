@@ -1,11 +1,16 @@
 """Trains `lab_flow`: a small transformer with rectified flow that `StableDiffusion3Pipeline` loads and samples.
 
     python -m experiments.recipes.train_lab_vae --minutes 20
-    python -m experiments.recipes.train_lab_flow --minutes 75
+    python -m experiments.recipes.train_lab_flow --minutes 80 --out .lab/teacher
+    python -m experiments.recipes.train_lab_flow --minutes 15 --distil 2.5 --start .lab/teacher/pipeline
 
 Data, captions and autoencoder are those of `lab_sd`. Both text encoders and the transformer learn together. Some
-captions are empty, but sampling uses no classifier-free guidance, as with most models of today.
+captions are empty. The second command distils classifier-free guidance at one scale into the network (Meng et al.,
+2023): sampling then needs no guidance, as with most models of today.
 """
+
+import copy
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -71,6 +76,16 @@ def loss(model: TextToFlow, x0: Tensor, ids: Tensor) -> Tensor:
     return (model((1 - level) * x0 + level * eps, 1000 * sigma, ids) - (eps - x0)).square().mean()
 
 
+def distilled_loss(student: TextToFlow, teacher: TextToFlow, x0: Tensor, ids: Tensor, null: Tensor, s: float) -> Tensor:
+    """E ‖v_θ(x_t, y) − v‖² with v = v_0 + s (v_y − v_0) of the teacher under caption and under none, null (1, L)."""
+    sigma = torch.rand(len(x0))
+    level = sigma.view(-1, 1, 1, 1)
+    x_t = (1 - level) * x0 + level * torch.randn_like(x0)
+    with torch.no_grad():
+        without, under = (teacher(x_t, 1000 * sigma, tokens) for tokens in (null.expand_as(ids), ids))
+    return (student(x_t, 1000 * sigma, ids) - without - s * (under - without)).square().mean()
+
+
 def pipeline(model: TextToFlow, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> StableDiffusion3Pipeline:
     pipe = StableDiffusion3Pipeline(
         transformer=model.transformer,
@@ -86,21 +101,28 @@ def pipeline(model: TextToFlow, vae: AutoencoderKL, tokenizer: CLIPTokenizer) ->
     return pipe
 
 
+def begin(model: TextToFlow, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Loads into a model what fits of a pipeline's folder."""
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32, **WITHOUT_T5)
+    loop.load_alike(model.transformer, pipe.transformer)
+    if pipe.tokenizer.get_vocab() == tokenizer.get_vocab():  # else its words are others
+        loop.load_alike(model.text, pipe.text_encoder)
+        loop.load_alike(model.text_2, pipe.text_encoder_2)
+
+
 def main() -> None:
-    args = loop.arguments(__doc__, "flow", minutes=75, vae=True, start=True)
+    args = loop.arguments(__doc__, "flow", minutes=80, vae=True, start=True, distil=True)
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     vae.register_to_config(shift_factor=0.0)
     tokenizer = lab_text.tokenizer(data.captions)
     model = TextToFlow(tokenizer)
     if args.start:
-        begin = StableDiffusion3Pipeline.from_pretrained(args.start, torch_dtype=torch.float32, **WITHOUT_T5)
-        loop.load_alike(model.transformer, begin.transformer)
-        if begin.tokenizer.get_vocab() == tokenizer.get_vocab():  # else its words are others
-            loop.load_alike(model.text, begin.text_encoder)
-            loop.load_alike(model.text_2, begin.text_encoder_2)
+        begin(model, tokenizer, args.start)
     ema = loop.average(model)
-    model.transformer.compile()
+    teacher, null = copy.deepcopy(model).requires_grad_(False).eval(), lab_text.ids(tokenizer, [""])
+    for network in (model, teacher):
+        network.transformer.compile()
     batch = batches(data, vae, args.seed, BATCH, exact=EXACT)
     pipe = pipeline(ema.module, vae, tokenizer)
 
@@ -110,10 +132,14 @@ def main() -> None:
 
     def loss_of(step: int) -> Tensor:
         x0, captions = batch()
+        ids = lab_text.ids(tokenizer, captions)
         with loop.bf16():
-            return loss(model, x0, lab_text.ids(tokenizer, captions))
+            if args.distil:
+                return distilled_loss(model, teacher, x0, ids, null, args.distil)
+            return loss(model, x0, ids)
 
-    print(loop.Training(loss_of, model, args.out, 8e-4, args.minutes, ema=ema, on_look=on_look).run())
+    peak = 3e-4 if args.distil else 8e-4
+    print(loop.Training(loss_of, model, args.out, peak, args.minutes, ema=ema, on_look=on_look).run())
 
 
 if __name__ == "__main__":
