@@ -106,6 +106,10 @@ class AntiMemorizationGuidance(Guidance):
                 raise ValueError(f"guidance.{name} must be >= 0, got {value}")
         if neighbours < 1 or count < 0:
             raise ValueError(f"guidance: neighbours must be >= 1 and count >= 0, got {neighbours} and {count}")
+        if "sim" in terms and c3 > 0 and not getattr(similarity, "differentiable", True):
+            raise ValueError(
+                f"{type(similarity).__name__} has no gradient for G_sim: take it as judge, or guidance.terms=[spe,dup]"
+            )
         self.watch = Watch(similarity, threshold, margin)
         self.similarity = similarity
         self.c1, self.c2, self.c3, self.normalize, self.terms = c1, c2, c3, normalize, terms

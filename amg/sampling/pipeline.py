@@ -91,7 +91,6 @@ def sample_pipeline(
     pipe, family = model.pipeline, family_of(model.pipeline)
     call = {
         "prompt": [""] * len(seeds) if prompts is None else list(prompts),
-        family.scale: (1.0 if prompts is None else s0) - family.scale_offset,
         "num_inference_steps": steps,
         "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
         "height": model.side,
@@ -99,6 +98,8 @@ def sample_pipeline(
         "output_type": "latent",
     } | model.options
     accepted = inspect.signature(pipe.__call__).parameters
+    if family.scale:
+        call[family.scale] = (1.0 if prompts is None else s0) - family.scale_offset
     if family.uses_cfg is true_cfg and s0 > 1:
         call["negative_prompt"] = [""] * len(seeds)
     if "eta" in accepted:

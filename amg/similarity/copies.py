@@ -107,7 +107,7 @@ def as_tensor(images: Images, bank: Any = None) -> Tensor:
     if isinstance(images, np.ndarray):
         return torch.from_numpy(images).permute(0, 3, 1, 2).float() * 2 - 1
     own = getattr(bank, "images", None)
-    size = None if own is None else (int(own.shape[2]), int(own.shape[3]))
+    size = getattr(bank, "size", None) if own is None else (int(own.shape[2]), int(own.shape[3]))
     decoded = []
     for image in images:
         try:
@@ -155,6 +155,7 @@ class CopyChecker(nn.Module):
     ):
         super().__init__()
         copy_threshold(similarity) if threshold is None else None
+        self.register_buffer("_place", torch.zeros(1), persistent=False)
         self._compared = (bank, similarity, threshold), {"judge": judge, "judge_threshold": judge_threshold}
         self.report: list[SampleReport] = []
 
@@ -174,6 +175,15 @@ class CopyChecker(nn.Module):
             if flagged:
                 images[i] = 0
         return images, flags
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline moved it, which asks its components."""
+        return self._place.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._place.dtype
 
     @staticmethod
     def feature_extractor(images: Any, return_tensors: str | None = None) -> Any:

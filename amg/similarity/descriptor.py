@@ -14,6 +14,9 @@ from amg.bank.faiss import FaissIndex, require
 from amg.bank.vectors import Identity
 from amg.similarity.base import Match
 
+BLOCK = 256
+"""Training images that are compared with the others at once."""
+
 
 class DescriptorSimilarity:
     """σ = max over n of E(x)ᵀ E(n), E an L2-normalised embedding (Eq. 9).
@@ -80,6 +83,18 @@ class DescriptorSimilarity:
     def neighbours(self, images: Tensor, k: int) -> Tensor:
         """Indices of the k nearest training images, nearest first, (B, k)."""
         return self._search(self.descriptors(images), k)
+
+    @torch.no_grad()
+    def others(self, device: str | torch.device = "cpu") -> Match:
+        """The nearest other training image of each training image, (N,) both."""
+        vectors, values, indices = self.bank.vectors(self.training, torch.device(device), torch.float32), [], []
+        for start in range(0, len(vectors), BLOCK):
+            part = vectors[start : start + BLOCK]
+            first, second = self._search(part, 2).unbind(1)
+            own = torch.arange(start, start + len(part), device=first.device)
+            indices.append(torch.where(first == own, second, first))
+            values.append((part * vectors[indices[-1]]).sum(1))
+        return Match(torch.cat(values), torch.cat(indices))
 
     @torch.no_grad()
     def _search(self, descriptors: Tensor, k: int) -> Tensor:

@@ -38,6 +38,10 @@ class TwoStage:
         """Indices of the k nearest training images among the candidates, of which there are k at least, (B, k)."""
         return self._ranked(images, self.fine.descriptors(images), max(k, self.candidates))[:, :k]
 
+    def others(self, device: str | torch.device = "cpu") -> Match:
+        """The nearest other training image of each by the fine descriptor, (N,) both."""
+        return self.fine.others(device)
+
     @torch.no_grad()
     def _ranked(self, images: Tensor, descriptors: Tensor, candidates: int) -> Tensor:
         """Candidates, the most alike by the fine descriptor first."""

@@ -140,7 +140,7 @@ def expand_presets(run: RunConfig) -> RunConfig:
     plain = run.model_dump()
     model, similarity = (plain[key].get("name") for key in ("model", "similarity"))
     of = f"model={model} with similarity={similarity}"
-    for key in ("similarity", "judge"):
+    for key in ("similarity", "judge") if plain["data"].get("name") == "model" else ():  # of the model's own images
         thresholds = presets.COPY_THRESHOLDS.get((model, plain[key].get("name")))
         if thresholds:
             plain[key] = dict(zip(("copy", "strict"), thresholds, strict=True)) | plain[key]

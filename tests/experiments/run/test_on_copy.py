@@ -69,4 +69,4 @@ def test_another_first_noise_comes_first_then_the_strong_constants():
 
 def test_mistakes_are_told():
     assert mistakes("tries=2") == ["tries: counts the redraws of on_copy=resample; leave it out, or choose that"]
-    assert "on_copy=drop" in mistakes("on_copy=drop")[0]
+    assert "on_copy='drop': input should be 'flag', 'resample' or 'refuse'" in mistakes("on_copy=drop")
