@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amg.hub import fetch as fetch  # what a component's module says of how its files come
 from amg.models.base import Condition, Model, reachable
 from amg.models.latents import LatentDecoder
 

@@ -68,6 +68,7 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
     trainer: dict[str, Any]
     detector: dict[str, dict[str, Any]] = Field(default_factory=dict)  # task=detect brings them
     on_copy: Literal["flag", "resample", "refuse"] | None = None  # what becomes of an image that is a copy
+    download: bool = True  # fetches weights, descriptors and training images that are named and not there
     tries: int | None = Field(default=None, gt=0)  # redraws of on_copy=resample at most
 
     @property

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ from amg.bank.folder import pictures_in
 from amg.bank.images import UnreadableImage, decode
 from amg.metrics.values import Share, percent
 from amg.similarity.copies import SampleReport, copy_threshold, find_copies
+from experiments.config.bind import locate
 from experiments.config.build import bank_of, component, device, find_files, told
 from experiments.config.schema import ConfigError, RunConfig
 from experiments.run.folder import PACKAGES
 from experiments.run.predict import progress
 from experiments.tasks.task import Task
 
-SIDE, BATCH = 128, 64
-"""Side that training images are resized to where `data.size` is not given; images compared at once."""
+SIDE, BATCH, DIRECTIONS = 128, 64, 128
+"""Side that training images are resized to where `data.size` is not given; images compared at once; of PCA at most."""
 PAIRS, SOURCES = 24, 24
 """Worst pairs, and copied training images, that the page shows."""
 
@@ -63,6 +65,8 @@ class Audit(Task):
         SystemExit: with a line, beyond `fail_above`.
     """
 
+    builds = True
+
     images: str | None = None
     rate: float = 0.01
     mirrored: bool = True
@@ -81,7 +85,10 @@ class Audit(Task):
         sides = []
         for key in ("similarity", "judge"):
             with told(key):
-                similarity = component(getattr(config, key), bank=bank, device=place_of)
+                node = getattr(config, key)
+                if "directions" in signature(locate(node["_target_"])).parameters:  # as many as images tell all apart
+                    node = {"directions": max(2, min(DIRECTIONS, len(bank) // 8))} | node
+                similarity = component(node, bank=bank, device=place_of)
                 copy_threshold(similarity)
                 found = similarity.others(place_of)
             sides.append(Side(str(getattr(config, key).get("name")), similarity, found.value.cpu(), found.index.cpu()))

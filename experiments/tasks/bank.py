@@ -30,6 +30,8 @@ class Bank(Task):
         A folder with vectors, the guide's first; None where none are kept on disk.
     """
 
+    builds = True
+
     def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path | None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", BankNote)
@@ -130,6 +132,8 @@ class Dedupe(Task):
     Args:
         threshold, k, scale: see `amg.bank.dedupe.dedupe`.
     """
+
+    builds = True
 
     threshold: float = 1.0
     k: int = 50

@@ -52,6 +52,8 @@ class Detect(Task):
         published: numbers of papers by detector, `auc` and `tpr` (per cent), for the first part of the table.
     """
 
+    builds = True
+
     ordinary: str = "ordinary_laion"
     learn: int = 64
     published: dict[str, dict[str, float]] | None = None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from amg.fetch import offline
 from experiments.config.bind import check, not_applicable
 from experiments.config.schema import ConfigError, NotApplicable, RunConfig
 
 
 class Task:
     """Does what one configuration asks for; its fields are the keys below `task`."""
+
+    builds = False
+    """Whether it builds components, whose files are fetched first where they are missing."""
 
     def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path | None:
         """Does it and returns the folder or file that it leaves.
@@ -48,4 +53,10 @@ def run(cfg: DictConfig, command: str = "", in_sweep: bool = False) -> Path | No
     task = component(config.task)
     if not isinstance(task, Task):
         raise ConfigError([f"task._target_={config.task['_target_']}: is no subclass of experiments.tasks.task.Task"])
+    if not config.download:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the hub's own client, which loads later
+    elif task.builds and not offline():
+        from experiments.tasks.fetch import fetch
+
+        fetch(config)
     return task.run(config, command, in_sweep)

@@ -12,7 +12,7 @@ from amg.similarity import NormalizedL2
 from amg.worlds.drawings import ordinary, sample, training_images
 from experiments.tasks.audit import Side, with_floor
 
-SIDE = 32
+SIDE, ASYMMETRIC = 32, 14
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def folders(tmp_path_factory):
     for i, image in enumerate(novel):
         save(image, root / "made" / f"novel{i:02d}.png")
     save(training[0], root / "made" / "verbatim.png")
-    save(training[5].flip(2), root / "made" / "below" / "mirrored.png")
+    save(training[ASYMMETRIC].flip(2), root / "made" / "below" / "mirrored.png")
     buffer = io.BytesIO()
     to_pil_image(training[9] / 2 + 0.5).save(buffer, "JPEG", quality=80)
     (root / "made" / "recompressed.jpg").write_bytes(buffer.getvalue())
@@ -54,7 +54,7 @@ def test_copies_of_any_tool_are_found_and_explained(command, folders, tmp_path):
     with open(tmp_path / "out" / "images.csv") as file:
         rows = {row["file"].rpartition("/")[2]: row for row in csv.DictReader(file)}
     assert len(rows) == 23 and "broken.png" not in rows
-    for name, of in (("verbatim.png", "caption 0"), ("mirrored.png", "caption 5"), ("recompressed.jpg", "caption 9")):
+    for name, of in (("verbatim.png", "caption 0"), ("mirrored.png", f"caption {ASYMMETRIC}"), ("recompressed.jpg", "caption 9")):
         assert rows[name]["copy_guide"] == "True" and rows[name]["caption"] == of
     novel = [row for name, row in rows.items() if name.startswith("novel")]
     assert sum(row["copy_guide"] == "True" for row in novel) <= 1

@@ -1,0 +1,62 @@
+"""What a run names and does not have on disk: fetched before it is built, each with its size first."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+from filelock import FileLock
+
+from amg.fetch import NotFetched
+from experiments.config.bind import every, locate
+from experiments.config.build import WORLD
+from experiments.config.schema import ConfigError, RunConfig
+
+
+def fetch(config: RunConfig) -> None:
+    """Fetches weights, descriptors and training images that are missing; what is there is left alone.
+
+    A component says by its `fetch`, a function of its own keys, how it is fetched; else its module does. What fails is
+    told; the others are fetched all the same.
+
+    Raises:
+        ConfigError: with one line for each that could not be fetched.
+    """
+    lines = []
+    for key, node in (found for group in WORLD for found in every(group, getattr(config, group))):
+        target = locate(node["_target_"])
+        own = getattr(target, "fetch", None) or getattr(inspect.getmodule(target), "fetch", None)
+        if own is None:
+            continue
+        keys = {name: value for name, value in node.items() if name in inspect.signature(own).parameters}
+        try:
+            own(**keys)
+        except (NotFetched, OSError, ValueError) as error:
+            lines.append(f"{key}: not fetched: {' '.join(str(error).split())}; download=false looks on disk alone")
+    if config.data.get("name") == "memorized_laion":
+        lines += _training_images(config)
+    if lines:
+        raise ConfigError(lines)
+
+
+def _training_images(config: RunConfig) -> list[str]:
+    """Fetches the training images of the memorized prompts, unless every address was tried before."""
+    from amg.bank.folder import FAILED
+    from amg.prompts.text_files import json_lines
+    from experiments.tasks.download import NOT_TRIED, Download
+
+    folder = Path(config.data["path"])
+    listed = folder / FAILED
+    if listed.is_file() and all(row.get("reason") != NOT_TRIED for _, row in json_lines(listed)):
+        return []
+    if folder.is_dir() and not listed.is_file() and any(folder.iterdir()):  # a folder of the user's own
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{folder}: the training images of 500 prompts, 20 MB each at most", file=sys.stderr)
+    with FileLock(folder / ".fetch.lock"):
+        try:
+            Download(path=str(folder)).run(config)
+        except (SystemExit, ConfigError) as error:
+            return [f"data.path: {str(error).removeprefix('error: ')}"]
+    return []
