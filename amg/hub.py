@@ -57,6 +57,10 @@ def fetch(source: str | Path | Any, variant: str | None = None) -> None:
     """
     if not isinstance(source, (str, Path)) or folder_of(source):
         return
+    from amg.models.base import reachable
+
+    if not reachable():
+        raise NotFetched("unreachable", f"{source} is not on disk, and the hub is out of reach")
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -70,7 +74,7 @@ def fetch(source: str | Path | Any, variant: str | None = None) -> None:
         folder = Path(snapshot_download(str(source), revision=info.sha, allow_patterns=list(files)))
     except HfHubHTTPError as error:
         raise NotFetched("refused", f"{source}: {str(error).strip().splitlines()[0]}") from None
-    except (OSError, ValueError) as error:  # no connection, no such name, a full disk
+    except Exception as error:  # of whichever HTTP library the hub's client is built on; no such name, a full disk
         raise NotFetched("unreachable", f"{source}: {' '.join(str(error).split())[:200]}") from None
     for name, file in files.items():
         if file.lfs is not None and sha256_of(folder / name) != file.lfs.sha256:

@@ -119,11 +119,13 @@ def as_tensor(images: Images, bank: Any = None) -> Tensor:
 
 def _measured(similarity: Similarity, images: Tensor, mirrored: bool) -> Match:
     match = measure(similarity, images)
-    if not mirrored:
-        return match
-    other = measure(similarity, images.flip(3))
-    more = other.value > match.value
-    return Match(other.value.where(more, match.value), other.index.where(more, match.index))
+    return more_alike(match, measure(similarity, images.flip(3))) if mirrored else match
+
+
+def more_alike(first: Match, second: Match) -> Match:
+    """The better match of two for each image."""
+    more = second.value > first.value
+    return Match(second.value.where(more, first.value), second.index.where(more, first.index))
 
 
 def derived_seed(seed: int, k: int) -> int:

@@ -14,9 +14,6 @@ from amg.bank.faiss import FaissIndex, require
 from amg.bank.vectors import Identity
 from amg.similarity.base import Match
 
-BLOCK = 256
-"""Training images that are compared with the others at once."""
-
 
 class DescriptorSimilarity:
     """σ = max over n of E(x)ᵀ E(n), E an L2-normalised embedding (Eq. 9).
@@ -85,16 +82,16 @@ class DescriptorSimilarity:
         return self._search(self.descriptors(images), k)
 
     @torch.no_grad()
-    def others(self, device: str | torch.device = "cpu") -> Match:
-        """The nearest other training image of each training image, (N,) both."""
-        vectors, values, indices = self.bank.vectors(self.training, torch.device(device), torch.float32), [], []
-        for start in range(0, len(vectors), BLOCK):
-            part = vectors[start : start + BLOCK]
-            first, second = self._search(part, 2).unbind(1)
-            own = torch.arange(start, start + len(part), device=first.device)
-            indices.append(torch.where(first == own, second, first))
-            values.append((part * vectors[indices[-1]]).sum(1))
-        return Match(torch.cat(values), torch.cat(indices))
+    def others(self, images: Tensor, own: Tensor) -> Match:
+        """The nearest training image of each image, (B,) both, one of them left out for each.
+
+        Args:
+            own: index of the training image that is left out, (B,).
+        """
+        descriptors = self.descriptors(images)
+        first, second = self._search(descriptors, 2).unbind(1)
+        index = torch.where(first == own.to(first.device), second, first)
+        return Match((descriptors * self.vectors(descriptors)[index]).sum(1), index)
 
     @torch.no_grad()
     def _search(self, descriptors: Tensor, k: int) -> Tensor:

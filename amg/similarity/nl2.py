@@ -8,8 +8,6 @@ from torch import Tensor
 from amg.bank import TrainingBank
 from amg.similarity.base import Match
 
-BLOCK = 256
-"""Training images that are compared with the others at once."""
 TINY = 1e-12
 """Smallest mean distance that is divided by."""
 
@@ -62,16 +60,14 @@ class NormalizedL2:
         return self.bank.search(images, k)[1]
 
     @torch.no_grad()
-    def others(self, device: str | torch.device = "cpu") -> Match:
-        """The nearest other training image of each training image, (N,) both: its σ in a bank without itself."""
+    def others(self, images: Tensor, own: Tensor) -> Match:
+        """σ of each image in a bank without one of its images, (B,), and its nearest one there, (B,).
+
+        Args:
+            own: index of the training image that is left out, (B,).
+        """
         k = min(self.k, len(self.bank) - 1)
-        values, indices = [], []
-        for start in range(0, len(self.bank), BLOCK):
-            images = self.bank.images[start : start + BLOCK].to(device)
-            distances, found = self.bank.search(images, k + 1)
-            own = torch.arange(start, start + len(images), device=found.device)[:, None]
-            rest = (found == own).long().argsort(dim=1, stable=True)[:, :k]  # itself last, where it was found
-            distances, found = distances.gather(1, rest), found.gather(1, rest)
-            values.append(-distances[:, 0] / (self.scale * distances.mean(1).clamp(min=TINY)))
-            indices.append(found[:, 0])
-        return Match(torch.cat(values), torch.cat(indices))
+        distances, found = self.bank.search(images, k + 1)
+        rest = (found == own.to(found.device)[:, None]).long().argsort(dim=1, stable=True)[:, :k]  # that one last
+        distances, found = distances.gather(1, rest), found.gather(1, rest)
+        return Match(-distances[:, 0] / (self.scale * distances.mean(1).clamp(min=TINY)), found[:, 0])

@@ -38,9 +38,9 @@ class TwoStage:
         """Indices of the k nearest training images among the candidates, of which there are k at least, (B, k)."""
         return self._ranked(images, self.fine.descriptors(images), max(k, self.candidates))[:, :k]
 
-    def others(self, device: str | torch.device = "cpu") -> Match:
-        """The nearest other training image of each by the fine descriptor, (N,) both."""
-        return self.fine.others(device)
+    def others(self, images: Tensor, own: Tensor) -> Match:
+        """The nearest training image of each by the fine descriptor, one left out; see `DescriptorSimilarity`."""
+        return self.fine.others(images, own)
 
     @torch.no_grad()
     def _ranked(self, images: Tensor, descriptors: Tensor, candidates: int) -> Tensor:

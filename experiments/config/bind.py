@@ -146,6 +146,8 @@ def expand_presets(run: RunConfig) -> RunConfig:
             plain[key] = dict(zip(("copy", "strict"), thresholds, strict=True)) | plain[key]
     guidances = list(every("guidance", plain["guidance"]))
     strength = next((node["preset"] for _, node in guidances if "preset" in node), run.strength)
+    if plain["task"].get("images"):  # an audit of images samples nothing
+        plain["threshold"] = {"_target_": "amg.thresholds.Always"}
     for node in (plain, *(node for _, node in guidances)):
         if "preset" in (node.get("threshold") or {}):
             node["threshold"] = _threshold(node["threshold"], model, similarity, strength, of)

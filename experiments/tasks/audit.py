@@ -19,7 +19,7 @@ from torch import Tensor
 from amg.bank.folder import pictures_in
 from amg.bank.images import UnreadableImage, decode
 from amg.metrics.values import Share, percent
-from amg.similarity.copies import SampleReport, copy_threshold, find_copies
+from amg.similarity.copies import SampleReport, copy_threshold, find_copies, more_alike
 from experiments.config.bind import locate
 from experiments.config.build import bank_of, component, device, find_files, told
 from experiments.config.schema import ConfigError, RunConfig
@@ -90,8 +90,7 @@ class Audit(Task):
                     node = {"directions": max(2, min(DIRECTIONS, len(bank) // 8))} | node
                 similarity = component(node, bank=bank, device=place_of)
                 copy_threshold(similarity)
-                found = similarity.others(place_of)
-            sides.append(Side(str(getattr(config, key).get("name")), similarity, found.value.cpu(), found.index.cpu()))
+            sides.append(Side(str(node.get("name")), similarity, *self._others(bank, similarity, place_of)))
         duplicates = torch.stack([side.others > side.similarity.copy for side in sides]).all(0)
         guide, judge = (with_floor(side, ~duplicates, self.rate) for side in sides)
         reports, unread = self._compare(files, bank, guide, judge)
@@ -142,6 +141,18 @@ class Audit(Task):
             raise ConfigError(["data.path: name the folder of your training images"])
         key = hashlib.blake2b(str(folder.absolute()).encode(), digest_size=4).hexdigest()
         return files, Path(config.output_dir or Path("runs") / "audit" / f"{folder.name}-{key}")
+
+    def _others(self, bank: Any, similarity: Any, place: str) -> tuple[Tensor, Tensor]:
+        """Compares each training image, as images are, with all others: similarities and indices, (N,) each."""
+        values, indices = [], []
+        for own in torch.arange(len(bank)).split(BATCH):
+            images = bank.images[own].to(place)
+            match = similarity.others(images, own)
+            if self.mirrored:  # no descriptor was fitted to these, so that they are as novel as images are
+                match = more_alike(match, similarity.others(images.flip(3), own))
+            values.append(match.value.cpu())
+            indices.append(match.index.cpu())
+        return torch.cat(values), torch.cat(indices)
 
     def _compare(
         self, files: Sequence[Path], bank: Any, guide: Side, judge: Side

@@ -12,7 +12,7 @@ from amg.similarity import NormalizedL2
 from amg.worlds.drawings import ordinary, sample, training_images
 from experiments.tasks.audit import Side, with_floor
 
-SIDE, ASYMMETRIC = 32, 14
+SIDE, ASYMMETRIC = 32, 26
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,11 @@ def test_copies_of_any_tool_are_found_and_explained(command, folders, tmp_path):
     with open(tmp_path / "out" / "images.csv") as file:
         rows = {row["file"].rpartition("/")[2]: row for row in csv.DictReader(file)}
     assert len(rows) == 23 and "broken.png" not in rows
-    for name, of in (("verbatim.png", "caption 0"), ("mirrored.png", f"caption {ASYMMETRIC}"), ("recompressed.jpg", "caption 9")):
+    for name, of in (
+        ("verbatim.png", "caption 0"),
+        ("mirrored.png", f"caption {ASYMMETRIC}"),
+        ("recompressed.jpg", "caption 9"),
+    ):
         assert rows[name]["copy_guide"] == "True" and rows[name]["caption"] == of
     novel = [row for name, row in rows.items() if name.startswith("novel")]
     assert sum(row["copy_guide"] == "True" for row in novel) <= 1
@@ -116,7 +120,7 @@ def test_the_others_of_a_training_set_are_those_of_a_bank_without_the_image():
     images = torch.rand(9, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
     whole = TrainingBank.from_tensors(images)
     for make in (lambda bank: NormalizedL2(bank, k=4), lambda bank: DescriptorSimilarity(bank, lambda x: x.flatten(1))):
-        found = make(whole).others()
+        found = make(whole).others(images, torch.arange(9))
         for i in range(9):
             rest = [j for j in range(9) if j != i]
             value, index = make(TrainingBank.from_tensors(images[rest]))(images[i : i + 1])

@@ -50,6 +50,8 @@ class Published(BaseHTTPRequestHandler):
 
     def do_GET(self, body=True):
         server, path = self.server, urllib.parse.urlparse(self.path).path
+        if path.startswith(f"/api/models/{REPO}/tree"):
+            return self.answer(json.dumps(server.tree).encode(), body, {"Content-Type": "application/json"})
         if path.startswith(f"/api/models/{REPO}"):
             return self.answer(json.dumps(server.listing).encode(), body, {"Content-Type": "application/json"})
         data = server.files.get(path.replace(f"/{REPO}/resolve/{REVISION}/", "hub/").replace("/resolve/main/", "hub/"))
@@ -106,7 +108,7 @@ def server(served):
         server.daemon_threads, server.block_on_close = True, False
         server.files, server.asked, server.halve = dict(served), [], None
         server.half, server.ended = threading.Event(), threading.Event()
-        siblings = []
+        siblings, server.tree = [], []
         for name, data in served.items():
             if name.startswith("hub/"):
                 entry = {"rfilename": name.removeprefix("hub/"), "size": len(data), "blobId": "0" * 40}
@@ -114,6 +116,10 @@ def server(served):
                     sha256 = hashlib.sha256(data).hexdigest()
                     entry["lfs"] = {"sha256": sha256, "oid": sha256, "size": len(data), "pointerSize": 100}
                 siblings.append(entry)
+                lfs = {"lfs": entry["lfs"]} if "lfs" in entry else {}
+                server.tree.append(
+                    {"type": "file", "path": entry["rfilename"], "size": len(data), "oid": "0" * 40} | lfs
+                )
         server.listing = {
             "id": REPO,
             "modelId": REPO,
@@ -157,7 +163,7 @@ def test_one_command_from_nothing_to_a_table_killed_in_each_download(server, ser
         server.halve = name
         server.half.clear()
         process = start(server, tmp_path, served)
-        assert server.half.wait(120), process.communicate(timeout=20)[0]
+        assert server.half.wait(500), process.communicate(timeout=20)[0]
         process.send_signal(signal.SIGKILL)
         process.wait()
         server.halve = None

@@ -1,17 +1,39 @@
-"""What a run names and does not have on disk: fetched before it is built, each with its size first."""
+"""From a configuration to its task; what it names and does not have on disk is fetched first."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from pathlib import Path
 
-from filelock import FileLock
+from omegaconf import DictConfig
 
-from amg.fetch import NotFetched
-from experiments.config.bind import every, locate
-from experiments.config.build import WORLD
-from experiments.config.schema import ConfigError, RunConfig
+from amg.fetch import NotFetched, offline
+from experiments.config.bind import check, every, locate, not_applicable
+from experiments.config.schema import ConfigError, NotApplicable, RunConfig
+
+
+def run(cfg: DictConfig, command: str = "", in_sweep: bool = False) -> Path | None:
+    """Checks the configuration, then does its task; returns what the task returns.
+
+    Raises:
+        ConfigError: for everything that is the user's to fix; `NotApplicable` if the model cannot do it.
+    """
+    config = check(cfg)
+    if reason := not_applicable(config):
+        raise NotApplicable([reason])
+    from experiments.config.build import component
+    from experiments.tasks.task import Task
+
+    task = component(config.task)
+    if not isinstance(task, Task):
+        raise ConfigError([f"task._target_={config.task['_target_']}: is no subclass of experiments.tasks.task.Task"])
+    if not config.download:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the hub's own client, which loads later
+    elif task.builds and not offline():
+        fetch(config)
+    return task.run(config, command, in_sweep)
 
 
 def fetch(config: RunConfig) -> None:
@@ -23,6 +45,8 @@ def fetch(config: RunConfig) -> None:
     Raises:
         ConfigError: with one line for each that could not be fetched.
     """
+    from experiments.config.build import WORLD
+
     lines = []
     for key, node in (found for group in WORLD for found in every(group, getattr(config, group))):
         target = locate(node["_target_"])
@@ -42,6 +66,8 @@ def fetch(config: RunConfig) -> None:
 
 def _training_images(config: RunConfig) -> list[str]:
     """Fetches the training images of the memorized prompts, unless every address was tried before."""
+    from filelock import FileLock
+
     from amg.bank.folder import FAILED
     from amg.prompts.text_files import json_lines
     from experiments.tasks.download import NOT_TRIED, Download
@@ -54,7 +80,7 @@ def _training_images(config: RunConfig) -> list[str]:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{folder}: the training images of 500 prompts, 20 MB each at most", file=sys.stderr)
-    with FileLock(folder / ".fetch.lock"):
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
         try:
             Download(path=str(folder)).run(config)
         except (SystemExit, ConfigError) as error:
