@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,6 @@ def fetch(source: str | Path | Any, variant: str | None = None) -> None:
     """
     if not isinstance(source, (str, Path)) or folder_of(source):
         return
-    from amg.models.base import reachable
-
     if not reachable():
         raise NotFetched("unreachable", f"{source} is not on disk, and the hub is out of reach")
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -97,3 +96,21 @@ def _wanted(name: str, index: dict[str, Any], variant: str | None) -> bool:
         return False
     own = stem.partition("-0")[0]  # of a shard
     return own.endswith(f".{variant}") if variant else "." not in own
+
+
+def reachable() -> bool:
+    """One try an address and process: the hub's own client tries for half a minute before it gives up."""
+    from huggingface_hub import constants
+
+    return _answers(constants.ENDPOINT)
+
+
+@cache
+def _answers(endpoint: str) -> bool:
+    from huggingface_hub import get_session
+
+    try:
+        get_session().head(endpoint, timeout=10)
+    except Exception:  # of whichever HTTP library the hub's client is built on, or its offline mode
+        return False
+    return True

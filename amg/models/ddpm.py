@@ -17,7 +17,8 @@ from torch import Tensor
 
 from amg.bank.cifar10 import CLASSES
 from amg.fetch import fetch_file
-from amg.models.base import Model, reachable
+from amg.hub import reachable
+from amg.models.base import Model
 from amg.models.iddpm import SETTINGS, URL, convert
 from amg.tensors import digest_of
 

@@ -20,6 +20,8 @@ def run(cfg: DictConfig, command: str = "", in_sweep: bool = False) -> Path | No
     Raises:
         ConfigError: for everything that is the user's to fix; `NotApplicable` if the model cannot do it.
     """
+    if not cfg.get("download", True):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's own client loads
     config = check(cfg)
     if reason := not_applicable(config):
         raise NotApplicable([reason])
@@ -29,9 +31,7 @@ def run(cfg: DictConfig, command: str = "", in_sweep: bool = False) -> Path | No
     task = component(config.task)
     if not isinstance(task, Task):
         raise ConfigError([f"task._target_={config.task['_target_']}: is no subclass of experiments.tasks.task.Task"])
-    if not config.download:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for the hub's own client, which loads later
-    elif task.builds and not offline():
+    if config.download and task.builds and not offline():
         fetch(config)
     return task.run(config, command, in_sweep)
 
