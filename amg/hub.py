@@ -65,12 +65,11 @@ def fetch(source: str | Path | Any, variant: str | None = None) -> None:
 
     try:
         info = HfApi().model_info(str(source), files_metadata=True)
-        index = json.loads(Path(hf_hub_download(str(source), "model_index.json", revision=info.sha)).read_text())
+        index = json.loads(Path(hf_hub_download(str(source), "model_index.json")).read_text())
         files = {file.rfilename: file for file in info.siblings or () if _wanted(file.rfilename, index, variant)}
         size = sum(file.size or 0 for file in files.values())
         print(f"{source}: {size:,} bytes in {len(files)} files from the hub", file=sys.stderr)
-        # unsharded or not: patterns are names, in which the hub reads * and ? and [ as patterns
-        folder = Path(snapshot_download(str(source), revision=info.sha, allow_patterns=list(files)))
+        folder = Path(snapshot_download(str(source), allow_patterns=list(files)))
     except HfHubHTTPError as error:
         raise NotFetched("refused", f"{source}: {str(error).strip().splitlines()[0]}") from None
     except Exception as error:  # of whichever HTTP library the hub's client is built on; no such name, a full disk
@@ -89,8 +88,7 @@ def _wanted(name: str, index: dict[str, Any], variant: str | None) -> bool:
     if folder not in parts(index):
         return False
     if not file.endswith(WEIGHTS):
-        known = f".{variant}." if variant else ""
-        return not file.endswith(".index.json") or (known in file if known else file.count(".") == 3)
+        return ".index." not in file or file.endswith(f".index.{variant}.json" if variant else ".index.json")
     stem = file.removesuffix(".safetensors")
     if stem == file or "non_ema" in stem:
         return False
