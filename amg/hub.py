@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from amg.fetch import NotFetched
+from amg.fetch import NotFetched, offline
 from amg.tensors import sha256_of
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".onnx", ".pb", ".h5")
@@ -100,7 +100,7 @@ def reachable() -> bool:
     """One try an address and process: the hub's own client tries for half a minute before it gives up."""
     from huggingface_hub import constants
 
-    return _answers(constants.ENDPOINT)
+    return not offline() and _answers(constants.ENDPOINT)
 
 
 @cache

@@ -19,7 +19,6 @@ from PIL import Image
 from tiny_pipelines import stable_diffusion
 
 from amg.hub import _wanted
-from amg.worlds.lab import weights
 
 REPO, REVISION = "tiny/stable-diffusion", "0123456789abcdef0123456789abcdef01234567"
 ROOT = Path(__file__).parents[3]
@@ -35,6 +34,19 @@ download.read_addresses = lambda name: [(f"caption {i}", f"{address}/images/{i}.
 from experiments.cli.main import main
 raise SystemExit(main(sys.argv[1:]))
 """
+
+
+class Descriptor(torch.nn.Module):
+    """512 numbers of unit length, as SSCD's."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = torch.nn.Linear(192, 512, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(
+            self.project(torch.nn.functional.adaptive_avg_pool2d(images, 8).flatten(1))
+        )
 
 
 class Published(BaseHTTPRequestHandler):
@@ -91,7 +103,8 @@ def served(tmp_path_factory):
     stable_diffusion().save_pretrained(folder)
     files = {f"hub/{file.relative_to(folder).as_posix()}": file.read_bytes() for file in folder.rglob("*.*")}
     files["hub/unet/diffusion_pytorch_model.fp16.safetensors"] = b"not wanted"
-    descriptor = (weights("descriptor_guide") / "descriptor.torchscript.pt").read_bytes()
+    torch.jit.script(Descriptor()).save(folder / "descriptor.pt")
+    descriptor = (folder / "descriptor.pt").read_bytes()
     files |= {f"sscd/{name}.torchscript.pt": descriptor for name in ("sscd_disc_mixup", "sscd_disc_large")}
     for i in range(4):
         buffer = io.BytesIO()
