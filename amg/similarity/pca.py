@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from amg.bank import TrainingBank
+from amg.bank.images import floats
 from amg.similarity.descriptor import DescriptorSimilarity
 
 CHUNK = 2**24
@@ -21,8 +22,10 @@ class PCAWhitening:
     """
 
     def __init__(self, bank: TrainingBank, directions: int = 128):
-        pixels, self.shape = bank.pixels(), tuple(bank.images.shape[1:])
-        self.mean = torch.stack([part.double().sum(0) for part in pixels.split(_rows(pixels))]).sum(0) / len(pixels)
+        pixels, self.shape = bank.pixels(), bank.shape
+        self.mean = torch.stack([floats(part).double().sum(0) for part in pixels.split(_rows(pixels))]).sum(0) / len(
+            pixels
+        )
         fit = by_covariance if len(pixels) > pixels.shape[1] else by_gram
         self.whiten = fit(pixels, self.mean, min(directions, len(pixels) - 1, pixels.shape[1]))
 
@@ -43,9 +46,9 @@ def by_gram(pixels: Tensor, mean: Tensor, rank: int) -> Tensor:
     """
     width = max(1, CHUNK // len(pixels))
     columns = list(zip(pixels.split(width, 1), mean.split(width), strict=True))
-    gram = sum((centred := part.double() - middle) @ centred.T for part, middle in columns)
+    gram = sum((centred := floats(part).double() - middle) @ centred.T for part, middle in columns)
     values, left = _leading(gram, rank)
-    parts = [(part.double() - middle).T @ left for part, middle in columns]
+    parts = [(floats(part).double() - middle).T @ left for part, middle in columns]
     return torch.cat(parts) / values * len(pixels) ** 0.5
 
 
@@ -53,7 +56,7 @@ def by_covariance(pixels: Tensor, mean: Tensor, rank: int) -> Tensor:
     """The same up to sign from the D × D covariance matrix; for N > D."""
     scatter = mean.new_zeros(pixels.shape[1], pixels.shape[1])
     for part in pixels.split(_rows(pixels)):
-        centred = part.double() - mean
+        centred = floats(part).double() - mean
         scatter.addmm_(centred.T, centred)
     values, directions = _leading(scatter, rank)
     return directions / values.sqrt() * len(pixels) ** 0.5
@@ -81,7 +84,7 @@ class PCASimilarity(DescriptorSimilarity):
     Args:
         bank, directions: as `PCAWhitening`'s.
         norm_gradient: as `DescriptorSimilarity`'s.
-        index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
+        index: how the nearest is found, "auto", "exact" or "faiss"; see `DescriptorSimilarity`.
     Raises:
         ValueError: for fewer than 2 directions, in which every cosine is 1, −1 or not a number.
     """
@@ -96,7 +99,7 @@ class PCASimilarity(DescriptorSimilarity):
         copy: float = 0.9,
         strict: float = 0.8,
         norm_gradient: bool = False,
-        index: str = "exact",
+        index: str = "auto",
     ):
         if len(bank) < 3:
             raise ValueError(f"PCA needs a bank of at least 3 distinct images, got {len(bank)}")
