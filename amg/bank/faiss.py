@@ -167,7 +167,8 @@ class FaissIndex:
             made = json.loads(file.with_name("index.json").read_text(encoding="utf-8"))
             if {key: made[key] for key in about} != about:
                 return False
-            index = self.faiss.downcast_index(self.faiss.read_index(str(file)))
+            self._owner = self.faiss.read_index(str(file))
+            index = self.faiss.downcast_index(self._owner)  # a pointer into its owner
             if (index.ntotal, getattr(index, "pq", index).M) != (about["count"], made["codes"]):
                 return False
         except (OSError, ValueError, KeyError, AttributeError, RuntimeError):  # none, or cut short

@@ -80,12 +80,11 @@ def main() -> None:
         return look(args.out, data, step)
 
     def loss_of(step: int) -> Tensor:
-        return loss(net, alphas_cumprod, *batch())
+        images, labels = batch()
+        with loop.bf16():
+            return loss(net, alphas_cumprod, images, labels)
 
-    training = loop.Training(
-        loss_of, net, args.out, PEAK, args.minutes, ema=ema, precision="bf16-mixed", on_look=on_look
-    )
-    print(training.run())
+    print(loop.Training(loss_of, net, args.out, PEAK, args.minutes, ema=ema, on_look=on_look).run())
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def test_the_models_own_pictures_stay_in_memory(capsys):
 
 
 def test_only_the_first_process_tells(train, capsys, monkeypatch):
-    monkeypatch.setattr(task, "embed", lambda *_: "done")
+    monkeypatch.setattr(task.Bank, "_embed", lambda *_: "done")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["task=bank", *LAB]) == 0
     assert capsys.readouterr().out == ""
