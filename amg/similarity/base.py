@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -60,3 +60,8 @@ def exactly(similarity: Similarity, images: Tensor) -> Match:
         return similarity(images)
     values, index = similarity.nearest(images)
     return Match(values[:, 0], index[:, 0])
+
+
+def by_descriptor(similarity: Similarity) -> list[Any]:
+    """The similarities by descriptors that one is made of: itself, its stages, or none."""
+    return [stage for stage in getattr(similarity, "stages", (similarity,)) if hasattr(stage, "training")]

@@ -7,6 +7,7 @@ from typing import Any
 
 from amg.bank import TrainingBank
 from amg.bank.vectors import StoredVectors
+from amg.similarity.base import by_descriptor
 from experiments.config.build import component
 from experiments.config.schema import RunConfig
 from experiments.run.predict import Bar
@@ -16,11 +17,9 @@ class Describe:
     """A worker: opens the bank, builds the descriptor once, then describes blocks and writes them."""
 
     def __init__(self, node: dict[str, Any], nth: int, path: str, size: tuple[int, int] | None, cuda: bool):
-        from experiments.tasks.bank import descriptors
-
         self.place = "cuda" if cuda else "cpu"
         self.bank = TrainingBank.open(path, size)
-        self.one = descriptors(component(node, bank=self.bank, device=self.place))[nth].training
+        self.one = by_descriptor(component(node, bank=self.bank, device=self.place))[nth].training
         self.stored = self.bank.stored(self.one)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from amg.bank import TrainingBank
 from amg.bank.dedupe import reference
 from amg.bank.images import BankNote
 from amg.bank.vectors import StoredVectors
+from amg.similarity.base import by_descriptor
 from experiments.config.bind import locate
 from experiments.config.build import bank_of, component, device, told
 from experiments.config.schema import ConfigError, RunConfig
@@ -66,7 +67,7 @@ class Bank(Task):
                 with told(key):
                     similarity = component(getattr(config, key), bank=bank, device=device(config.trainer))
                     # what is missing is listed before anything is written: all processes must share the same list
-                    some = [(one, bank.stored(one.training)) for one in descriptors(similarity)]
+                    some = [(one, bank.stored(one.training)) for one in by_descriptor(similarity)]
                     found += [(name, key, one, stored, stored.missing() if stored else []) for one, stored in some]
                 if not some:
                     lines.append(f"{name}: has no descriptor, nothing to embed")
@@ -74,7 +75,7 @@ class Bank(Task):
             if stored is None:
                 lines.append(f"{name}: {_kept(bank)}")
                 continue
-            mine = missing[self.part :: self.parts]
+            mine = [block for block in missing if block % self.parts == self.part]
             if "vectors" in steps:
                 nth = [other[1] for other in found[:number]].count(key)
                 lines.append(f"{name}: {self._embed(config, name, key, nth, bank, one, stored, mine)}")
@@ -191,11 +192,6 @@ class Writer(BasePredictionWriter):
 
     def write_on_batch_end(self, trainer, module, prediction, batch_indices, batch, batch_idx, dataloader_idx):
         self.stored.write(batch[0], prediction)
-
-
-def descriptors(similarity: Any) -> list[Any]:
-    """The similarities by descriptors that one is made of."""
-    return [stage for stage in getattr(similarity, "stages", (similarity,)) if hasattr(stage, "training")]
 
 
 def counted(run: RunConfig, bank: TrainingBank) -> list[str]:

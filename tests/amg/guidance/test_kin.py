@@ -242,7 +242,7 @@ def test_the_shape_of_references_is_compared_and_the_fix_is_named():
     with pytest.raises(ValueError, match=r"references are \(3, 4, 4\), the samples \(3, 8, 8\): load the bank"):
         of_bank(wrong, model)
     with pytest.raises(ValueError, match="load the bank"):
-        sample(model, [1], guidance=SparseRepellency(wrong.images), steps=1)
+        sample(model, [1], guidance=SparseRepellency(wrong.pictures[:]), steps=1)
 
 
 def test_one_guidance_serves_a_guarded_pipeline_and_sample():

@@ -58,8 +58,8 @@ def test_files_hold_the_same_prompts_in_each_format(tmp_path, name, text):
         ("p.jsonl", '{"text": "a"}\n{"text": \n', "p.jsonl, line 2: no JSON"),
         (
             "p.jsonl",
-            '{"text": "a"}\n{"txt": "b"}\n',
-            "p.jsonl, line 2: no column captions or text or caption or prompt; it has txt",
+            '{"text": "a"}\n{"words": "b"}\n',
+            "p.jsonl, line 2: no column captions or text or caption or prompt or txt; it has words",
         ),
         ("p.csv", "text\na\n  \n", "p.csv, line 3: no prompt"),
         ("p.csv", "title\na\n", "line 2: no column.*it has title"),

@@ -114,7 +114,7 @@ def test_gradient_equals_finite_differences():
 def test_a_standardized_descriptor_sees_through_tint_and_contrast():
     bank = TrainingBank.from_tensors(pictures(40))
     tint = torch.tensor([0.3, -0.2, 0.1]).view(3, 1, 1)
-    pale = 0.4 * bank.images[:8] + tint
+    pale = 0.4 * bank.pictures[:8] + tint
     value, index = PCASimilarity(bank, directions=16, standardize=True)(pale)
     assert index.tolist() == [*range(8)]
     assert value.min() > 0.999  # but for MIN_VARIANCE
@@ -164,7 +164,7 @@ def test_banks_that_span_no_two_directions_are_refused_by_pca():
     with pytest.raises(ValueError, match="at least 2 directions, got directions=1"):
         PCASimilarity(TrainingBank.from_tensors(torch.rand(5, 3, 8, 8)), directions=1)
     few = TrainingBank.from_tensors(torch.rand(3, 3, 8, 8))
-    torch.testing.assert_close(PCASimilarity(few)(few.images).value, torch.ones(3))
+    torch.testing.assert_close(PCASimilarity(few)(few.pictures[:]).value, torch.ones(3))
 
 
 def test_a_descriptor_that_is_not_finite_is_refused_by_the_image():
@@ -179,7 +179,7 @@ def test_a_descriptor_that_is_not_finite_is_refused_by_the_image():
 def test_a_run_tells_pictures_of_another_size_than_the_networks_in_a_line(command, tmp_path):
     (tmp_path / "small").mkdir()
     for i in range(3):
-        Image.new("RGB", (16, 16), (80 * i, 40 * i * i, 9)).save(tmp_path / "small" / f"{i}.png")
+        Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "small" / f"{i}.png")
     quick = ["n_samples=1", "sampler.steps=1", "trainer=cpu", "metrics.extractor=none", "output_dir=out"]
     code, _, told = command("model=lab_sd", "prompt=x", "data=folder", "data.path=small", *quick)
     assert code == 2 and "error: model: lab_sd draws pictures of 32×32, the bank's are 16×16" in told
