@@ -17,11 +17,12 @@ from torch import Tensor
 from amg.bank.blocks import Blocks
 from amg.bank.cache import cache_folder
 from amg.bank.exact import nearest, square_norms
-from amg.bank.images import LISTED, BankNote, Size, floats, height_width
+from amg.bank.images import LISTED, BankNote, Size, height_width
 from amg.bank.rows import VERIFIED, Rows, digest_of, digest_of_json, table_of
 from amg.bank.sources import opened
 from amg.bank.vectors import StoredVectors
 from amg.bank.view import View
+from amg.tensors import floats
 
 HELD = 2**30
 """Bytes of float32 pixels, or of vectors, up to which they are held in memory; beyond, they are searched on disk."""

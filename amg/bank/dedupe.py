@@ -14,7 +14,7 @@ from torch import Tensor
 
 from amg.bank.cache import cache_folder, write_array
 from amg.bank.exact import nearest, square_norms
-from amg.bank.images import floats
+from amg.tensors import floats
 
 if TYPE_CHECKING:
     from amg.bank.bank import TrainingBank

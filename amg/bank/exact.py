@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from amg.bank.images import floats
+from amg.tensors import floats
 
 CHUNK = 2**24
 """Values squared at once, 67 MB: from 32 MB on, an allocator returns to the system what is freed."""

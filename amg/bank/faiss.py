@@ -28,7 +28,7 @@ ASKED = 256
 """Queries at each of them."""
 ENOUGH = 0.99
 """Recall below which another index is tried, and at last a warning given."""
-TRIED = ((1, 128), (1, 512), (2, 128), (2, 512))
+TRIED = ((1, 32), (1, 128), (2, 128), (2, 512))
 """Bytes of a code, in units of the shortest, and candidates: the first whose recall is enough is taken."""
 
 Recall = Mapping[float, tuple[float, float, float]]
@@ -81,7 +81,7 @@ class FaissIndex:
             self._warn()
             return
         if candidates is not None or width is not None:
-            self._make(shortest, candidates or 128)
+            self._make(shortest, candidates or TRIED[0][1])
         else:
             self._choose(shortest)
         if file is not None:
@@ -137,7 +137,7 @@ class FaissIndex:
                 self._make(width // finer, candidates)
                 made = finer
             self.candidates = candidates
-            found = self.search(everything)[1][:, 0] == truth
+            found = torch.cat([self.search(some)[1][:, 0] for some in everything.split(64)]) == truth
             counts = found.view(len(COSINES), -1).sum(1).tolist()
             self.recall = {c: interval(n, ASKED) for c, n in zip(COSINES, counts, strict=True)}
             if min(value for value, _, _ in self.recall.values()) >= ENOUGH:

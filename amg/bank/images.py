@@ -11,6 +11,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from amg.tensors import floats
+
 Size = int | tuple[int, int] | None
 """Side of a square, or (height, width), in pixels; None keeps an image's own."""
 NO_IMAGES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
@@ -150,11 +152,6 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def floats(pixels: Tensor) -> Tensor:
-    """8-bit values in [−1, 1]; floats as they are."""
-    return pixels.float().div_(127.5).sub_(1) if pixels.dtype == torch.uint8 else pixels
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from amg.bank import TrainingBank
-from amg.bank.images import floats
 from amg.similarity.descriptor import DescriptorSimilarity
+from amg.tensors import floats
 
 CHUNK = 2**24
 """Pixel values in float64 at once, 134 MB."""

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from amg.bank import TrainingBank
-from amg.bank.images import floats
 from amg.guidance.anti_memorization import MIN_ALPHA_BAR
 from amg.guidance.base import Guidance
 from amg.step import Step
-from amg.tensors import broadcast, norm
+from amg.tensors import broadcast, floats, norm
 from amg.thresholds import Exponential, Threshold
 
 
