@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from amg.bank.images import decode
-from amg.similarity.base import Match, Similarity, measure
+from amg.similarity.base import Match, Similarity, exactly, measure
 
 BATCH = 64
 Images = Tensor | np.ndarray | Sequence[Image.Image | str | Path]
@@ -70,9 +70,9 @@ def find_copies(
     if judge is not None:
         judge_threshold = copy_threshold(judge, "judge_threshold") if judge_threshold is None else judge_threshold
     captions = getattr(bank, "captions", None)
-    found = []
-    for start in range(0, len(images), BATCH):
-        part = as_tensor(images[start : start + BATCH], bank)
+    found, batch = [], BATCH if isinstance(images, (Tensor, np.ndarray)) or _size(bank) else 1
+    for start in range(0, len(images), batch):
+        part = as_tensor(images[start : start + batch], bank)
         match = _measured(similarity, part, mirrored)
         judged = [None] * len(part) if judge is None else _measured(judge, part, mirrored).value.tolist()
         for value, index, other in zip(match.value.tolist(), match.index.tolist(), judged, strict=True):
@@ -106,9 +106,7 @@ def as_tensor(images: Images, bank: Any = None) -> Tensor:
         return images.detach().float().clamp(-1, 1)
     if isinstance(images, np.ndarray):
         return torch.from_numpy(images).permute(0, 3, 1, 2).float() * 2 - 1
-    own = getattr(bank, "images", None)
-    size = getattr(bank, "size", None) if own is None else (int(own.shape[2]), int(own.shape[3]))
-    decoded = []
+    decoded, size = [], _size(bank)
     for image in images:
         try:
             decoded.append(decode(Path(image) if isinstance(image, str) else image, size))
@@ -117,9 +115,20 @@ def as_tensor(images: Images, bank: Any = None) -> Tensor:
     return torch.stack(decoded)
 
 
+def _size(bank: Any) -> tuple[int, int] | None:
+    """Height and width of all images of a bank; None without a bank, or where they differ."""
+    try:
+        return None if bank is None else tuple(bank.shape[1:])
+    except ValueError:
+        return None
+
+
 def _measured(similarity: Similarity, images: Tensor, mirrored: bool) -> Match:
-    match = measure(similarity, images)
-    return more_alike(match, measure(similarity, images.flip(3))) if mirrored else match
+    def exact(some: Tensor) -> Match:
+        return exactly(similarity, some)
+
+    match = measure(exact, images)
+    return more_alike(match, measure(exact, images.flip(3))) if mirrored else match
 
 
 def more_alike(first: Match, second: Match) -> Match:

@@ -75,7 +75,7 @@ class PDQ(DescriptorSimilarity):
 class _Hashes:
     """A bank of hashes alone."""
 
-    cache, size = None, (512, 512)
+    cache, broken, shape = None, {}, (3, 512, 512)
     """Images are brought to the size that the hash is made for."""
 
     def __init__(self, path: str | Path):

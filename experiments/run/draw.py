@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from amg.guidance import Guidance, Sight, Watch
 from amg.sampling import sample
-from amg.similarity.base import measure
+from amg.similarity.base import exactly
 from amg.similarity.copies import derived_seed
 from amg.step import Step
 from amg.worlds.world import World
@@ -115,7 +115,7 @@ class Generate(L.LightningModule):
     def copied(self, images: torch.Tensor) -> torch.Tensor:
         """Which images the guide or the judge calls copies, (B,) bool."""
         both = (self.parts.similarity, self.parts.judge)
-        return torch.stack([measure(one, images).value.cpu() > one.copy for one in both]).any(0)
+        return torch.stack([exactly(one, images).value.cpu() > one.copy for one in both]).any(0)
 
     def on_predict_end(self) -> None:
         self.trainer.strategy.barrier()  # what is measured next is the work of all processes
@@ -153,7 +153,8 @@ class Trace:
 
     def rows(self, x0: torch.Tensor, images: torch.Tensor) -> list[dict[str, Any]]:
         """Returns one record per sample; the final image's similarity is measured anew."""
-        world, match, judged = self.parts.world, self.parts.similarity(images), self.parts.judge(images)
+        world = self.parts.world
+        match, judged = (exactly(one, images) for one in (self.parts.similarity, self.parts.judge))
         truth = {"truth": None, "component": None, "bits": None, "aligned": None}
         if world.truth is not None:
             truth = {

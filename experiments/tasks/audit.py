@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amg.bank.folder import pictures_in
 from amg.bank.images import UnreadableImage, decode
+from amg.bank.sources.folder import pictures_in
 from amg.metrics.values import Share, percent
 from amg.similarity.copies import SampleReport, copy_threshold, find_copies, more_alike
 from experiments.config.bind import locate
@@ -146,7 +146,7 @@ class Audit(Task):
         """Compares each training image, as images are, with all others: similarities and indices, (N,) each."""
         values, indices = [], []
         for own in torch.arange(len(bank)).split(BATCH):
-            images = bank.images[own].to(place)
+            images = bank.pictures[own].to(place)
             match = similarity.others(images, own)
             if self.mirrored:  # no descriptor was fitted to these, so that they are as novel as images are
                 match = more_alike(match, similarity.others(images.flip(3), own))
@@ -157,7 +157,7 @@ class Audit(Task):
     def _compare(
         self, files: Sequence[Path], bank: Any, guide: Side, judge: Side
     ) -> tuple[dict[Path, SampleReport], list[str]]:
-        size, reports, unread = tuple(bank.images.shape[2:]), {}, []
+        size, reports, unread = tuple(bank.shape[1:]), {}, []
         with progress() as shown:
             bar = shown.add_task("images compared", total=len(files), note="")
             for start in range(0, len(files), BATCH):
@@ -230,7 +230,7 @@ def _named(side: Side) -> str:
 
 
 def _described(bank: Any, duplicates: Tensor) -> str:
-    total, height, width = int(bank.multiplicity.sum()), *bank.images.shape[2:]
+    total, height, width = int(bank.multiplicity.sum()), *bank.shape[1:]
     return (
         f"{bank.source}: {total:,} images, compared at {height}×{width}; {total - len(bank):,} are exact repeats, "
         f"{int(duplicates.sum()):,} of the others are near-duplicates"
@@ -256,10 +256,10 @@ def _page(reports, bank, guide, judge, duplicates, shares, facts) -> str:
         return (one.similarity > guide.threshold) + (one.judge > judge.threshold), one.similarity
 
     def shown(index: int) -> str:
-        return inline(training_picture(bank.images, index))
+        return inline(training_picture(bank.pictures, index))
 
     ranked = sorted(reports.items(), key=lambda item: beyond(item[1]), reverse=True)
-    size = tuple(bank.images.shape[2:])
+    size = tuple(bank.shape[1:])
     pairs = [
         {
             "sample": inline(training_picture(decode(file, size)[None], 0)),

@@ -68,7 +68,7 @@ def _training_images(config: RunConfig) -> list[str]:
     """Fetches the training images of the memorized prompts, unless every address was tried before."""
     from filelock import FileLock
 
-    from amg.bank.folder import FAILED
+    from amg.bank.sources.folder import FAILED
     from amg.prompts.text_files import json_lines
     from experiments.tasks.download import NOT_TRIED, Download
 

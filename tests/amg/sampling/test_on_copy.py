@@ -25,7 +25,7 @@ class Nearest:
         self.bank = TrainingBank.from_tensors(images.float().clamp(-1, 1), captions)
 
     def __call__(self, images):
-        value, index = (1 - (images[:, None].float() - self.bank.images).abs().mean((2, 3, 4))).max(1)
+        value, index = (1 - (images[:, None].float() - self.bank.pictures[:]).abs().mean((2, 3, 4))).max(1)
         return Match(value, index)
 
 

@@ -20,13 +20,13 @@ def bank():
 
 def test_similarity_is_one_less_twice_the_share_of_bits_that_differ(bank):
     judge = PDQ(bank)
-    images = (bank.images[:3] + 0.3 * torch.randn(3, 3, 64, 64)).clamp(-1, 1)
+    images = (bank.pictures[:3] + 0.3 * torch.randn(3, 3, 64, 64)).clamp(-1, 1)
 
     def hashed(image):
         pixels = image.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
         return pdqhash.compute(np.ascontiguousarray(pixels))[0]
 
-    distances = np.array([[(hashed(a) != hashed(b)).sum() for b in bank.images] for a in images])
+    distances = np.array([[(hashed(a) != hashed(b)).sum() for b in bank.pictures[:]] for a in images])
     value, index = judge(images)
     assert index.tolist() == distances.argmin(1).tolist()
     np.testing.assert_allclose(value.numpy(), 1 - 2 * distances.min(1) / 256, atol=1e-6)
@@ -36,9 +36,13 @@ def test_hashes_are_shared_without_the_images(bank, tmp_path):
     file = PDQ(bank).save(tmp_path / "hashes")
     assert file.stat().st_size == 128 + 32 * len(bank)
     shared = PDQ(hashes=file)
-    assert torch.equal(shared(bank.images[:9]).value, PDQ(bank)(bank.images[:9]).value)
+    assert torch.equal(shared(bank.pictures[:9]).value, PDQ(bank)(bank.pictures[:9]).value)
     novel = torch.rand(1, 3, 64, 64) * 2 - 1
-    assert [one.copy for one in find_copies(torch.cat([bank.images[3:5], novel]), None, shared)] == [True, True, False]
+    assert [one.copy for one in find_copies(torch.cat([bank.pictures[3:5], novel]), None, shared)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_mistakes_are_told(bank, tmp_path):
