@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -176,6 +177,11 @@ def test_one_command_from_nothing_to_a_table_killed_in_each_download(server, ser
         server.half.clear()
         process = start(server, tmp_path, served)
         assert server.half.wait(500), process.communicate(timeout=20)[0]
+        for _ in range(600):  # what was sent is on its way to the disk
+            parts = [*tmp_path.rglob("*.part"), *tmp_path.rglob("*.incomplete")]
+            if name.endswith(".png") or any(part.stat().st_size for part in parts):
+                break
+            time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
         process.wait()
         server.halve = None
