@@ -1,6 +1,7 @@
 """Similarities of an image to the training images; one file each."""
 
 from amg.similarity.base import Match, Similarity
+from amg.similarity.correlation import PixelCorrelation
 from amg.similarity.descriptor import DescriptorSimilarity
 from amg.similarity.nl2 import NormalizedL2
 from amg.similarity.pca import PCASimilarity, PCAWhitening
@@ -12,6 +13,7 @@ __all__ = [
     "NormalizedL2",
     "PCASimilarity",
     "PCAWhitening",
+    "PixelCorrelation",
     "Similarity",
     "TwoStage",
 ]

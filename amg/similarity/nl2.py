@@ -55,6 +55,26 @@ class NormalizedL2:
             mean = torch.maximum(distances.to(pixels).mean(1), distance.detach()).clamp(min=TINY)
         return Match(-distance / (self.scale * mean), indices[:, 0])
 
+    @torch.no_grad()
+    def nearest(self, images: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+        """σ and indices of the k nearest training images, (B, k); exact but for rounding near distance 0."""
+        distances, indices = self.bank.search(images, max(k, self.k))
+        mean = distances[:, : self.k].mean(1, keepdim=True).clamp(min=TINY)
+        return -distances[:, :k] / (self.scale * mean), indices[:, :k]
+
     def neighbours(self, images: Tensor, k: int) -> Tensor:
         """Indices of the k nearest training images, nearest first, (B, k)."""
         return self.bank.search(images, k)[1]
+
+    @torch.no_grad()
+    def others(self, images: Tensor, own: Tensor) -> Match:
+        """σ of each image in a bank without one of its images, (B,), and its nearest one there, (B,).
+
+        Args:
+            own: index of the training image that is left out, (B,).
+        """
+        k = min(self.k, len(self.bank) - 1)
+        distances, found = self.bank.search(images, k + 1)
+        rest = (found == own.to(found.device)[:, None]).long().argsort(dim=1, stable=True)[:, :k]  # that one last
+        distances, found = distances.gather(1, rest), found.gather(1, rest)
+        return Match(-distances[:, 0] / (self.scale * distances.mean(1).clamp(min=TINY)), found[:, 0])

@@ -5,11 +5,10 @@
     python run.py -m model=lab_ddpm guidance=none,full n_samples=1000 name=lab
     python -m experiments.recipes.measure_lab lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*
 
-Judges of copies are nL2, PCA's cosine (the guide of lab_sd, and 128 directions) and the descriptor that only judges.
-Each counts all copies and copies of planted images, for planted and ordinary captions separately; the scorer counts the
-images whose thing it names first among all. The command writes `measured.json` beside the weights. It also writes a
-sheet into the guided run's folder: the 50 guided images of planted captions most similar to a training image, each over
-its nearest.
+Judges of copies are nL2, correlation (the guide), PCA's cosine and the descriptor that only judges. Each counts all
+copies and copies of planted images, for planted and ordinary captions separately; the scorer counts the images whose
+thing it names first among all. The command writes `measured.json` beside the weights. It also writes a sheet into the
+guided run's folder: the 50 guided images of planted captions most similar to a training image, each over its nearest.
 """
 
 import argparse
@@ -23,12 +22,9 @@ from torch import Tensor
 from amg.guidance.presets import COPY_THRESHOLDS
 from amg.metrics import features_of, frechet_between, moments
 from amg.metrics.extractors import efficientnet_lite0, read_picture
-from amg.similarity import NormalizedL2, PCASimilarity
+from amg.similarity import NormalizedL2, PCASimilarity, PixelCorrelation
 from amg.worlds.drawings import training_images
 from amg.worlds.lab import FOLDER, LabDescriptor, scorer, write_sums
-from experiments.cli.main import compose_config
-from experiments.config.bind import check
-from experiments.config.build import component
 from experiments.recipes import lab_data
 from experiments.run import records
 
@@ -66,9 +62,8 @@ def main() -> None:
     training = training_images(32)
     planted = torch.tensor([cause != "" for cause in training.causes]).nonzero().flatten()
     bank = training.bank()
-    guide = check(compose_config(["model=lab_sd", "similarity=lab_pca"])).similarity
     judges = {
-        "pca48": component(guide, bank=bank),
+        "correlation": PixelCorrelation(bank),
         "pca": PCASimilarity(bank, copy=COPY_THRESHOLDS[args.name, "pca"][0]),
         "nl2": NormalizedL2(bank, copy=COPY_THRESHOLDS[args.name, "nl2"][0]),
         "judge": LabDescriptor(bank, "judge"),

@@ -20,8 +20,9 @@ PAIRED = {  # similarities for other models than the closed-form world, and what
     "similarity/lab_two_stage": ["model=lab_sd"],
     "similarity/sscd_large": ["model=sd", "++similarity.name=sscd"],
     "similarity/lab_guide": ["model=lab_sd"],
-    "similarity/lab_pca": ["model=lab_sd"],
+    "similarity/correlation": ["model=lab_sd"],
     "similarity/lab_judge": ["model=lab_sd"],
+    "similarity/pdq": ["threshold=constant", "++threshold.value=0.7"],
 } | {f"detector/{file.stem}": ["task=detect"] for file in (CONF / "detector").glob("*.yaml")}
 MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 
@@ -146,7 +147,7 @@ def test_constants_of_the_table_are_written_into_a_run_and_given_ones_win():
 def test_a_chain_takes_the_constants_of_its_amg():
     run = check(compose_config(["model=lab_sd", "guidance=gni_full"]))
     (full,) = [node for node in run.guidance["guidances"] if node["name"] == "full"]
-    assert full["c3"] == PRESETS["lab_sd", "lab_pca"].main.c3
+    assert full["c3"] == PRESETS["lab_sd", "correlation"].main.c3
 
 
 def test_the_rows_of_each_table_of_an_experiment_are_swept_with_its_keys_and_what_is_typed_wins():
