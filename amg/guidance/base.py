@@ -43,6 +43,10 @@ class Guidance:
         """This guidance with all it must learn from other chains; called once, before the first chain is drawn."""
         return self
 
+    def stronger(self) -> Guidance:
+        """Returns this guidance with its strong constants, for an image that came out as a copy; itself without any."""
+        return self
+
     def __call__(self, step: Step, state: Any) -> tuple[Tensor, Any]:
         """Returns the noise prediction to use, (B, C, H, W), and the next state."""
         return step.eps, state
@@ -108,6 +112,9 @@ class Chain(Guidance):
 
     def ready(self) -> Chain:
         return Chain([guidance.ready() for guidance in self.guidances])
+
+    def stronger(self) -> Chain:
+        return Chain([guidance.stronger() for guidance in self.guidances])
 
     def __call__(self, step: Step, state: tuple | None) -> tuple[Tensor, tuple]:
         states = []

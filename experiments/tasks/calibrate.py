@@ -29,6 +29,8 @@ class Calibrate(Task):
         rate: share of ordinary trajectories that λ_t may ever flag, in (0, 1).
     """
 
+    builds = True
+
     rate: float = 0.01
 
     def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
