@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from amg.worlds.drawings import training_images
 from torch import Tensor
 
 from amg.bank import TrainingBank
 from amg.metrics import features_of, frechet_between, moments
 from amg.metrics.extractors import efficientnet_lite0, read_picture
 from amg.similarity import NormalizedL2, PCASimilarity
+from amg.worlds.drawings import training_images
 from amg.worlds.lab import FOLDER, LabDescriptor, write_sums
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
