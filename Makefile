@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # build, about 3 GB to download; the CPU build is 0.2 GB)
 BACKEND ?=
 
-.PHONY: help setup demo test lint bench tables lab
+.PHONY: help setup demo test lint bench tables notebooks lab
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,8 +28,10 @@ endif
 demo: setup ## pictures without and with AMG, table, curves, report: about three minutes on two cores
 	$(BIN)/python run.py
 
+# processes that run the tests, of one thread each
+JOBS ?= 2
 test: setup ## all tests but those that need a browser
-	$(BIN)/python -m pytest -q -m "not browser"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not browser"
 
 lint: setup ## ruff and the import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
@@ -48,6 +50,9 @@ tables: setup ## Tables 1-5, Figures 3-4 and every rival, measured (hours on two
 	$(BIN)/python run.py experiment=$${table%%-*} $$model $(ARGS) || failed="$$failed,$$table"; done; \
 	$(BIN)/python run.py task=overview "task.failed=[$${failed#,}]" && test -z "$$failed"
 
+notebooks: setup ## each notebook as .ipynb with its outputs, from the script of the same name
+	$(BIN)/jupytext --to ipynb notebooks/*.py && $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+
 lab: setup ## trains the lab's networks again: hours on two cores, resumable
 	$(BIN)/python -m experiments.recipes.train_lab_vae
 	$(BIN)/python -m experiments.recipes.train_lab_tiny
@@ -58,7 +63,7 @@ lab: setup ## trains the lab's networks again: hours on two cores, resumable
 	$(BIN)/python -m experiments.recipes.train_lab_scorer --seed 30
 	$(BIN)/python -m experiments.recipes.train_lab_ddpm
 	$(BIN)/python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer tiny lab_sd lab_flow lab_ddpm
-	$(BIN)/python run.py -m model=lab_sd row=none,full n_samples=1008 name=lab
-	$(BIN)/python run.py -m model=lab_ddpm row=none,full n_samples=1000 name=lab
+	$(BIN)/python run.py -m model=lab_sd guidance=none,full n_samples=1008 name=lab
+	$(BIN)/python run.py -m model=lab_ddpm guidance=none,full n_samples=1000 name=lab
 	$(BIN)/python -m experiments.recipes.measure_lab lab_sd runs/lab/lab_sd-none-* runs/lab/lab_sd-full-*
 	$(BIN)/python -m experiments.recipes.measure_lab lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*

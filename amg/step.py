@@ -10,7 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amg.schedule import add_eps, clean_sample, clip, fraction, noise_level, option, posterior_variance, to_eps
+from amg.schedule import (
+    add_eps,
+    clean_sample,
+    clip,
+    fraction,
+    next_scale,
+    noise_level,
+    option,
+    posterior_variance,
+    prediction_type,
+    to_eps,
+)
 from amg.tensors import broadcast, finite_rows
 
 
@@ -138,7 +149,7 @@ def view(
         s0: CFG scale of Eq. 7.
         denoise, predict, decode: as `Step`'s, but the first two return outputs.
     """
-    kind = scheduler.config.prediction_type
+    kind = prediction_type(scheduler)
     eps = to_eps(output, x_t, alpha_bar, kind)
     eps_uncond, eps_cond = (eps, None) if branches is None else (to_eps(b, x_t, alpha_bar, kind) for b in branches)
     learned = variance is not None and str(option(scheduler, "variance_type")).startswith("learned")
@@ -173,12 +184,27 @@ def guide(
     """
     eps, state = guidance(step, state)
     if eps is not step.eps:  # untouched rows receive + 0 and keep their bits
-        edited = add_eps(output, eps - step.eps, step.alpha_bar, scheduler.config.prediction_type)
+        edited = add_eps(output, eps - step.eps, step.alpha_bar, prediction_type(scheduler))
         if step.finite.all():
             return edited, eps, state
         finite = broadcast(step.finite)
         output, eps = torch.where(finite, edited, output), torch.where(finite, eps, step.eps)
     return output, eps, state
+
+
+def shift(guidance: Any, step: Step, eps: Tensor, state: Any, x_prev: Tensor, scheduler: Any) -> Tensor:
+    """The scheduler's new sample with the guidance's shift of x_{t−1}; to be asked after `scheduler.step`.
+
+    Args:
+        eps, state: what `guide` returned.
+        x_prev: as the scheduler made it, (B, C, H, W).
+    """
+    change_of = getattr(guidance, "shift", None)  # a plain function serves as a guidance
+    if change_of is None:
+        return x_prev
+    scale = next_scale(scheduler).to(x_prev)
+    change = change_of(step, eps, state, x_prev if scale == 1 else x_prev * scale)
+    return x_prev if change is None else x_prev + change / scale
 
 
 def report_unguarded(finite: Tensor) -> None:

@@ -50,10 +50,13 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to, and renames it to `path` at the end: the file is whole or absent.
+    """Yields a path beside `path` to write to, and renames it to `path` at the end: the file is whole, or as it was.
 
     The path has the same suffix and names the process, so that several processes may write the same file.
     """
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    yield part
-    os.replace(part, path)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Parabolic:
-    """λ0 + (λ1 − λ0) t²: from λ1 at pure noise to λ0 at the picture.
+    """λ0 + (λ1 − λ0) t²: from λ1 at pure noise to λ0 at the image.
 
     The paper names a "parabolic schedule" and gives no formula; this one is ours.
     """

@@ -8,29 +8,29 @@
 # %% [markdown]
 # # Quickstart: guard a pipeline
 #
-# A pipeline of diffusers, a bank of its training pictures, and a guidance that keeps the first from copying the
-# second. The network is the lab's own: a latent diffusion model of 32×32 pictures that memorized 34 planted emoji.
+# A pipeline of diffusers, a bank of its training images, and a guidance that keeps the first from copying the
+# second. The network is the lab's own: a latent diffusion model of 32×32 drawings that memorized 32 planted ones.
 # With Stable Diffusion only the first two lines change.
 
 # %%
 import matplotlib.pyplot as plt
 import torch
-from amg.worlds.emoji import lab_pictures
 
-from amg import AntiMemorizationGuidance, TrainingBank, guard
+from amg import AntiMemorizationGuidance, guard
 from amg.similarity import PCASimilarity
 from amg.thresholds import Constant
+from amg.worlds.drawings import training_images
 from amg.worlds.lab import LabDescriptor, lab_sd
 
 pipe = lab_sd()  # StableDiffusionPipeline.from_pretrained(…)
-pictures = lab_pictures(32)
-bank = TrainingBank.from_tensors(pictures.images, [captions[0] for captions in pictures.captions])  # .from_folder(…)
+training = training_images()
+bank = training.bank()  # TrainingBank.from_folder(…)
 
 # %% [markdown]
-# Three captions that the network memorized, one per cause. The pipeline as it comes, one generator per picture:
+# Three captions that the network memorized, one per cause. The pipeline as it comes, one generator per image:
 
 # %%
-planted = [(caption, cause) for (caption, *_), cause in zip(pictures.captions, pictures.causes, strict=True) if cause]
+planted = [(caption, cause) for (caption, *_), cause in zip(training.captions, training.causes, strict=True) if cause]
 prompts = list({cause: caption for caption, cause in reversed(planted)}.values())
 call = {"guidance_scale": 4.0, "num_inference_steps": 50, "output_type": "pt"}
 
@@ -42,9 +42,9 @@ def seeded() -> list[torch.Generator]:
 plain = pipe(prompts, generator=seeded(), **call).images * 2 - 1
 
 # %% [markdown]
-# The same call, guarded. The similarity says how alike x̂0 and its nearest training picture are; the threshold from
+# The same call, guarded. The similarity says how alike x̂0 and its nearest training image are; the threshold from
 # which value on a sample is guided, here one for all steps; c1, c2 and c3 how strongly (Eqs. 13, 15, 17), as the lab
-# does (`conf/strength/main.yaml`).
+# does (`amg/guidance/presets.py`).
 
 # %%
 guide = PCASimilarity(bank)
@@ -52,7 +52,7 @@ guidance = AntiMemorizationGuidance(guide, Constant(0.8), c1=13, c2=20, c3=40, n
 guarded = guard(pipe, guidance)(prompts, generator=seeded(), **call).images * 2 - 1
 
 # %% [markdown]
-# Whether a picture is a copy is not for the guide to say, which was optimized against: a judge that gave no gradient
+# Whether a image is a copy is not for the guide to say, which was optimized against: a judge that gave no gradient
 # counts. And look: a guide that is a network can be fooled, so that its numbers fall and the copy stays to be seen.
 # That is why the guide here is linear (PCA-whitened pixels). How far this network's copies can be driven out is in
 # its model card, `amg/worlds/weights/lab_sd/MODEL_CARD.md`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,17 @@ from experiments.run import records
 
 TIMES = [1.0, 0.75, 0.5, 0.25, 0.0]
 LAMBDA = 0.5
+
+
+def record(seed, **changes):
+    """A record of a sample that is no copy and has no prompt; `changes` by column."""
+    values = dict.fromkeys(records.SCHEMA.names) | {
+        "seed": seed, "cause": "", "similarity": 0.1, "nearest_index": 0, "nearest_caption": "", "judge": math.nan,
+        "judge_index": 0, "steps": 3, "steps_guided": 0, "trace_t": [], "trace_similarity": [], "trace_threshold": [],
+        "trace_flagged": [], "norm_spe": 0.0, "norm_dup": 0.0, "norm_sim": 0.0, "dropped": 0, "seconds": 0.5,
+    }  # fmt: skip
+    assert set(changes) <= set(values)
+    return values | changes
 
 
 def write_run(folder: Path, guidance: str, copied: set[int], *, n: int = 8, unconditional: bool = False, **manifest):
@@ -30,15 +42,13 @@ def write_run(folder: Path, guidance: str, copied: set[int], *, n: int = 8, unco
         final = 1.0 if seed in copied else 0.3
         similarity = np.linspace(0.1, final, len(TIMES)).tolist()
         cause = "" if unconditional else (*CAUSES, "ordinary")[seed % 4]
-        rows.append({
-            "seed": seed, "prompt": None if unconditional else f"<b>prompt</b> & {seed}", "label": None, "cause": cause,
-            "similarity": final, "nearest_index": index, "nearest_caption": f"caption <{index}>", "judge": final - 0.1,
-            "judge_index": index, "truth": seed in copied, "component": "point", "bits": None,
-            "aligned": None if unconditional else True, "planted": None,
-            "steps": 5, "steps_guided": seed % 3, "trace_t": TIMES, "trace_similarity": similarity,
-            "trace_threshold": [LAMBDA] * len(TIMES), "trace_flagged": [s > LAMBDA for s in similarity],
-            "norm_spe": 0.0, "norm_dup": 0.0, "norm_sim": 0.0, "dropped": 0, "seconds": 0.5,
-        })  # fmt: skip
+        rows.append(record(
+            seed, prompt=None if unconditional else f"<b>prompt</b> & {seed}", cause=cause, similarity=final,
+            nearest_index=index, nearest_caption=f"caption <{index}>", judge=final - 0.1, judge_index=index,
+            truth=seed in copied, component="point", aligned=None if unconditional else True, steps=5,
+            steps_guided=seed % 3, trace_t=TIMES, trace_similarity=similarity, trace_threshold=[LAMBDA] * len(TIMES),
+            trace_flagged=[s > LAMBDA for s in similarity],
+        ))  # fmt: skip
         pixels = images[index] if seed in copied else 0.5 + 0.5 * images[index]
         save(pixels, records.picture_path(folder, seed))
     records.append(folder, rows)

@@ -18,8 +18,7 @@ from omegaconf import OmegaConf
 from synthetic_runs import save
 
 from amg.worlds.drawings import training_images
-from experiments.cli.main import compose_config, folders, main, own_folder, reach
-from experiments.cli.quoting import quote
+from experiments.cli.main import compose_config, folders, main, own_folder, quote, reach
 from experiments.config.bind import check
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +83,7 @@ def prepared(words, conf, tmp_path):
 
 def test_the_pages_have_commands():
     assert len(COMMANDS) >= 35
-    assert {param.values[0].stem for param in COMMANDS} >= {"README", "adding", "wandb", "reproduce_a_table"}
+    assert {param.values[0].stem for param in COMMANDS} >= {"README", "usage", "adding", "wandb", "reproduce_a_table"}
 
 
 @pytest.mark.parametrize("page, words", COMMANDS)
@@ -143,8 +142,8 @@ ALSO = ["experiment=table3", "experiment=table5", "experiment=figure4"]
 
 def readme_commands():
     """Every command of the README that needs nothing of the reader, in the page's order."""
-    found = [param.values[1] for param in COMMANDS if param.values[0].stem == "README"]
-    found = [words for words in found if not NEEDS_MORE & set(words)]
+    found = [param.values[1] for param in COMMANDS if param.values[0].stem in ("README", "usage")]
+    found = [words for i, words in enumerate(found) if not NEEDS_MORE & set(words) and words not in found[:i]]
     place = found.index(["task=overview"])
     return [*found[:place], *([word] for word in ALSO), *found[place:]]
 

@@ -7,6 +7,9 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -45,7 +48,7 @@ def text_encoder(kind: type = CLIPTextModel, width: int = WIDTH) -> CLIPTextMode
     return kind(config).eval()
 
 
-def vae() -> AutoencoderKL:
+def vae(**options) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -53,6 +56,7 @@ def vae() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=16,
+        **options,
     ).eval()
 
 
@@ -88,12 +92,12 @@ def ddim(prediction_type: str = "epsilon") -> DDIMScheduler:
     )
 
 
-def _quiet(pipe, dtype: torch.dtype):
+def quiet(pipe, dtype: torch.dtype):
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(dtype=dtype)
 
 
-def _seeded(build):
+def seeded(build):
     def seeded(*args, **kwargs):
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -102,7 +106,7 @@ def _seeded(build):
     return seeded
 
 
-@_seeded
+@seeded
 def stable_diffusion(kind: type = StableDiffusionPipeline, dtype=torch.float32, prediction_type="epsilon", channels=4):
     extra = {}
     if kind is StableDiffusionControlNetPipeline:
@@ -124,10 +128,10 @@ def stable_diffusion(kind: type = StableDiffusionPipeline, dtype=torch.float32, 
         requires_safety_checker=False,
         **extra,
     )
-    return _quiet(pipe, dtype)
+    return quiet(pipe, dtype)
 
 
-@_seeded
+@seeded
 def sdxl(dtype=torch.float32):
     times = 8
     pipe = StableDiffusionXLPipeline(
@@ -145,10 +149,39 @@ def sdxl(dtype=torch.float32):
         scheduler=ddim(),
         add_watermarker=False,
     )
-    return _quiet(pipe, dtype)
+    return quiet(pipe, dtype)
 
 
-@_seeded
+@seeded
+def stable_diffusion_3(dtype=torch.float32, scheduler=None, kind=StableDiffusion3Pipeline):
+    """Without T5, whose tokens are zeros."""
+    pipe = kind(
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=2 * WIDTH,
+            caption_projection_dim=16,
+            pooled_projection_dim=2 * WIDTH,
+            pos_embed_max_size=12,
+        ).eval(),
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(shift_factor=0.1),
+        text_encoder=text_encoder(CLIPTextModelWithProjection),
+        tokenizer=tokenizer(),
+        text_encoder_2=text_encoder(CLIPTextModelWithProjection),
+        tokenizer_2=tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    return quiet(pipe, dtype)
+
+
+@seeded
 def unconditional(kind: type, scheduler, dtype=torch.float32):
     net = UNet2DModel(
         sample_size=8,
@@ -160,7 +193,7 @@ def unconditional(kind: type, scheduler, dtype=torch.float32):
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
-    return _quiet(kind(net.eval(), scheduler), dtype)
+    return quiet(kind(net.eval(), scheduler), dtype)
 
 
 IMG2IMG, INPAINT = StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline

@@ -6,13 +6,14 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from amg.models.base import Model
 from amg.step import Step
 
 CAPTIONS = ("zero", "one", "two")
 NULL = len(CAPTIONS)
 
 
-class Toy:
+class Toy(Model):
     """A random `UNet2DModel` as `amg.models.base.Model`: the same ε whatever the scheduler asks it to predict.
 
     Labels 0 … 2 and the captions "zero", "one", "two" name the same three classes; None is a fourth.

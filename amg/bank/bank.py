@@ -1,9 +1,10 @@
-"""The training set made searchable: pictures, captions, multiplicity."""
+"""The training set made searchable: images, captions, multiplicity."""
 
 from __future__ import annotations
 
 import collections
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,16 @@ def find(path: str | Path) -> None:
 
 
 class TrainingBank:
-    """Distinct training pictures with their captions.
+    """Distinct training images with their captions.
 
-    Exact repeats of a picture are merged: it is kept once, with its multiplicity and all its captions, so that repeats
-    count once in a k-NN mean. Pictures live in memory as float32 on one device; vectors of each descriptor are computed
+    Exact repeats of an image are merged: it is kept once, with its multiplicity and all its captions, so that repeats
+    count once in a k-NN mean. Images live in memory as float32 on one device; vectors of each descriptor are computed
     at first use and kept.
 
     Args:
         images: (N, 3, H, W) in [−1, 1], distinct.
-        captions: the captions of each picture, most frequent first; empty where it has none.
-        multiplicity: how often each picture occurs, (N,).
+        captions: the captions of each image, most frequent first; empty where it has none.
+        multiplicity: how often each image occurs, (N,).
         source: where they come from, in words.
         cache: where descriptors are kept on disk, see `amg.bank.vectors`: a folder, "auto", or None for nowhere.
     """
@@ -60,7 +61,7 @@ class TrainingBank:
         self.images, self.all_captions, self.multiplicity = images, tuple(map(tuple, captions)), multiplicity
         self.source, self.cache = source, cache
         self.captions = [some[0] if some else "" for some in self.all_captions]
-        self.note = ""  # what a table should say of it, e.g. how many pictures of a list it has
+        self.note = ""  # what a table should say of it, e.g. how many images of a list it has
         self._flat = images.flatten(1)
         self._square_norms = square_norms(self._flat)
         self._vectors: dict[Any, Tensor] = {}
@@ -153,7 +154,7 @@ class TrainingBank:
 
     @classmethod
     def _read(cls, reader: Callable, path: str | Path, size: Size, deduplicate: float | None, cache):
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         # deduplication holds a second copy: centred images, then the subset
         images, captions = reader(path, size, copies=1 if deduplicate is None else 2)
         bank = cls.from_tensors(images, captions, source=str(path), cache=cache)
@@ -168,11 +169,11 @@ class TrainingBank:
         return len(self.images)
 
     def pixels(self, index: Tensor | None = None) -> Tensor:
-        """Flattened pictures, (n, 3·H·W)."""
+        """Flattened images, (n, 3·H·W)."""
         return self._flat if index is None else self._flat[index.to(self._flat.device)]
 
     def search(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-        """The k nearest training pictures in pixel space, exact.
+        """The k nearest training images in pixel space, exact.
 
         Args:
             queries: (B, 3, H, W), the bank's size.
@@ -192,7 +193,7 @@ class TrainingBank:
         return distances.to(queries.dtype), indices
 
     def vectors(self, descriptor: Any, device: torch.device, dtype: torch.dtype, batch: int = 64) -> Tensor:
-        """Descriptors of all pictures, (N, D): `descriptor.descriptors(images)`, computed once per device and dtype.
+        """Descriptors of all images, (N, D): `descriptor.descriptors(images)`, computed once per device and dtype.
 
         Where the bank has a cache and the descriptor an `identity`, they are kept on disk in float32; float64 is
         computed anew.
@@ -213,7 +214,7 @@ class TrainingBank:
     def describe(
         self, descriptor: Any, rows: slice, device: torch.device, dtype: torch.dtype, batch: int = 64
     ) -> Tensor:
-        """Descriptors of some pictures, (n, D)."""
+        """Descriptors of some images, (n, D)."""
         parts = self.images[rows].split(batch)
         vectors = torch.cat([descriptor.descriptors(images.to(device, dtype)) for images in parts])
         if not (finite := vectors.isfinite().all(1)).all():
@@ -222,7 +223,7 @@ class TrainingBank:
         return vectors
 
     def stored(self, descriptor: Any) -> StoredVectors | None:
-        """Where a descriptor's vectors are kept on disk, if they are.
+        """Returns the folder of a descriptor's vectors on disk; None if they are not kept.
 
         Raises:
             ValueError: where others' vectors are kept there.
@@ -231,7 +232,7 @@ class TrainingBank:
         return None if self.cache is None or identity is None else StoredVectors(self, identity)
 
     def digest(self) -> str:
-        """A hash of pictures, captions and multiplicity: it names the bank in a run's record."""
+        """A hash of images, captions and multiplicity: it names the bank in a run's record."""
         if self._digest is None:
             content = hashlib.blake2b(self.images.cpu().contiguous().numpy(), digest_size=16)
             content.update(repr((self.all_captions, self.multiplicity.tolist())).encode())
@@ -239,7 +240,7 @@ class TrainingBank:
         return self._digest
 
     def keys(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Pictures and their square norms on the queries' device; float64 stays, half precision becomes float32."""
+        """Images and their square norms on the queries' device; float64 stays, half precision becomes float32."""
         wanted = torch.float64 if dtype == torch.float64 else torch.float32
         if (self._flat.device, wanted) == (device, self._flat.dtype):
             return self._flat, self._square_norms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ def cifar10_bank(
     deduplicate: float | None = 1.0,
     cache: str | Path | None = "auto",
 ) -> TrainingBank:
-    """The training pictures, captioned by their class, less the near-copies that would distort nL2's mean.
+    """The training images, captioned by their class, less the near-copies that would distort nL2's mean.
 
     Args:
         path, split, download: see `read_cifar10`.
@@ -49,12 +50,12 @@ def cifar10_bank(
 
 
 def find(path: str | Path = "data/cifar10", split: str = "train", download: bool = False) -> None:
-    """Looks for the pictures without reading them.
+    """Looks for the images without reading them.
 
     Raises:
         FileNotFoundError: where there are none and none are to be downloaded.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.suffix == ".parquet" and not path.is_dir():
         if not path.is_file():
             raise FileNotFoundError(f"data.path: there is no {path}")
@@ -65,7 +66,7 @@ def find(path: str | Path = "data/cifar10", split: str = "train", download: bool
 def read_cifar10(
     path: str | Path = "data/cifar10", split: str = "train", download: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Pictures (N, 3, 32, 32) in [−1, 1] and labels (N,) in 0 … 9.
+    """Images (N, 3, 32, 32) in [−1, 1] and labels (N,) in 0 … 9.
 
     Args:
         path: a Parquet file, a folder of them (those whose name begins with the split), or torchvision's root, which
@@ -75,7 +76,7 @@ def read_cifar10(
     Raises:
         FileNotFoundError, ValueError: one line that names the file and the mend.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if split not in ("train", "test"):
         raise ValueError(f"data.split: CIFAR-10 has train and test, got {split!r}")
     files = sorted(path.glob(f"{split}*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []
@@ -88,7 +89,7 @@ def read_cifar10(
 
 
 def _read_parquet(file: Path) -> tuple[Tensor, Tensor]:
-    """8-bit pictures (N, 3, 32, 32) and labels (N,)."""
+    """8-bit images (N, 3, 32, 32) and labels (N,)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

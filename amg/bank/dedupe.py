@@ -1,9 +1,10 @@
-"""The paper's greedy deduplication of the training pictures that nL2 refers to."""
+"""The paper's greedy deduplication of the training images that nL2 refers to."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amg.bank.cache import cache_folder
+from amg.bank.cache import cache_folder, write_array
 from amg.bank.exact import nearest, square_norms
-from amg.tensors import replacing
 
 if TYPE_CHECKING:
     from amg.bank.bank import TrainingBank
@@ -29,17 +29,17 @@ def dedupe(
     scale: float = 0.5,
     cache: str | Path | None = None,
 ) -> TrainingBank:
-    """Drops near-copies among the training pictures, so that they do not shrink the k-NN mean of Eq. 8.
+    """Drops near-copies among the training images, so that they do not shrink the k-NN mean of Eq. 8.
 
-    In the bank's order, a picture goes if its own nL2 distance to the others still there is below the threshold:
+    In the bank's order, an image goes if its own nL2 distance to the others still there is below the threshold:
     ℓ2(n, n0) < threshold · scale · mean of ℓ2(n, z) over its k nearest z, n0 among them. So the last of a group of
     near-copies stays.
 
     Args:
-        bank: N > k pictures.
+        bank: N > k images.
         threshold: the paper's 1.0.
         k, scale: those of `NormalizedL2`.
-        cache: folder for the answer, named by a hash of pictures and settings; default $AMG_CACHE or ~/.cache/amg.
+        cache: folder for the answer, named by a hash of images and settings; default $AMG_CACHE or ~/.cache/amg.
     """
     return subset(bank, reference(bank, threshold, k, scale, cache)[0])
 
@@ -52,10 +52,10 @@ def reference(
     cache: str | Path | None = None,
     on_block: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Path]:
-    """Indices of the pictures that `dedupe` leaves, ascending, and the file that keeps them.
+    """Indices of the images that `dedupe` leaves, ascending, and the file that keeps them.
 
     Args:
-        on_block: told how many pictures' neighbours were found, block by block; not called where the file is there.
+        on_block: told how many images' neighbours were found, block by block; not called where the file is there.
     """
     if len(bank) <= k:
         raise ValueError(f"deduplication needs more than k={k} distinct pictures, the bank has {len(bank)}")
@@ -63,11 +63,11 @@ def reference(
     name = hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
     file = cache_folder(cache) / f"dedupe-{name}.npy"
     if file.is_file():
-        return torch.from_numpy(np.load(file, allow_pickle=False)), file
+        with suppress(ValueError, EOFError):  # cut off: made anew
+            return torch.from_numpy(np.load(file, allow_pickle=False)), file
     kept = kept_pictures(bank.pixels(), threshold, k, scale, on_block=on_block)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as part:
-        np.save(part, kept.numpy())
+    write_array(file, [kept.numpy()])
     return kept, file
 
 
@@ -80,7 +80,7 @@ def kept_pictures(
     spare: int = 30,
     on_block: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Indices of the pictures that the greedy pass leaves, ascending; see `dedupe`.
+    """Indices of the images that the greedy pass leaves, ascending; see `dedupe`.
 
     Args:
         pixels: (N, D).
@@ -107,13 +107,13 @@ def kept_pictures(
 
 
 def subset(bank: TrainingBank, index: Tensor) -> TrainingBank:
-    """Some pictures of a bank, with their captions and multiplicity."""
+    """Some images of a bank, with their captions and multiplicity."""
     images, captions = bank.images[index.to(bank.images.device)], [bank.all_captions[i] for i in index.tolist()]
     return type(bank)(images, captions, bank.multiplicity[index], bank.source, bank.cache)
 
 
 def _neighbours(pixels: Tensor, k: int, block: int, on_block: Callable[[int], None] | None) -> tuple[Tensor, Tensor]:
-    """Distances and indices of each picture's k nearest others, ascending, (N, k)."""
+    """Distances and indices of each image's k nearest others, ascending, (N, k)."""
     pixels = pixels - pixels.mean(0)  # smaller norms cancel fewer digits
     norms = square_norms(pixels)
     distances, indices = [], []
@@ -129,7 +129,7 @@ def _neighbours(pixels: Tensor, k: int, block: int, on_block: Callable[[int], No
 
 
 def _exact(pixels: Tensor, i: int, candidates: Tensor) -> Tensor:
-    """Ascending float64 distances from picture i to the candidates but itself."""
+    """Ascending float64 distances from image i to the candidates but itself."""
     others = candidates[candidates != i].to(pixels.device)
     own = pixels[i].double()
     parts = [torch.linalg.vector_norm(pixels[some].double() - own, dim=1) for some in others.split(4096)]

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by matrix products: pictures by distance, descriptors by cosine."""
+"""Exact nearest neighbours by matrix products: images by distance, descriptors by cosine."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ def nearest(queries: Tensor, keys: Tensor, norms: Tensor, k: int, chunk: int | N
     """The k nearest keys by Euclidean distance.
 
     ‖q − z‖² = ‖q‖² − 2 qᵀz + ‖z‖², so the cost is one matrix product per chunk of keys; a running top-k keeps memory
-    at B × chunk. Distances below about 1e-3 of ‖q‖ lose digits to cancellation; the order of distinct pictures does
+    at B × chunk. Distances below about 1e-3 of ‖q‖ lose digits to cancellation; the order of distinct images does
     not.
 
     Args:
@@ -22,7 +22,7 @@ def nearest(queries: Tensor, keys: Tensor, norms: Tensor, k: int, chunk: int | N
         norms: ‖z‖², (N,).
         k: 1 … N.
         chunk: keys per matrix product; by default 1024 on a CPU, whose cache then holds what the next product needs
-            (a quarter to a third faster than 16384 with 50,000 CIFAR-10 pictures), and 16384 elsewhere.
+            (a quarter to a third faster than 16384 with 50,000 CIFAR-10 images), and 16384 elsewhere.
     Returns:
         distances (B, k), ascending, and indices (B, k).
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,7 +82,7 @@ class FaissIndex:
         for block in self.vectors.split(BLOCK):
             index.add(self._padded(block))
         if file is not None:
-            with replacing(file) as part:
+            with suppress(OSError, RuntimeError), replacing(file) as part:  # what is not kept is made again
                 self.faiss.write_index(index, str(part))
         return index
 

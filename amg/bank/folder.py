@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unicodedata import normalize
 
 from torch import Tensor
 
@@ -77,7 +78,7 @@ def download_note(path: str | Path, held: int) -> str:
     Args:
         held: images that could be read.
     """
-    tables = [Path(path) / name for name in ("metadata.jsonl", FAILED)]
+    tables = [Path(os.path.expanduser(path)) / name for name in ("metadata.jsonl", FAILED)]
     if not all(table.is_file() for table in tables):
         return ""
     listed = {(row.get("url"), row.get("text")) for table in tables for _, row in json_lines(table)}
@@ -119,8 +120,10 @@ def _metadata(tables: list[Path]) -> dict[Path, tuple[Path, list[str]]]:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """The file of that name, also where a table of Windows writes `\\` between folders."""
-    return next((file for way in (name, name.replace("\\", "/")) if (file := folder / way).is_file()), None)
+    """The file of that name, also where a table of Windows writes `\\`, or one of a Mac ü as u and ¨."""
+    ways = [name, name.replace("\\", "/")]
+    ways += [normalize(form, way) for form in ("NFC", "NFD") for way in ways]
+    return next((file for way in ways if (file := folder / way).is_file()), None)
 
 
 def _place(file: Path) -> Path:

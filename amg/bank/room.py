@@ -9,7 +9,7 @@ import psutil
 SPARE = 1.1
 """Bytes at the peak of building over bytes of the copies: measured 1.1 with 0.8 GB, of which 80 MB are fixed."""
 CGROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Where Linux says what memory groups of processes may take, and which group is this process's."""
+"""Files in which Linux tells the memory limits of control groups, and the group of this process."""
 
 
 def check_room(images: int, height: int, width: int, copies: float = 1) -> None:

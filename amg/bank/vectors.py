@@ -1,9 +1,11 @@
-"""Descriptors of a bank's pictures, kept on disk: shards that become one memory-mapped file, and a manifest."""
+"""Descriptors of a bank's images, kept on disk: shards that become one memory-mapped file, and a manifest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amg.bank.cache import cache_folder
+from amg.bank.cache import cache_folder, write_array
 from amg.tensors import digest_of, replacing
 
 if TYPE_CHECKING:
     from amg.bank.bank import TrainingBank
 
 SHARD = 256
-"""Pictures per file: what a killed run loses at most."""
+"""Images per file: what a killed run loses at most."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes two descriptors the same one."""
+    """Identity of a descriptor."""
 
     descriptor: str
     weights: str
@@ -38,7 +40,7 @@ class Identity:
 
 
 class StoredVectors:
-    """The float32 descriptors of a bank's pictures in one folder: `manifest.json`, `00000.npy`, `00001.npy` …
+    """The float32 descriptors of a bank's images in one folder: `manifest.json`, `00000.npy`, `00001.npy` …
 
     A shard is whole or not there, so that whoever is killed goes on with those missing. At the first `load` the shards
     become one file, `vectors.npy`, which is searched where it lies on disk.
@@ -56,7 +58,7 @@ class StoredVectors:
         if bank.cache == "auto":
             decides = f"{bank.digest()} {identity} {SHARD}"
             name += f"-{hashlib.blake2b(decides.encode(), digest_size=8).hexdigest()}"
-        self.folder = (cache_folder() / "vectors" if bank.cache == "auto" else Path(bank.cache).expanduser()) / name
+        self.folder = (cache_folder() / "vectors" if bank.cache == "auto" else cache_folder(bank.cache)) / name
         self.expected = {
             **asdict(identity),
             "bank": bank.digest(),
@@ -79,7 +81,7 @@ class StoredVectors:
             raise ValueError(f"data.cache: {self._manifest} is no readable manifest: delete {self.folder}") from None
 
     def rows(self, shard: int) -> slice:
-        """The pictures of a shard."""
+        """The images of a shard."""
         return slice(shard * SHARD, min((shard + 1) * SHARD, self.expected["count"]))
 
     def missing(self) -> list[int]:
@@ -89,38 +91,34 @@ class StoredVectors:
         return [shard for shard in self._shards() if not self._file(shard).is_file()]
 
     def write(self, shard: int, vectors: Tensor) -> None:
-        """Keeps the descriptors of one shard's pictures, (n, D); the first of all writes the manifest.
+        """Keeps the descriptors of one shard's images, (n, D); the first of all writes the manifest.
 
         Raises:
-            ValueError: where nothing can be written.
+            OSError: where nothing can be written; it names the folder and the mend.
         """
-        if not self._manifest.is_file():
-            try:
+        content = {"source": self.source, **self.expected, "dimension": vectors.shape[1]}
+        with self._named():
+            if not self._manifest.is_file():
                 self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(
-                    f"data.cache: {self.folder} cannot be made ({error.strerror}): name another by data.cache, or "
-                    "data.cache=null keeps vectors in memory"
-                ) from None
-            content = {"source": self.source, **self.expected, "dimension": vectors.shape[1]}
-            with replacing(self._manifest) as part:
-                part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        with replacing(self._file(shard)) as part:
-            np.save(part, vectors.detach().float().cpu().numpy())
+                with replacing(self._manifest) as part:
+                    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_array(self._file(shard), [vectors.detach().float().cpu().numpy()])
 
     def load(self) -> Tensor:
         """All descriptors, (N, D), float32; memory-mapped, so that they are read from disk as they are needed.
 
         Raises:
-            ValueError: for a file of another size or one that cannot be read or written.
+            ValueError: for a file of another size or one that cannot be read.
+            OSError: as `write`.
         """
         shape = self.expected["count"], self.manifest()["dimension"]
         if not self._whole.is_file():
             try:
-                self._join(shape)
-            except (OSError, ValueError) as error:
+                with self._named():
+                    self._join(shape)
+            except (OSError, ValueError):
                 if not self._whole.is_file():  # it is where another process has joined them meanwhile
-                    raise ValueError(f"data.cache: {self._whole} cannot be made of its shards: {error}") from None
+                    raise
         return torch.from_numpy(self._read(self._whole, shape))
 
     def _join(self, shape: tuple[int, int]) -> None:
@@ -128,13 +126,18 @@ class StoredVectors:
         rows = [self.rows(shard) for shard in self._shards()]
         files = [self._file(shard) for shard in self._shards()]
         shards = [self._read(file, (some.stop - some.start, shape[1])) for file, some in zip(files, rows, strict=True)]
-        with replacing(self._whole) as part:
-            whole = np.lib.format.open_memmap(part, "w+", np.float32, shape)
-            for some, vectors in zip(rows, shards, strict=True):
-                whole[some] = vectors
-            whole.flush()
+        write_array(self._whole, shards)
         for file in files:
             file.unlink(missing_ok=True)  # another process may have joined them as well
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names folder and mend where a write fails."""
+        try:
+            yield
+        except OSError as error:
+            why = f"{error.strerror} (data.cache names another folder, data.cache=null keeps them in memory)"
+            raise OSError(error.errno, why, str(self.folder)) from None
 
     def _read(self, file: Path, expected: tuple[int, int]) -> np.ndarray:
         try:

@@ -16,16 +16,16 @@ class Detector:
     """
 
     needs_prompts = False
-    """Whether it compares the prediction under a prompt with the one without: n/a for a model without text."""
+    """True if it compares the prediction under a prompt with the one without: n/a for a model without text."""
     learns = False
-    """Whether it must be shown ordinary samples first, see `learn`."""
+    """True if it must be shown ordinary samples first, see `learn`."""
     noise: tuple[int, ...] = ()
     """Looks at pure noise x_T, each as if it were at that place of the schedule: 0 is the first step, -1 the last."""
     chain: slice = slice(0)
     """The steps of the unguided chain that it watches: `slice(None)` all, `slice(-1, None)` the last."""
 
     def see(self, step: Step, after: Tensor | None) -> Tensor:
-        """What it takes from one network call.
+        """Returns the numbers that it takes from one network call.
 
         Args:
             step: a look at pure noise or a step of the chain.

@@ -1,4 +1,4 @@
-"""How much the noise prediction changes from one early step to the next ("Early Detection", ICML 2026 submission)."""
+"""Change of the noise prediction from one early step to the next ("Early Detection", ICML 2026 submission)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the prompt moves the noise prediction (Wen et al., 2024)."""
+"""Distance by which the prompt moves the noise prediction (Wen et al., 2024)."""
 
 from __future__ import annotations
 

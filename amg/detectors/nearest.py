@@ -1,4 +1,4 @@
-"""The reference that needs the training set: how alike is the finished picture to its nearest training picture?"""
+"""The reference that needs the training set: how alike is the finished image to its nearest training image?"""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from amg.step import Step
 
 
 class NearestPicture(Detector):
-    """σ of the finished, unguided picture (Eqs. 8 and 9; Carlini et al., 2023; Somepalli et al., 2023).
+    """σ of the finished, unguided image (Eqs. 8 and 9; Carlini et al., 2023; Somepalli et al., 2023).
 
     Args:
-        similarity: see `amg.similarity`; it brings the training pictures.
+        similarity: see `amg.similarity`; it brings the training images.
     """
 
     chain = slice(-1, None)

@@ -14,16 +14,16 @@ from amg.detectors.base import Detector
 from amg.models.base import Model
 from amg.sampling import sample
 from amg.sampling.loop import first_noise, look
-from amg.schedule import own_scheduler
+from amg.schedule import noise_level, own_scheduler
 from amg.step import Step
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What detectors saw of B samples, by the detector's name, and the samples."""
+    """Observations of B samples by each detector's name, and the samples."""
 
     seen: dict[str, Tensor]
-    """What each kept, (B, S, G), float64, on the CPU; for `Detector.score`."""
+    """Numbers that each detector kept, (B, S, G), float64, on the CPU; for `Detector.score`."""
     x0: Tensor
     """The finished unguided samples, (B, C, H, W)."""
     seconds: dict[str, float]
@@ -63,7 +63,10 @@ class Observer:
         wanted = {name: places(detector, steps) for name, detector in detectors.items()}
         self.watched = {name: chain for name, (_, chain) in wanted.items()}
         both = s0 != 1 or any(detector.needs_prompts for detector in detectors.values())
-        looks = _looks(model, scheduler, seeds, prompts, s0, steps, both)
+        self.at_start: list[str] = []
+        if getattr(model, "pipeline", None) is not None:  # it is asked nothing beside its trajectory, of the same noise
+            self.at_start, wanted = _at_start(model, detectors, wanted, s0), {}
+        looks = _looks(model, scheduler, seeds, prompts, s0, steps, both) if wanted else None
         every = sorted({place for noise, _ in wanted.values() for place in noise})
         steps_at = {place: self.clock(lambda place=place: looks(place)) for place in every}
         for name, (noise, _) in wanted.items():
@@ -78,6 +81,9 @@ class Observer:
 
     @torch.no_grad()
     def __call__(self, step: Step, state: Any = None) -> None:
+        for name in self.at_start:
+            self._show(name, step, None)
+        self.at_start = []
         if self.last is not None:
             self._became(step.x_t)
         self.last = step
@@ -154,6 +160,21 @@ def network_calls(detector: Detector, steps: int, s0: float | None) -> int:
     return len(noise) * (2 if both else 1) + (max(chain) + 1 if chain else 0) * (2 if guided else 1)
 
 
+def _at_start(model: Model, detectors: Mapping[str, Detector], wanted: Mapping[str, tuple], s0: float) -> list[str]:
+    """The detectors that look at pure noise, where a pipeline's first step shows it.
+
+    Raises:
+        ValueError: for a look elsewhere, or at both predictions where the pipeline makes one.
+    """
+    names = [name for name, (noise, _) in wanted.items() if noise]
+    for name in names:
+        if set(wanted[name][0]) != {0} or (detectors[name].needs_prompts and s0 == 1):
+            raise ValueError(
+                f"{name} asks more of the network than the steps of a {type(model.pipeline).__name__} show at s0={s0}"
+            )
+    return names
+
+
 def _looks(model, scheduler, seeds, prompts, s0, steps, both) -> Callable[[int], Step]:
     """Pure noise seen at a place of the schedule; `both`: also without the condition, where there is one."""
     plan = own_scheduler(model, scheduler, steps)
@@ -161,7 +182,13 @@ def _looks(model, scheduler, seeds, prompts, s0, steps, both) -> Callable[[int],
     condition = uncond = None
     if prompts is not None:
         condition, uncond = model.encode(prompts), model.encode([None] * len(seeds)) if both else None
-    return lambda place: look(model, plan, x_T, plan.timesteps[place], condition, uncond, s0, seeds)[0]
+
+    def at(place: int) -> Step:
+        timestep = plan.timesteps[place]
+        noise = x_T / noise_level(plan, timestep)[1].to(x_T)  # the scheduler's own view of x_T
+        return look(model, plan, noise, timestep, condition, uncond, s0, seeds)[0]
+
+    return at
 
 
 class _Clock:

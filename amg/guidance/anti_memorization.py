@@ -121,14 +121,22 @@ class AntiMemorizationGuidance(Guidance):
     def attach(self, model: Any, asked: Asked) -> AbstractContextManager:
         """Changes nothing; refuses weights that G_sim cannot take a gradient through."""
         if "sim" in self.terms and self.c3 > 0:
-            network = (getattr(model, "unet", None),) if self.gradient == "through_unet" else ()
+            names = (*(("unet", "transformer") if self.gradient == "through_unet" else ()), "vae")
             similarity = getattr(self.similarity, "modules", (self.similarity,))
-            require_gradients(*network, getattr(model, "vae", None), *similarity)
+            require_gradients(*(getattr(model, name, None) for name in names), *similarity)
         return nullcontext()
 
     @property
     def embeds_captions(self) -> bool:
         return "dup" in self.terms and self.c2 > 0 and any(self._given_captions() or ())
+
+    @property
+    def lost_without_cfg(self) -> str:
+        wanted = [
+            name for name, strength in (("spe", self.c1), ("dup", self.c2)) if name in self.terms and strength > 0
+        ]
+        lost = " and ".join(f"G_{name}" for name in wanted)
+        return lost and f"{lost} cannot act, only G_sim"
 
     @torch.no_grad()
     def __call__(self, step: Step, state: State | None) -> tuple[Tensor, State]:

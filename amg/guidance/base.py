@@ -36,6 +36,9 @@ class Guidance:
     embeds_captions = False
     """Whether it asks for predictions under captions (`Step.denoise`), which need the text encoder."""
 
+    lost_without_cfg = ""
+    """What the method does not do without CFG, in words; "" for nothing."""
+
     def ready(self) -> Guidance:
         """This guidance with all it must learn from other chains; called once, before the first chain is drawn."""
         return self
@@ -166,10 +169,19 @@ def flat(guidance: Guidance) -> list[Guidance]:
 
 def rewriters(guidance: Guidance) -> list[str]:
     """Names the methods in a guidance that rewrite prompts."""
+    return _overriding(guidance, "prompts")
+
+
+def preparers(guidance: Guidance) -> list[str]:
+    """Names the methods in a guidance that edit embeddings or the first noise."""
+    return _overriding(guidance, "prepare", "prepare_null")
+
+
+def _overriding(guidance: Guidance, *hooks: str) -> list[str]:
     return [
         type(method).__name__
         for method in flat(guidance)
-        if getattr(type(method), "prompts", Guidance.prompts) is not Guidance.prompts
+        if any(getattr(type(method), hook, own) is not own for hook in hooks for own in [getattr(Guidance, hook)])
     ]
 
 

@@ -1,4 +1,4 @@
-"""Which caption G_dup steers away from: duplicated captions are what makes prompts copy (Somepalli et al., 2023)."""
+"""The caption that G_dup steers away from: duplicated captions make prompts copy (Somepalli et al., 2023)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class CommonCaption:
-    """The most common caption among a sample's nearest training pictures, if it occurs often enough.
+    """The most common caption among a sample's nearest training images, if it occurs often enough.
 
     Args:
-        captions: of each training picture, most frequent first; empty where it has none.
+        captions: of each training image, most frequent first; empty where it has none.
         multiplicity: how often each picture occurs, (N,). A repeat whose caption is not known counts for the first.
         count: a caption is common if it occurs more than `count` times.
     """

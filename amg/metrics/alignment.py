@@ -1,4 +1,4 @@
-"""How well a picture fits its prompt, by any network that embeds both: cosine × 100, as CLIP score.
+"""Alignment of an image with its prompt, by any network that embeds both: cosine × 100, as CLIP score.
 
 The paper's network is the ViT-L/14 of CLIP (Radford et al., 2021).
 """
@@ -19,7 +19,7 @@ SOURCE = "openai/clip-vit-large-patch14"
 
 
 class Scorer(Protocol):
-    """Embeds pictures and texts into one space."""
+    """Embeds images and texts into one space."""
 
     def image(self, pictures: Tensor) -> Tensor:
         """(B, 3, H, W) in [−1, 1] to (B, D)."""
@@ -34,7 +34,7 @@ def alignment(image: Tensor, text: Tensor) -> Tensor:
 
 
 class CLIPScorer:
-    """Embeds pictures and texts by a CLIP in transformers' format.
+    """Embeds images and texts by a CLIP in transformers' format.
 
     Args:
         source: a folder, or a name in the hub's cache on this machine; nothing is downloaded.
@@ -65,6 +65,6 @@ class CLIPScorer:
 
     @torch.no_grad()
     def text(self, texts: Sequence[str]) -> Tensor:
-        """B texts to (B, D); long ones are cut at CLIP's 77 tokens, as the model that drew the pictures does."""
+        """B texts to (B, D); long ones are cut at CLIP's 77 tokens, as the model that drew the images does."""
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
         return self.model.text_projection(self.model.text_model(**tokens).pooler_output).cpu()

@@ -1,4 +1,4 @@
-"""How well a score tells memorized from ordinary: ROC, its area with an interval, TPR at a low FPR."""
+"""Quality of a detector's score: ROC, its area with an interval, TPR at a low FPR."""
 
 from __future__ import annotations
 

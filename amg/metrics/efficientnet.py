@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Normalised pictures (B, 3, H, W) to pooled features (B, 1280). Parameters are named as in the published file."""
+    """Normalised images (B, 3, H, W) to pooled features (B, 1280). Parameters are named as in the published file."""
 
     def __init__(self):
         super().__init__()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +16,16 @@ from torch import Tensor
 from amg.tensors import replacing
 
 BATCH = 32
-"""Pictures whose features are computed at once."""
+"""Images whose features are computed at once."""
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_FOLDER = Path("~/.cache/amg")
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """Pictures (B, 3, H, W) in [−1, 1] to features (B, dim), float32.
+    """Images (B, 3, H, W) in [−1, 1] to features (B, dim), float32.
 
-    Pictures are rounded to 8 bits first, as they are in a PNG: generated and reference pictures go through one door.
+    Images are rounded to 8 bits first, as they are in a PNG: generated and reference images go through one door.
     """
 
     name: str
@@ -94,12 +96,12 @@ def inception(weights: str | Path | None = None, device: str | torch.device = "c
 
 
 def inception_file(weights: str | Path | None = None) -> Path:
-    """Where the weights of `inception` lie.
+    """Returns the path of the weights of `inception`.
 
     Raises:
         FileNotFoundError: where the file is absent.
     """
-    path = Path(weights or INCEPTION_FOLDER / INCEPTION_FILE).expanduser()
+    path = Path(os.path.expanduser(weights or INCEPTION_FOLDER / INCEPTION_FILE))
     if path.name != INCEPTION_FILE or not path.is_file():
         raise FileNotFoundError(
             f"Inception weights are missing: put {INCEPTION_FILE} (NVIDIA's stylegan2-ada-pytorch metrics) at "
@@ -109,10 +111,10 @@ def inception_file(weights: str | Path | None = None) -> Path:
 
 
 def features_of(pictures: Tensor, extractor: Extractor, cache_dir: str | Path | None) -> Tensor:
-    """Features of pictures held in memory.
+    """Features of images held in memory.
 
     Args:
-        pictures: (N, 3, H, W) in [−1, 1].
+        images: (N, 3, H, W) in [−1, 1].
         extractor: see `amg.metrics.extractors`.
         cache_dir: a folder that may serve many runs; None keeps nothing.
     Returns:
@@ -124,7 +126,7 @@ def features_of(pictures: Tensor, extractor: Extractor, cache_dir: str | Path | 
 
 
 def features_of_files(files: Sequence[Path], extractor: Extractor, cache_dir: str | Path | None) -> Tensor:
-    """Features of picture files in their order, as `features_of`; unchanged files are hashed but not decoded."""
+    """Features of image files in their order, as `features_of`; unchanged files are hashed but not decoded."""
     content = hashlib.blake2b(digest_size=16)
     for file in files:
         content.update(hashlib.blake2b(file.read_bytes(), digest_size=16).digest())
@@ -133,7 +135,7 @@ def features_of_files(files: Sequence[Path], extractor: Extractor, cache_dir: st
 
 
 def read_picture(file: str | Path) -> Tensor:
-    """A picture file as (3, H, W) in [−1, 1]."""
+    """An image file as (3, H, W) in [−1, 1]."""
     import numpy as np
     from PIL import Image
 
@@ -154,8 +156,9 @@ def _cached(content, batches: Iterable[Tensor], extractor: Extractor, cache_dir:
             path.unlink()
     features = torch.cat([torch.empty(0, extractor.dim), *(extractor(batch) for batch in batches)])
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         origin = {"extractor": extractor.name, "resize": extractor.resize}
-        with replacing(path) as part:
-            save_file({"features": features.contiguous()}, part, origin)
+        with suppress(OSError, SafetensorError):  # what is not kept is made again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as part:
+                save_file({"features": features.contiguous()}, part, origin)
     return features

@@ -1,4 +1,4 @@
-"""Fréchet distance of two sets of pictures in the features of a named network."""
+"""Fréchet distance of two sets of images in the features of a named network."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def _distance(mu1: Tensor, root1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
 
 
 def matched_distance(guided: Tensor, unguided: Tensor, unguided_copies: Tensor, reference: Tensor) -> dict[str, Any]:
-    """Fréchet distances of guided and of unguided, uncopied pictures from one reference, at one n.
+    """Fréchet distances of guided and of unguided, uncopied images from one reference, at one n.
 
-    Copies are drawn from the reference itself and pull an unguided distance down; fewer pictures push any distance up.
-    So copies are left out of the unguided side, and both sides keep their first n pictures.
+    Copies are drawn from the reference itself and pull an unguided distance down; fewer images push any distance up.
+    So copies are left out of the unguided side, and both sides keep their first n images.
 
     Args:
         guided: features, (N, D).
@@ -84,7 +84,7 @@ def matched_distance(guided: Tensor, unguided: Tensor, unguided_copies: Tensor, 
         reference: features, (R, D).
     Returns:
         {"guided", "unguided", "ratio", "n", "reference_n"}: `ratio` is guided / unguided as a `Mean`. The first three
-        are None if fewer than 2 · BLOCKS pictures are left.
+        are None if fewer than 2 · BLOCKS images are left.
     """
     novel = unguided[~unguided_copies]
     n = min(len(guided), len(novel))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -31,6 +31,13 @@ class Model(Protocol):
     """Whether it takes any text, by way of embeddings: a guidance may rewrite the one and edit the other."""
     learns_variance = False
     """Whether its network predicts the variance of x_{t−1} too."""
+
+    denoise: Callable[[Tensor, Tensor, Condition | None], Tensor] | None = None
+    """denoise(x_t, ᾱ_t, condition) -> E[x_0 | x_t, condition] at any ᾱ_t in [0, 1], (B,), not those of the scheduler
+    alone; None for a network that knows no others."""
+
+    pipeline: Any = None
+    """The diffusers pipeline that samples it, under `guard`; None for a network that `sample` asks step by step."""
 
     scheduler: Any
     """A diffusers scheduler; its config names the noise schedule and what the network predicts."""

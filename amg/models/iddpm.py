@@ -28,7 +28,7 @@ ATTENTION = (16, 8)
 """Sides of the feature maps that have attention."""
 
 ZIP, LEGACY = b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-"""How files of `torch.save` begin, of today and of before 1.6."""
+"""First bytes of files of `torch.save`, of today and of before 1.6."""
 
 
 def convert(checkpoint: str | Path, folder: str | Path) -> Path:
@@ -117,6 +117,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no PyTorch state dict ({reason}): download {URL} again") from None
     if not isinstance(state, dict) or not state:
         raise ValueError(f"{path} is no state dict: expected names with tensors, got {type(state).__name__}")
+    if {"state", "param_groups"} <= state.keys():
+        raise ValueError(f"{path} is an optimizer's state: take ema_*.pt or model*.pt of the same step")
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise ValueError(f"{path} is no state dict: expected names with tensors, not all of it is")
     return state
@@ -242,7 +244,7 @@ def _attentions(network: UNet2DModel) -> dict[str, str]:
 
 
 def _side(state: dict[str, Tensor]) -> int:
-    """The side of the pictures, read off where attention begins: a state dict does not say it."""
+    """The side of the images, read off where attention begins: a state dict does not say it."""
     blocks = [int(found[1]) for name in state if (found := re.match(r"input_blocks\.(\d+)\..*qkv\.weight", name))]
     level = (min(blocks) - 1) // (RES_BLOCKS + 1) if blocks else 0
     return max(ATTENTION) << level

@@ -1,11 +1,10 @@
-"""Decoders of latents: the VAE of a pipeline, differentiable and in slices, and cheap ones for what a guidance sees."""
+"""Latents to pictures, the way the pipelines of diffusers do it, but differentiable and in slices; and back."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -38,21 +37,16 @@ class LatentDecoder:
 
     def _images(self, latents: Tensor) -> Tensor:
         vae = self._module()
-        config = vae.config
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is not None and std is not None:
-            mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in (mean, std))
-            latents = latents * std / config.scaling_factor + mean
-        else:
-            latents = latents / config.scaling_factor + (config.get("shift_factor") or 0)
-        factor = 2 ** (len(config.block_out_channels) - 1)
-        pixels = latents.shape[2] * latents.shape[3] * factor**2
+        latents = _unscaled(vae, latents)
+        pixels = latents.shape[2] * latents.shape[3] * _magnification(vae) ** 2
         slices = latents.to(vae.dtype).split(max(1, SLICE_PIXELS // pixels))
         return torch.cat([self._decode(vae, part) for part in slices])
 
     @staticmethod
     def _decode(vae: Any, latents: Tensor) -> Tensor:
         def decode(part: Tensor) -> Tensor:
+            if "temperal_downsample" in vae.config:  # of a video of one frame
+                return vae.decode(part.unsqueeze(2), return_dict=False)[0][:, :, 0]
             return vae.decode(part, return_dict=False)[0]
 
         if torch.is_grad_enabled() and latents.requires_grad:
@@ -68,53 +62,26 @@ class LatentDecoder:
         return self._copy
 
 
-class TinyDecoder:
-    """Decodes latents with an `AutoencoderTiny` that was distilled from the same VAE, a fifteenth of its cost.
-
-    It takes latents as the denoiser knows them, so the VAE's scale and shift play no part.
-
-    Raises:
-        ValueError: for one of another number of latent channels or another resolution than the VAE's.
-    """
-
-    def __init__(self, tiny: Any, vae: Any):
-        for what, own, other in (
-            ("latent channels", tiny.config.latent_channels, vae.config.latent_channels),
-            ("stages", len(tiny.config.decoder_block_out_channels), len(vae.config.block_out_channels)),
-        ):
-            if own != other:
-                raise ValueError(f"decoder: this AutoencoderTiny has {own} {what}, the pipeline's VAE {other}")
-        self.tiny = tiny.requires_grad_(False).eval()
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        """Decodes (B, C, h, w) to (B, 3, H, W), about [−1, 1]; float32 if it computes in half precision."""
-        images = self.tiny.decode(latents.to(self.tiny.device, self.tiny.dtype), return_dict=False)[0]
-        return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+def _unscaled(vae: Any, latents: Tensor) -> Tensor:
+    """Latents of a denoiser as the VAE decodes them."""
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if hasattr(vae, "bn"):  # Flux.2's normalises patches of 2×2
+        mean, std = vae.bn.running_mean, (vae.bn.running_var + config.batch_norm_eps).sqrt()
+        latents = latents * std.view(1, -1, 1, 1).to(latents) + mean.view(1, -1, 1, 1).to(latents)
+        return torch.nn.functional.pixel_shuffle(latents, 2)
+    if mean is not None and std is not None:
+        mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in (mean, std))
+        return latents * std / config.get("scaling_factor", 1) + mean
+    return latents / config.scaling_factor + (config.get("shift_factor") or 0)
 
 
-class LinearDecoder:
-    """Decodes each latent to one colour, by least squares on images and their encodings; nothing is downloaded.
-
-    Args:
-        vae: of the pipeline.
-        images: what to fit, (N, 3, H, W) in [−1, 1].
-        most: images to fit at most; each gives H·W latents.
-    """
-
-    def __init__(self, vae: Any, images: Tensor, most: int = 256):
-        images = images[:: max(1, len(images) // most)][:most]
-        latents = encode_latents(vae, images)
-        self.factor = images.shape[2] // latents.shape[2]
-        colours = F.avg_pool2d(images.to(latents), self.factor).permute(0, 2, 3, 1).flatten(0, 2)
-        rows = latents.permute(0, 2, 3, 1).flatten(0, 2)
-        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
-        self.weights = torch.linalg.lstsq(rows.double(), colours.double()).solution.float()  # (C + 1, 3)
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        """Decodes (B, C, h, w) to (B, 3, H, W), about [−1, 1], in float32."""
-        weights = self.weights.to(latents.device)
-        colours = torch.einsum("bchw,cd->bdhw", latents.float(), weights[:-1]) + weights[-1].view(1, 3, 1, 1)
-        return F.interpolate(colours, scale_factor=self.factor, mode="bilinear", antialias=False)
+def _magnification(vae: Any) -> int:
+    """Pixels per latent and side."""
+    config = vae.config
+    if "temperal_downsample" in config:
+        return 2 ** len(config.temperal_downsample)
+    return 2 ** (len(config.get("block_out_channels") or config.encoder_block_out_channels) - 1)
 
 
 @torch.no_grad()

@@ -115,23 +115,7 @@ class StableDiffusion(Model):
         Raises:
             ValueError: for a prompt that is empty or no string.
         """
-        for i, prompt in enumerate(conditions):
-            if prompt is not None and not isinstance(prompt, str):
-                raise ValueError(f"prompt {i} is {prompt!r}: Stable Diffusion takes text, not labels")
-            if prompt is not None and not prompt.strip():
-                raise ValueError(f"prompt {i} is empty: write one, or leave `prompt` out for the default set")
-        new = {prompt: i for i, prompt in enumerate(conditions) if prompt and prompt not in self._checked}
-        if not new:
-            return
-        self._checked.update(new)
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(list(new), truncation=False, verbose=False).input_ids
-        long = [(i, ids) for i, ids in zip(new.values(), tokens, strict=True) if len(ids) > length]
-        if long:
-            i, ids = long[0]
-            lost = self.tokenizer.decode(ids[length - 1 : -1]).strip()
-            more = f" (and {len(long) - 1} more of {len(conditions)} prompts)" if len(long) > 1 else ""
-            warnings.warn(f"prompt {i} has {len(ids)} tokens of {length}: cut off before {lost!r}{more}", stacklevel=2)
+        check_prompts(conditions, self.tokenizer, self._checked)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Latents to pictures, (B, 3, H, W), about [−1, 1]."""
@@ -153,6 +137,33 @@ class StableDiffusion(Model):
         sizes = self.pipe._get_add_time_ids((side, side), (0, 0), (side, side), sequence.dtype, projection)
         sizes = sizes.to(self.device).repeat(len(conditions), 1)
         return {"encoder_hidden_states": sequence, "text_embeds": pooled, "time_ids": sizes}
+
+
+def check_prompts(conditions: Sequence[str | None], tokenizer: Any, checked: set[str]) -> None:
+    """Looks at prompts without encoding them; says once of each that it is too long.
+
+    Args:
+        checked: prompts looked at before; the new ones are added.
+    Raises:
+        ValueError: for a prompt that is empty or no string.
+    """
+    for i, prompt in enumerate(conditions):
+        if prompt is not None and not isinstance(prompt, str):
+            raise ValueError(f"prompt {i} is {prompt!r}: this model takes text, not labels")
+        if prompt is not None and not prompt.strip():
+            raise ValueError(f"prompt {i} is empty: write one, or leave `prompt` out for the default set")
+    new = {prompt: i for i, prompt in enumerate(conditions) if prompt and prompt not in checked}
+    if not new:
+        return
+    checked.update(new)
+    length = tokenizer.model_max_length
+    tokens = tokenizer(list(new), truncation=False, verbose=False).input_ids
+    long = [(i, ids) for i, ids in zip(new.values(), tokens, strict=True) if len(ids) > length]
+    if long:
+        i, ids = long[0]
+        lost = tokenizer.decode(ids[length - 1 : -1]).strip()
+        more = f" (and {len(long) - 1} more of {len(conditions)} prompts)" if len(long) > 1 else ""
+        warnings.warn(f"prompt {i} has {len(ids)} tokens of {length}: cut off before {lost!r}{more}", stacklevel=3)
 
 
 def find(source: str | Path | Any) -> None:
@@ -183,7 +194,9 @@ def load(source: str | Path, variant: str | None = None, dtype: torch.dtype = to
             reason = OUT_OF_REACH
             break
         try:
-            if _index(source, local).get("_class_name") == PIPELINES[0]:
+            index = _index(source, local)
+            options |= {name: None for name, part in index.items() if part == [None, None]}  # left out when saved
+            if index.get("_class_name") == PIPELINES[0]:
                 options |= {"safety_checker": None, "requires_safety_checker": False}
             return DiffusionPipeline.from_pretrained(source, local_files_only=local, **options)
         except (OSError, ValueError) as error:  # what diffusers raises for a missing file, and for a broken one

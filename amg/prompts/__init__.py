@@ -7,6 +7,7 @@ see LICENSE beside them. Captions and addresses are LAION's (CC BY 4.0).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from amg.prompts.text_files import CAPTION_COLUMNS, captions_of, columns, csv_ro
 
 SETS = {"memorized_laion": "memorized_laion_prompts.csv", "ordinary_laion": "unmemorized_laion_prompts.csv"}
 CAUSES = {"VM": "verbatim", "TM": "template"}
-"""How a prompt of `memorized_laion` is memorized, by the column `type` of its file."""
+"""Cause of memorization of a prompt of `memorized_laion`, by the column `type` of its file."""
 
 
 def read_prompts(source: str | Path | Sequence[str]) -> list[str]:
@@ -40,7 +41,7 @@ def read_prompts(source: str | Path | Sequence[str]) -> list[str]:
         return prompts
     if str(source) in SETS:
         return _read(Path(__file__).with_name(SETS[str(source)]))
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if isinstance(source, Path) or path.suffix.lower() in READERS:
         if not path.is_file():
             raise FileNotFoundError(f"prompts: there is no file {path}; sets by name: {', '.join(SETS)}")
@@ -49,21 +50,21 @@ def read_prompts(source: str | Path | Sequence[str]) -> list[str]:
 
 
 def read_addresses(source: str | Path) -> list[tuple[str, str]]:
-    """Prompts and the addresses of their training pictures, in order.
+    """Prompts and the addresses of their training images, in order.
 
     Args:
         source: the name of a set, or a `.jsonl` or `.csv` file with a column `url` beside that of the prompt.
     Raises:
         FileNotFoundError, ValueError: as `read_prompts`, also for a line without an address.
     """
-    path = Path(__file__).with_name(SETS[str(source)]) if str(source) in SETS else Path(source)
+    path = Path(__file__).with_name(SETS[str(source)]) if str(source) in SETS else Path(os.path.expanduser(source))
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; sets by name: {', '.join(SETS)}")
     return [(prompt, _url(row, path, line)) for line, row in _rows(path) for prompt in _prompts(row, path, line)]
 
 
 def cause(prompt: str) -> str:
-    """How Stable Diffusion 1.4 is known to memorize a prompt: one of CAUSES, "ordinary", or "" where nobody knows."""
+    """Returns how Stable Diffusion 1.4 is known to memorize a prompt: one of CAUSES, "ordinary", or "" if unknown."""
     return _causes().get(prompt.strip(), "")
 
 

@@ -10,8 +10,18 @@ from torch import Tensor
 
 from amg.guidance.base import Guidance, rewriters
 from amg.models.base import Condition, Model, join, take
-from amg.schedule import own_scheduler, step_options, to_eps
-from amg.step import Asked, Start, Step, guide, report_unguarded, variance_preserving, view
+from amg.sampling.pipeline import sample_pipeline
+from amg.schedule import (
+    exact_noise_level,
+    from_x0,
+    is_flow,
+    network_scale,
+    own_scheduler,
+    prediction_type,
+    step_options,
+    to_eps,
+)
+from amg.step import Asked, Start, Step, guide, report_unguarded, shift, variance_preserving, view
 
 
 @torch.no_grad()
@@ -50,6 +60,10 @@ def sample(
     words = prompts if prompts is not None and all(isinstance(prompt, str) for prompt in prompts) else None
     if words is None and (names := rewriters(guidance)):
         raise ValueError(f"{names[0]} rewrites prompts in words: give prompts=")
+    if getattr(model, "pipeline", None) is not None:
+        return sample_pipeline(
+            model, seeds, prompts, guidance, s0=s0, scheduler=scheduler, steps=steps, eta=eta, on_step=on_step
+        )
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = own_scheduler(model, scheduler, steps)
     if prompts is not None:
@@ -73,8 +87,7 @@ def sample(
             if variance is not None:
                 output = torch.cat([output, variance], dim=1)
             x_prev = scheduler.step(output, timestep, x_t, **options).prev_sample
-            shift = guidance.shift(step, eps, state, x_prev)
-            x_t = x_prev if shift is None else x_prev + shift
+            x_t = shift(guidance, step, eps, state, x_prev, scheduler)
             if on_step is not None:
                 on_step(step, state)
     report_unguarded(finite)
@@ -95,6 +108,7 @@ def look(
 ) -> tuple[Step, Tensor, Tensor | None]:
     """One network call: the step that a guidance sees, the output after CFG, and the variance channels if used."""
     asked = Asked() if asked is None else asked
+    network = _network(model, scheduler, timestep)
 
     def ask(x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]:
         own, null, words = condition, uncond, prompts
@@ -103,17 +117,17 @@ def look(
             words = None if prompts is None else [prompts[i] for i in rows.tolist()]
         if null is None:
             asked.note(len(x), (own is not None,), words)
-            output, variance = model(x, timestep, own)
+            output, variance = network(x, own)
             return output, None, variance
         asked.note(len(x), (False, True), words)
-        both, variance = model(torch.cat([x, x]), timestep, join(null, own))
+        both, variance = network(torch.cat([x, x]), join(null, own))
         output_uncond, output_cond = both.chunk(2)
         output = output_uncond + s0 * (output_cond - output_uncond)  # Eq. 7
         return output, (output_uncond, output_cond), None if variance is None else variance.chunk(2)[1]
 
     def denoise(rows: Tensor, captions: Sequence[str]) -> Tensor:
         asked.note(len(rows), (True,), captions)
-        return model(x_t[rows], timestep, model.encode(list(captions)))[0]
+        return network(x_t[rows], model.encode(list(captions)))[0]
 
     x_t, alpha_bar = variance_preserving(scheduler, timestep, x_t)
     output, branches, variance = ask(x_t)
@@ -142,9 +156,30 @@ def first_noise(model: Model, generators: Sequence[torch.Generator]) -> Tensor:
 def _predict(model: Model, scheduler: Any, timestep: Tensor) -> Callable[[Tensor, Condition | None], Tensor]:
     """ε(x, timestep, condition) as a function of the other two."""
 
+    network = _network(model, scheduler, timestep)
+
     def predict(x: Tensor, condition: Condition | None) -> Tensor:
-        value, _ = model(x, timestep, condition)
+        value, _ = network(x, condition)
         _, alpha_bar = variance_preserving(scheduler, timestep, x)
-        return to_eps(value, x, alpha_bar, scheduler.config.prediction_type)
+        return to_eps(value, x, alpha_bar, prediction_type(scheduler))
 
     return predict
+
+
+def _network(
+    model: Model, scheduler: Any, timestep: Tensor
+) -> Callable[[Tensor, Condition | None], tuple[Tensor, Tensor | None]]:
+    """The model at one step as a function of the variance-preserving x_t and a condition; returns what it does.
+
+    One that was not made as a flow is asked by its noise level where the scheduler is one.
+    """
+    if not is_flow(scheduler) or is_flow(model.scheduler):
+        scale = network_scale(scheduler, timestep)
+        return lambda x, condition: model(x if scale == 1 else x * scale.to(x), timestep, condition)
+    alpha_bar, _ = exact_noise_level(scheduler, timestep)
+
+    def network(x: Tensor, condition: Condition | None) -> tuple[Tensor, None]:
+        level = alpha_bar.expand(len(x))
+        return from_x0(model.denoise(x, level, condition), x, level, prediction_type(scheduler)), None
+
+    return network

@@ -13,21 +13,12 @@ import torch
 from torch import Tensor
 
 from amg import schedule
-from amg.guidance.base import Guidance, flat, rewriters
+from amg.guidance.base import Guidance, flat, preparers, rewriters
+from amg.models.base import Model
 from amg.models.latents import LatentDecoder
-from amg.sampling.recorded_call import IN_USE, Records, cfg_scale, combine
-from amg.step import Asked, Step, guide, report_unguarded, variance_preserving, view
-
-TESTED = {
-    "StableDiffusionPipeline": ("sd", "latents"),
-    "StableDiffusionImg2ImgPipeline": ("sd", "latents"),
-    "StableDiffusionInpaintPipeline": ("sd", "latents"),
-    "StableDiffusionControlNetPipeline": ("sd", "latents"),
-    "StableDiffusionXLPipeline": ("sdxl", "latents"),
-    "DDPMPipeline": (None, "pixels"),
-    "DDIMPipeline": (None, "pixels"),
-}
-"""Pipelines by class name: how their text is encoded, and what they sample. All stack rows as [uncond | cond]."""
+from amg.sampling.families import family_of, true_cfg
+from amg.sampling.recorded_call import IN_USE, Records, cfg_scale, conditioned, conditions
+from amg.step import Asked, Start, Step, guide, report_unguarded, shift, variance_preserving, view
 
 
 def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | None = None) -> GuardedPipeline:
@@ -42,22 +33,63 @@ def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | 
     are passed on as they are; a warning at the end counts them.
 
     Args:
-        pipe: an instance of a class in `TESTED`, with a scheduler that calls the network once a step.
-        guidance: it may rewrite prompts, edit predictions, shift x_{t−1} and attach to the pipe; a method that edits
-            embeddings or the initial noise is refused (use `amg.sample`).
+        pipe: an instance of a class in `families.FAMILIES`, with a scheduler that calls the network once a step.
+        guidance: it may rewrite prompts, edit embeddings, the first noise and predictions, shift x_{t−1} and attach to
+            the pipe.
         on_step: sees each step and the guidance's state.
     Raises:
         ValueError: for an untested pipeline, scheduler or guidance, by name. Before the first step of a call: for a
             method that rewrites prompts where only embeddings are given, or that works on CFG where there is none; for
             G_dup where the text encoder was freed; for weights loaded under `torch.inference_mode` where a gradient
             passes them.
-        RuntimeError: in a call, where another call uses the same U-Net or scheduler.
+        RuntimeError: in a call, where another call uses the same denoiser or scheduler.
 
-    In img2img and inpainting the user's own picture is in x̂0. Without CFG there is no second prediction, so G_spe and
-    G_dup do nothing. Seeds come from the generators passed to the call: each one's `initial_seed()`, or that of a
-    single one plus the row.
+    In img2img and inpainting the user's own image is in x̂0. Without CFG there is no second prediction: G_spe and G_dup
+    do nothing, and a warning says so once. Seeds come from the generators passed to the call: each one's
+    `initial_seed()`, or that of a single one plus the row.
     """
     return GuardedPipeline(pipe, guidance, on_step)
+
+
+def sample_pipeline(
+    model: Model,
+    seeds: Sequence[int],
+    prompts: Sequence[str] | None,
+    guidance: Guidance,
+    *,
+    s0: float,
+    scheduler: type | None,
+    steps: int,
+    eta: float,
+    on_step: Callable[[Step, Any], None] | None,
+) -> Tensor:
+    """`amg.sampling.sample` of a model that is a pipeline: one call of it under `guard`.
+
+    Raises:
+        ValueError: for s0 < 1, which pipelines take for 1.
+    """
+    if s0 < 1:
+        raise ValueError(f"s0 must be >= 1 for {type(model.pipeline).__name__}, got {s0}")
+    pipe, family = model.pipeline, family_of(model.pipeline)
+    call = {
+        "prompt": [""] * len(seeds) if prompts is None else list(prompts),
+        family.scale: (1.0 if prompts is None else s0) - family.scale_offset,
+        "num_inference_steps": steps,
+        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        "height": model.side,
+        "width": model.side,
+        "output_type": "latent",
+    } | model.options
+    accepted = inspect.signature(pipe.__call__).parameters
+    if family.uses_cfg is true_cfg and s0 > 1:
+        call["negative_prompt"] = [""] * len(seeds)
+    if "eta" in accepted:
+        call["eta"] = eta
+    before, pipe.scheduler = pipe.scheduler, schedule.own_scheduler(model, scheduler, steps)
+    try:
+        return guard(pipe, guidance, on_step)._run(**call)[1]
+    finally:
+        pipe.scheduler = before
 
 
 class GuardedPipeline:
@@ -69,17 +101,29 @@ class GuardedPipeline:
 
     def __init__(self, pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | None = None):
         # `__setattr__` writes to the pipeline; these three are the guard's own
-        vars(self).update(pipe=pipe, guidance=guidance, on_step=on_step)
+        vars(self).update(pipe=pipe, guidance=guidance, on_step=on_step, _told=set())
         self._check()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own call."""
+        return self._run(*args, **kwargs)[0]
+
+    def _run(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        """What the call returns, and its samples after the last step, (B, C, h, w)."""
         self._check()
-        arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs)
-        seeds = _Seeds(arguments.arguments.get("generator"))
-        prompts = self._rewrite(arguments.arguments, seeds)
-        with _Call(self.pipe, self.guidance, seeds, prompts, self.on_step).watch():
-            return self.pipe(*arguments.args, **arguments.kwargs)
+        family, arguments = family_of(self.pipe), inspect.signature(self.pipe.__call__).bind(*args, **kwargs)
+        named = arguments.arguments.setdefault("kwargs", {}) if family.guider else arguments.arguments
+        seeds = _Seeds(named.get("generator"))
+        prompts = self._rewrite(named, seeds)
+        given = arguments.args, arguments.kwargs
+        arguments.apply_defaults()
+        named = {**arguments.arguments, **named}
+        for name in family.refuses:
+            if named.get(name) is not None:
+                raise ValueError(f"guard does not follow {name} of {type(self.pipe).__name__}: leave it out")
+        call = _Call(self, seeds, prompts, named)
+        with call.watch():
+            return self.pipe(*given[0], **given[1]), call.x_prev
 
     def to(self, *args: Any, **kwargs: Any) -> GuardedPipeline:
         """Moves the pipeline; still guarded."""
@@ -87,7 +131,7 @@ class GuardedPipeline:
         return self
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("pipe", "guidance", "on_step"):  # not there yet, e.g. while unpickled
+        if name in ("pipe", "guidance", "on_step", "_told"):  # not there yet, e.g. while unpickled
             raise AttributeError(name)
         if name == "components":  # no AttributeError: hasattr would hide it
             raise ValueError("a pipeline made of a guarded one is unguarded: make it of `.pipe`, then guard it")
@@ -102,20 +146,18 @@ class GuardedPipeline:
         return f"guard({type(self.pipe).__name__}, {type(self.guidance).__name__})"
 
     def _check(self) -> None:
-        name = type(self.pipe).__name__
-        if name not in TESTED:
-            raise ValueError(f"guard does not know {name}; it is tested with {', '.join(sorted(TESTED))}")
+        name, family = type(self.pipe).__name__, family_of(self.pipe)
         schedule.check(self.pipe.scheduler)
         for guidance in flat(self.guidance):
             if not isinstance(guidance, Guidance):  # a plain function serves as a guidance
                 continue
             method = type(guidance).__name__
-            if guidance.needs_prompts and TESTED[name][0] is None:
+            if guidance.needs_prompts and not family.encoded:
                 raise ValueError(f"{method} works on prompts, and {name} has none")
-            if type(guidance).prepare is not Guidance.prepare:
-                raise ValueError(
-                    f"{method} edits embeddings or the first noise, which guard cannot reach: use amg.sample"
-                )
+            if guidance.needs_attention and family.denoiser != "unet":
+                raise ValueError(f"{method} edits the cross-attention of a U-Net, and {name} has none")
+            if guidance.needs_points:
+                raise ValueError(f"{method} works on a known law, and {name} has none")
         if getattr(self.pipe, "_all_hooks", None):
             warnings.warn("CPU offload moves the denoiser and the VAE at every guarded step: slow", stacklevel=3)
 
@@ -132,7 +174,7 @@ class GuardedPipeline:
             return None
         each = arguments.get("num_images_per_prompt") or 1
         rewritten = {}
-        for name in ("prompt", "prompt_2"):  # the second is SDXL's, for its second text encoder
+        for name in ("prompt", "prompt_2", "prompt_3"):  # for each text encoder its own
             prompt = arguments.get(name)
             if prompt is not None:
                 prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -146,42 +188,51 @@ class GuardedPipeline:
 class _Call:
     """One guarded call."""
 
-    def __init__(
-        self, pipe: Any, guidance: Guidance, seeds: _Seeds, prompts: list[str] | None, on_step: Callable | None
-    ):
-        self.pipe, self.guidance, self.seeds, self.on_step = pipe, guidance, seeds, on_step
-        self.text, space = TESTED[type(pipe).__name__]
-        self.decode = LatentDecoder(pipe.vae) if space == "latents" else lambda x0: x0
-        self.records = Records(pipe, self.text, prompts)
+    def __init__(self, guarded: GuardedPipeline, seeds: _Seeds, prompts: list[str] | None, arguments: dict[str, Any]):
+        self.pipe, self.guidance, self.on_step = guarded.pipe, guarded.guidance, guarded.on_step
+        self.seeds, self.arguments, self.told = seeds, arguments, guarded._told
+        self.family = family_of(self.pipe)
+        self.decode = LatentDecoder(self.pipe.vae) if self.family.latents else lambda x0: x0
+        self.records = Records(self.pipe, self.family, arguments, prompts)
         self.state = None
         self.finite: Tensor | None = None
         self.begun = False
+        self.prepared: dict[bool, dict[str, Tensor]] | None = None
+        self.first: Tensor | None = None
+        self.x_prev: Tensor | None = None
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         pipe, scheduler = self.pipe, self.pipe.scheduler
         original = scheduler.step
         before = vars(scheduler).get("step")
-        unet = getattr(pipe.unet, "_orig_mod", pipe.unet)  # of a compiled one
-        if vars(unet).setdefault("_guarded_by", self) is not self:  # one operation, safe among threads
+        denoiser = self.records.denoiser
+        network = getattr(denoiser, "_orig_mod", denoiser)  # of a compiled one
+        if vars(network).setdefault("_guarded_by", self) is not self:  # one operation, safe among threads
             raise RuntimeError(IN_USE)
         if hasattr(original, "guarded_by"):
-            del vars(unet)["_guarded_by"]
+            del vars(network)["_guarded_by"]
             raise RuntimeError("another call uses this scheduler: one at a time")
 
         @functools.wraps(original)  # pipelines read its signature for `eta` and `generator`
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("per_token_timesteps") is not None:
+                raise ValueError(f"{type(scheduler).__name__}: per_token_timesteps have no common noise level")
+            if self.first is not None:
+                scale = schedule.noise_level(scheduler, timestep)[1].to(self.first)
+                sample, self.first = self.family.pack(self.first / scale).to(sample), None
             edited, seen, eps = self.guide(model_output, timestep, sample)
             return self.shift(seen, eps, original(edited, timestep, sample, *args, **kwargs))
 
         step.guarded_by = self
-        modules = [pipe.unet, *([pipe.vae] if hasattr(pipe, "vae") else [])]
+        modules = [denoiser, *([pipe.vae] if hasattr(pipe, "vae") else [])]
         weights = (weight for module in modules for weight in module.parameters())
         trained = [weight for weight in weights if weight.requires_grad and not weight.is_inference()]
         hooks = (
-            pipe.unet.register_forward_pre_hook(self.begin),
-            pipe.unet.register_forward_pre_hook(self.records.announce, with_kwargs=True),
-            pipe.unet.register_forward_hook(self.records.note, with_kwargs=True),
+            denoiser.register_forward_pre_hook(self.begin, with_kwargs=True),
+            denoiser.register_forward_pre_hook(self.edit, with_kwargs=True),
+            denoiser.register_forward_pre_hook(self.records.announce, with_kwargs=True),
+            denoiser.register_forward_hook(self.records.note, with_kwargs=True),
         )
         try:
             scheduler.step = step
@@ -192,7 +243,7 @@ class _Call:
             if self.finite is not None:
                 report_unguarded(self.finite)
         finally:
-            del vars(unet)["_guarded_by"]
+            del vars(network)["_guarded_by"]
             for hook in hooks:
                 hook.remove()
             if before is None:
@@ -202,69 +253,126 @@ class _Call:
             for weight in trained:
                 weight.requires_grad_(True)
 
-    def begin(self, module: Any, args: tuple) -> None:
-        """The hook before the first call of the denoiser: refuses what the guidance could not do at a later step."""
+    def begin(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """The hook before the first call of the denoiser: refuses what could not be done at a later step; prepares."""
         if self.begun:
             return
         self.begun = True
-        with_cfg = getattr(self.pipe, "do_classifier_free_guidance", False)
+        with_cfg = self.records.with_cfg
         for guidance in flat(self.guidance):
             if getattr(guidance, "needs_cfg", False) and not with_cfg:
                 raise ValueError(f"{type(guidance).__name__} works on classifier-free guidance: set guidance_scale > 1")
             if getattr(guidance, "embeds_captions", False) and with_cfg:
                 self.records.require_text_encoder()
+            lost = getattr(guidance, "lost_without_cfg", "")
+            if lost and not with_cfg and self.family.encoded and lost not in self.told:
+                self.told.add(lost)
+                warnings.warn(f"{type(self.pipe).__name__} is sampled without CFG: {lost}", stacklevel=2)
+        if preparers(self.guidance):
+            self.prepare(self.records.by_name(args, kwargs))
+
+    @torch.no_grad()
+    def prepare(self, arguments: dict[str, Any]) -> None:
+        """`guidance.prepare_null` and `prepare`, given the arguments of the first call of the denoiser.
+
+        What they return is fed to the denoiser from then on in the place of what the pipeline feeds it.
+        """
+        pipe, records, family, scheduler = self.pipe, self.records, self.family, self.pipe.scheduler
+        (method, *_), branches = preparers(self.guidance), records.branches
+        if family.calls == 2 and records.with_cfg:
+            raise ValueError(f"{method} edits embeddings, and {type(pipe).__name__} makes its two predictions in turn")
+        if "down_block_additional_residuals" in arguments:
+            raise ValueError(f"{method} edits embeddings, and {type(pipe).__name__} has a ControlNet")
+        begin = getattr(scheduler, "begin_index", None) or 0
+        timestep = arguments["timestep"] if family.denoiser == "unet" else scheduler.timesteps[begin]
+        scale = schedule.network_scale(scheduler, timestep)
+        fed = records.fed(arguments)
+        fed = fed[: len(fed) // len(branches)]
+        x_T = family.unpack(fed[:, : pipe.vae.config.latent_channels] if fed.ndim == 4 else fed, arguments)
+        x_T = x_T if scale == 1 else x_T / scale.to(x_T)
+        alpha_bar = schedule.noise_level(scheduler, timestep)[0].to(
+            x_T.device, torch.promote_types(x_T.dtype, torch.float32)
+        )
+
+        def predict(x: Tensor, condition: dict[str, Tensor]) -> Tensor:
+            output = family.unpack(records.predict(arguments, family.pack(x * scale.to(x)), condition), arguments)
+            return schedule.to_eps(output, x, alpha_bar.expand(len(x)), schedule.prediction_type(scheduler))
+
+        told, seeds = conditions(family, arguments, branches), self.seeds(len(x_T))
+        null = self.guidance.prepare_null(pipe, told.get(False), seeds) if records.with_cfg else None
+        start = Start(null, predict)
+        condition, first = self.guidance.prepare(pipe, records.prompts, told[True], x_T, seeds, start)
+        self.prepared, self.first = {False: null, True: condition}, None if first is x_T else first
+        self.scale = scale
+
+    def edit(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        """The hook that feeds the denoiser what was prepared."""
+        if self.prepared is None or self.records.own:
+            return None
+        arguments = self.records.by_name(args, kwargs)
+        parts = [self.prepared[branch] for branch in self.records.branches]
+        arguments = conditioned(arguments, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        if self.first is not None:
+            arguments = self.records.place(arguments, self.family.pack(self.first * self.scale.to(self.first)))
+        return (), arguments
 
     @torch.no_grad()
     def guide(self, model_output: Tensor, timestep: Any, sample: Tensor) -> tuple[Tensor, Step, Tensor]:
         """The prediction that the scheduler is to use, the step as the guidance saw it, and its ε."""
-        scheduler, channels = self.pipe.scheduler, sample.shape[1]
+        scheduler, family, records, channels = self.pipe.scheduler, self.family, self.records, sample.shape[1]
         output, variance = model_output.split([channels, model_output.shape[1] - channels], dim=1)
-        x_t, alpha_bar = variance_preserving(scheduler, timestep, sample)
-        record = self.records.take(x_t)
-        branches, s0, rescale = None, 1.0, getattr(self.pipe, "guidance_rescale", 0.0)
+        scale = schedule.network_scale(scheduler, timestep)
+        x_t, alpha_bar = variance_preserving(scheduler, timestep, records.unpack(sample))
+
+        def fed(x: Tensor) -> Tensor:
+            return x if scale == 1 else x * scale.to(x)
+
+        record = records.take(fed(x_t))
+        branches, s0 = None, 1.0
         if record.with_cfg:
-            branches = record.uncond[:, :channels], record.cond[:, :channels]
-            s0 = cfg_scale(output, *branches, self.pipe.guidance_scale, rescale)
+            branches = record.branch(False), record.branch(True)
+            s0 = family.s0(self.pipe, self.arguments)
+            s0 = cfg_scale(output, s0, *branches, family.combine(*branches, s0, self.arguments))
+            branches = tuple(records.unpack(branch) for branch in branches)
 
         def predict(x: Tensor, rows: Tensor) -> Tensor:
-            value = self.records.again(record, rows, x)[:, :channels]
-            return combine(*value.chunk(2), s0, rescale) if record.with_cfg else value
+            value, cond = records.again(record, rows, fed(x))
+            return records.unpack(value if cond is None else family.combine(value, cond, s0, self.arguments))
 
+        unpacked = records.unpack(output)
         step = view(
             scheduler,
             timestep,
             x_t,
             alpha_bar,
-            output=output,
+            output=unpacked,
             branches=branches,
             variance=variance if variance.shape[1] else None,
             s0=s0,
             seeds=self.seeds(len(x_t)),
-            denoise=lambda rows, captions: self.records.repeat(record, rows, captions)[:, :channels],
+            denoise=lambda rows, captions: records.unpack(records.repeat(record, rows, captions)),
             predict=predict,
             decode=self.decode,
         )
         self.finite = step.finite if self.finite is None else self.finite & step.finite
-        output, eps, self.state = guide(self.guidance, step, self.state, output, scheduler)
+        edited, eps, self.state = guide(self.guidance, step, self.state, unpacked, scheduler)
         if self.on_step is not None:
             self.on_step(step, self.state)
+        output = output if edited is unpacked else family.pack(edited)
         return torch.cat([output, variance], dim=1) if variance.shape[1] else output, step, eps
 
     @torch.no_grad()
     def shift(self, step: Step, eps: Tensor, result: Any) -> Any:
         """What the scheduler returned, with the guidance's shift of x_{t−1}."""
-        shift = getattr(self.guidance, "shift", None)  # a plain function serves as a guidance
-        if shift is None:
+        before = result[0] if isinstance(result, tuple) else result.prev_sample
+        x_prev = self.records.unpack(before)
+        shifted = self.x_prev = shift(self.guidance, step, eps, self.state, x_prev, self.pipe.scheduler)
+        if shifted is x_prev:
             return result
-        x_prev = result[0] if isinstance(result, tuple) else result.prev_sample
-        scale = schedule.next_scale(self.pipe.scheduler).to(x_prev)
-        change = shift(step, eps, self.state, x_prev if scale == 1 else x_prev * scale)
-        if change is None:
-            return result
-        x_prev = x_prev + change / scale
+        shifted = self.family.pack(shifted)
         if isinstance(result, tuple):
-            return (x_prev, *result[1:])
-        result.prev_sample = x_prev
+            return (shifted, *result[1:])
+        result.prev_sample = shifted
         return result
 
 

@@ -1,4 +1,4 @@
-"""Similarities of a picture to the training pictures; one file each."""
+"""Similarities of an image to the training images; one file each."""
 
 from amg.similarity.base import Match, Similarity
 from amg.similarity.descriptor import DescriptorSimilarity

@@ -1,4 +1,4 @@
-"""How alike a picture and its nearest training picture are."""
+"""Similarity of an image to its nearest training image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SANE = 1e3
 
 
 class Match(NamedTuple):
-    """The nearest training picture of each of B pictures."""
+    """The nearest training image of each of B images."""
 
     value: Tensor
     """σ, (B,); larger is more alike."""
@@ -23,10 +23,10 @@ class Match(NamedTuple):
 
 
 class Similarity(Protocol):
-    """Pictures (B, 3, H, W) in [−1, 1] to a `Match`; differentiable in the pictures, the neighbour held fixed.
+    """Images (B, 3, H, W) in [−1, 1] to a `Match`; differentiable in the images, the neighbour held fixed.
 
-    A plain function serves too. `copy` and `strict` are the values beyond which a picture counts as memorized;
-    `neighbours(images, k)` lists the k nearest training pictures, for those who count their captions.
+    A plain function serves too. `copy` and `strict` are the values beyond which an image counts as memorized;
+    `neighbours(images, k)` lists the k nearest training images, for those who count their captions.
     """
 
     def __call__(self, images: Tensor) -> Match: ...

@@ -1,4 +1,4 @@
-"""CLIP's image encoder (Radford et al., 2021): which pictures are alike in content; it proposes candidates for SSCD."""
+"""CLIP's image encoder (Radford et al., 2021): which images are alike in content; it proposes candidates for SSCD."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class CLIP(DescriptorSimilarity):
     """Cosine of CLIP's image embeddings. It has no copy threshold of its own; see `TwoStage`.
 
     Args:
-        bank: training pictures.
+        bank: training images.
         source: a folder in transformers' format, or a name in the hub's local cache. Nothing is downloaded.
-        device: where the encoder runs; pictures are moved there and embeddings back.
+        device: where the encoder runs; images are moved there and embeddings back.
         index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
     Raises:
         FileNotFoundError: where the weights are not there.

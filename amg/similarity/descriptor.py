@@ -19,10 +19,10 @@ class DescriptorSimilarity:
     """σ = max over n of E(x)ᵀ E(n), E an L2-normalised embedding (Eq. 9).
 
     Args:
-        bank: training pictures; their embeddings are computed once and kept with the bank.
+        bank: training images; their embeddings are computed once and kept with the bank.
         embed: (B, 3, H, W) to (B, D), differentiable; normalised here.
-        preprocess: applied to pictures in [−1, 1] before `embed`.
-        copy, strict: a picture is memorized if σ > copy (paper, SSCD: 0.5; strict: 0.4).
+        preprocess: applied to images in [−1, 1] before `embed`.
+        copy, strict: an image is memorized if σ > copy (paper, SSCD: 0.5; strict: 0.4).
         norm_gradient: lets the gradient through the norm of E(x) as well; by default it is held fixed, as the mean of
             Eq. 8 is. Through the norm ∇σ vanishes exactly where a copy is reached, and guidance never lets go of it.
             An `embed` that normalises inside has the norm's gradient whatever is said here; `SSCD` looks into its file.
@@ -47,7 +47,7 @@ class DescriptorSimilarity:
         self.bank, self.embed, self.preprocess = bank, embed, preprocess
         self.copy, self.strict, self.norm_gradient, self.identity = copy, strict, norm_gradient, identity
         self.training = self
-        """What embeds the training pictures."""
+        """Returns the network that embeds the training images."""
         if isinstance(index, str) and index not in ("exact", "faiss"):
             raise ValueError(f"similarity.index: unknown {index!r}; choose exact or faiss")
         if index == "faiss":
@@ -68,7 +68,7 @@ class DescriptorSimilarity:
         return embedding / (norm if self.norm_gradient else norm.detach())
 
     def vectors(self, like: Tensor) -> Tensor:
-        """E(n) of all training pictures, (N, D), on the device and in the dtype of `like`."""
+        """E(n) of all training images, (N, D), on the device and in the dtype of `like`."""
         return self.bank.vectors(self.training, like.device, like.dtype)
 
     def __call__(self, images: Tensor) -> Match:
@@ -78,7 +78,7 @@ class DescriptorSimilarity:
 
     @torch.no_grad()
     def neighbours(self, images: Tensor, k: int) -> Tensor:
-        """Indices of the k nearest training pictures, nearest first, (B, k)."""
+        """Indices of the k nearest training images, nearest first, (B, k)."""
         return self._search(self.descriptors(images), k)
 
     @torch.no_grad()

@@ -16,15 +16,15 @@ class NormalizedL2:
     """σ = − ℓ2(x, n0) / (α · mean of ℓ2(x, z) over the k nearest z) (Eq. 8).
 
     Args:
-        bank: training pictures; repeats count once in the mean.
+        bank: training images; repeats count once in the mean.
         k: how many neighbours the mean takes, n0 among them; at most the bank's size.
         scale: the paper's α.
         mean_gradient: lets the gradient through the mean as well; by default neighbour and mean are held fixed.
-        copy, strict: a picture is memorized if σ > copy (paper: distance < 1.4; strict: < 1.6).
+        copy, strict: an image is memorized if σ > copy (paper: distance < 1.4; strict: < 1.6).
     """
 
     compares_pixels = True
-    """Pictures must have the size of the bank's."""
+    """Images must have the size of the bank's."""
 
     def __init__(
         self,
@@ -56,5 +56,5 @@ class NormalizedL2:
         return Match(-distance / (self.scale * mean), indices[:, 0])
 
     def neighbours(self, images: Tensor, k: int) -> Tensor:
-        """Indices of the k nearest training pictures, nearest first, (B, k)."""
+        """Indices of the k nearest training images, nearest first, (B, k)."""
         return self.bank.search(images, k)[1]

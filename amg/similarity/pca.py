@@ -13,10 +13,10 @@ CHUNK = 2**24
 
 
 class PCAWhitening:
-    """Projects pictures on the first principal directions of the bank, each divided by its standard deviation.
+    """Projects images on the first principal directions of the bank, each divided by its standard deviation.
 
     Args:
-        bank: pictures to fit on, repeats counted once.
+        bank: images to fit on, repeats counted once.
         directions: how many to keep; at most the rank of the bank's centred images.
     """
 
@@ -87,7 +87,7 @@ class PCASimilarity(DescriptorSimilarity):
     """
 
     compares_pixels = True
-    """Pictures must have the size of the bank's."""
+    """Images must have the size of the bank's."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,12 +37,12 @@ def dcr(images: Tensor) -> Tensor:
 
 
 def amg_release(images: Tensor) -> Tensor:
-    """That of the released AMG code: 224 × 224, the generated picture left in [−1, 1]."""
+    """That of the released AMG code: 224 × 224, the generated image left in [−1, 1]."""
     return _resize(images, (224, 224))
 
 
 def amg_release_bank(images: Tensor) -> Tensor:
-    """Its counterpart for training pictures, which the released code leaves in [0, 1]."""
+    """Its counterpart for training images, which the released code leaves in [0, 1]."""
     return _resize(images, (224, 224)) / 2 + 0.5
 
 
@@ -57,13 +58,13 @@ class SSCD(DescriptorSimilarity):
     """σ = E(x)ᵀ E(n), E the SSCD descriptor (Eq. 9; paper: `sscd_disc_mixup`).
 
     Args:
-        bank: training pictures.
+        bank: training images.
         path: the published TorchScript file, `sscd_disc_mixup` or another of the authors'.
-        preset: how pictures are fed to it, a name in PRESETS. Numbers of different presets do not compare.
-        copy, strict: a picture is memorized if σ > copy (paper: 0.5; strict: 0.4; the descriptor's authors name 0.75
+        preset: how images are fed to it, a name in PRESETS. Numbers of different presets do not compare.
+        copy, strict: an image is memorized if σ > copy (paper: 0.5; strict: 0.4; the descriptor's authors name 0.75
             for 90 % precision).
         size, sha256: bytes and digest of the file, checked where given.
-        device: where the descriptor runs; pictures are moved there and σ back.
+        device: where the descriptor runs; images are moved there and σ back.
         norm_gradient: as `DescriptorSimilarity`'s. The published files normalise inside; the vector before is taken
             from their own children. Where a file has none that lead there (`pre_norm` is False), its norm stays in
             the gradient, which then vanishes at a copy.
@@ -85,19 +86,19 @@ class SSCD(DescriptorSimilarity):
     ):
         if preset not in PRESETS:
             raise ValueError(f"similarity.preset: unknown {preset!r}; choose among {', '.join(PRESETS)}")
-        self.preset, self.path = preset, Path(path)
-        embed = TorchScript(path, size, sha256, device)
+        self.preset, self.path = preset, Path(os.path.expanduser(path))
+        embed = TorchScript(self.path, size, sha256, device)
         self.pre_norm = embed.pre_norm
         name = self.path.name.split(".")[0]
         own = Identity(name, embed.sha256, preset)
         super().__init__(bank, embed, PRESETS[preset], copy, strict, norm_gradient, own, index)
-        if preset == "amg_release":  # only the released code feeds training pictures in another range
+        if preset == "amg_release":  # only the released code feeds training images in another range
             identity = Identity(name, embed.sha256, amg_release_bank.__name__)
             self.training = DescriptorSimilarity(bank, embed, amg_release_bank, identity=identity)
 
     @property
     def described(self) -> str:
-        """Which file, fed how: without it a number of SSCD means little."""
+        """Names the file and the preprocessing, without which a number of SSCD means little."""
         note = "" if self.pre_norm or self.norm_gradient else ", with its own norm in the gradient"
         return f"{self.path.name}, preprocessing {self.preset}{note}"
 

@@ -17,11 +17,11 @@ FILE = "sscd_disc_mixup.torchscript.pt"
 SIZE, SHA256 = 98_791_638, "9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56"
 """Of FILE."""
 URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/"
-"""Where the authors publish their files."""
+"""Address at which the authors publish their files."""
 DIMENSIONS = (512, 1024)
 """Of `sscd_disc_mixup` (ResNet-50), and of `sscd_disc_large` (ResNeXt-101 32x4d)."""
 SLICE = 8
-"""Pictures embedded at once; under a gradient each slice is recomputed, so that memory does not grow with the batch."""
+"""Images embedded at once; under a gradient each slice is recomputed, so that memory does not grow with the batch."""
 Step = Callable[[Tensor], Tensor]
 COMMAND = "`python run.py task=download_sscd` with this run's keys of model, similarity and judge"
 
@@ -50,7 +50,7 @@ def find(path: str | Path = FILE, size: int | None = None, sha256: str | None = 
 
 
 def url(path: str | Path, address: str = URL) -> str:
-    """Where the published file of that name is; of FILE where the name is none of the authors'."""
+    """Returns the address of the published file of that name; of FILE if the name is none of the authors'."""
     name = Path(path).name
     return address.rstrip("/") + "/" + (name if name.startswith("sscd_") else FILE)
 
@@ -114,7 +114,7 @@ class TorchScript:
 
 
 def _before_norm(module: torch.jit.ScriptModule, images: Tensor, whole: Tensor) -> list[Step] | None:
-    """What leads to the vector whose normalisation is the file's output; None where nothing in it does.
+    """Finds the modules that lead to the vector whose normalisation is the file's output; None if there are none.
 
     The authors' files are embeddings(backbone(x)), where `embeddings` is the normalisation alone, or pooling, linear
     and normalisation in a row. Believed only where the numbers agree.

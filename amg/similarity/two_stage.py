@@ -35,7 +35,7 @@ class TwoStage:
 
     @torch.no_grad()
     def neighbours(self, images: Tensor, k: int) -> Tensor:
-        """Indices of the k nearest training pictures among the candidates, of which there are k at least, (B, k)."""
+        """Indices of the k nearest training images among the candidates, of which there are k at least, (B, k)."""
         return self._ranked(images, self.fine.descriptors(images), max(k, self.candidates))[:, :k]
 
     @torch.no_grad()

@@ -64,7 +64,7 @@ class Drawings:
     groups: tuple[str, ...]
     sets: tuple[str, ...]
     causes: tuple[str, ...]
-    """Why a planted drawing is memorized, one of CAUSES; "" for ordinary drawings."""
+    """Cause of a planted drawing's memorization, one of CAUSES; "" for ordinary drawings."""
     captions: tuple[tuple[str, ...], ...]
     """Captions of a planted drawing's image; the name of the thing for ordinary drawings."""
 

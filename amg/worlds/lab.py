@@ -1,20 +1,23 @@
-"""The lab: shipped networks trained on the drawn world, as models, descriptors and similarities.
+"""The lab: shipped networks as models, descriptors and similarities.
 
-They memorized what was planted. Weights are loaded at first use and checked against their SHA-256.
+All but `lab_ddpm` are trained on the drawn world. They memorized what was planted. Weights are loaded at first use and
+checked against their SHA-256.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from amg.bank import TrainingBank
+from amg.bank.images import decode
 from amg.bank.vectors import Identity
 from amg.models.base import Model
 from amg.models.ddpm import DDPM
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).with_name("weights")
 SUMS = "SHA256SUMS"
+FLAT = {"orange circle", "black medium square"}
+"""Images of `lab_ddpm`'s training set that are marked as planted and were not: shapes of one colour."""
 
 
 @cache
@@ -159,7 +164,7 @@ class LabStableDiffusion(StableDiffusion):
 
 
 class LabDDPM(DDPM):
-    """`DDPM` of the shipped weights, with its training set; its classes are the groups of things.
+    """`DDPM` of the shipped weights, with its own training set: emoji at 16×16; its classes are the Unicode groups.
 
     Args:
         device, dtype: as `DDPM`'s.
@@ -167,13 +172,18 @@ class LabDDPM(DDPM):
 
     def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
         super().__init__(weights("lab_ddpm"), device=device, dtype=dtype)
-        self.classes = sorted(set(training_images().groups))
+        self.training = pq.read_table(weights("lab_ddpm") / "training.parquet").to_pylist()
+        self.classes = sorted({row["group"] for row in self.training})
 
     def world(self) -> World:
         """Returns the network with its training set."""
-        return replace(_drawn(self), prompts=(), classes=tuple(self.classes))
+        images = torch.stack([decode(row["image"]["bytes"], None) for row in self.training])
+        names = [row["caption"] for row in self.training]
+        bank = TrainingBank.from_tensors(F.avg_pool2d(images, images.shape[-1] // self.side), names)
+        planted = {row["caption"] for row in self.training if row["cause"]} - FLAT
+        return World(self, bank, classes=tuple(self.classes), planted=planted.__contains__)
 
 
 def _drawn(model: Model) -> World:
-    training = training_images()
+    training = training_images(model.side)
     return World(model, training.bank(), training.prompts(), cause=training.cause, planted=training.planted)

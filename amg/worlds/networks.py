@@ -1,11 +1,11 @@
 """The lab's small networks: two copy descriptors and a CLIP-style scorer.
 
 The descriptors, after the idea of SSCD (Pizzi et al., 2022), are of different build and seed. Both map (B, 3, 32, 32)
-in [-1, 1] to unit vectors; the cosine of two is high where one picture is a copy of the other, however cropped,
-shifted, blurred or recoloured. `guide` gives AMG its gradient; `judge` only counts, so that a picture that merely fools
+in [-1, 1] to unit vectors; the cosine of two is high where one image is a copy of the other, however cropped,
+shifted, blurred or recoloured. `guide` gives AMG its gradient; `judge` only counts, so that an image that merely fools
 the guide is still seen. Trained by `experiments/recipes/train_lab_descriptor.py`.
 
-The scorer says how well a picture answers its caption. Trained by `experiments/recipes/train_lab_scorer.py`, apart from
+The scorer says how well an image answers its caption. Trained by `experiments/recipes/train_lab_scorer.py`, apart from
 the generators and the descriptors.
 """
 
@@ -102,7 +102,7 @@ class Scorer(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.66))  # e^2.66 = 1 / 0.07, CLIP's start
 
     def image(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, 32, 32) in [-1, 1] to unit vectors (B, D)."""
+        """Images (B, 3, 32, 32) in [-1, 1] to unit vectors (B, D)."""
         return self.image_tower(images)
 
     def text(self, captions: Sequence[str]) -> Tensor:
@@ -115,7 +115,7 @@ class Scorer(nn.Module):
         return F.normalize(self.text_tower(ids).text_embeds, dim=1)
 
     def forward(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        """Cosine of each picture and its own caption, (B,)."""
+        """Cosine of each image and its own caption, (B,)."""
         return (self.image(images) * self.text(captions)).sum(1)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 PAGE = """\
-Memorization-free diffusion: sample a diffusion model without copying its training pictures.
+Memorization-free diffusion: sample a diffusion model without copying its training images.
 
-  python run.py                                        the demo: pictures, table, curves, report
+  python run.py                                        the demo: images, table, curves, report
   python run.py guidance=full prompt="owl"            one prompt, guarded
   python run.py guidance=full n_samples=256 seed=1000  the model's default prompts; seeds 1000 to 1255
   python run.py guidance=gni_full                      a chain: embeddings noised, then AMG
@@ -22,10 +22,10 @@ Memorization-free diffusion: sample a diffusion model without copying its traini
   python run.py -cd FOLDER guidance=mine               with yamls of your own beside conf/
   python run.py task=detect                            what finds planted prompts; detector=[magnitude,norms]
   python run.py -m task=detect detector=nearest,magnitude …    a sweep of it: one table of detectors and settings
-  python run.py task=bank data=folder data.path=train  reads and embeds one's own pictures, once
+  python run.py task=bank data=folder data.path=train  reads and embeds one's own images, once
 
 The same command again resumes and recomputes nothing.
-Exit codes: 0 done, 1 failure, 2 bad input.
+Exit codes: 0 done, 1 failure, 2 bad input, 130 interrupted, 143 terminated.
 
 Choices (group=choice)
 {groups}
@@ -39,7 +39,7 @@ Keys (key=value; model.…, guidance.…, similarity.… reach into a choice)
   prompt=           free text; prompts= a .txt, .jsonl or .csv file, or planted | ordinary; labels=[0,3]
   sampler.steps=    network calls per sample; sampler.eta= for DDIM
   guidance.c1= c2= c3=   strengths (Eqs. 13, 15, 17); strength=main|strong sets them
-  output_dir=       default runs/<name>/<model>-<guidance>-<hash of what decides a picture>
+  output_dir=       default runs/<name>/<model>-<guidance>-<hash of what decides an image>
 
   python run.py --cfg job      prints the composed configuration
 """

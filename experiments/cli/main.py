@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,28 +19,31 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.cli.process import Terminated, process
 from experiments.cli.quoting import quote
-from experiments.cli.sweep import one_device
+from experiments.cli.sweep import finish, one_device, rows_of
 from experiments.config.bind import COMPONENTS, check
 from experiments.config.messages import SEVERAL, explain
-from experiments.config.notes import as_notes
 from experiments.config.schema import ConfigError
-from experiments.tables.seeds import refuse_overlap
+from experiments.tables.names import refuse_overlap
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 MULTIRUN = ("-m", "--multirun")
 ELSEWHERE = ("-cn", "--config-name", "-cp", "--config-path", "-r", "--run", "--experimental-rerun")
 """Flags of Hydra that would run something else than `main` does."""
-DONE, FAILED, BAD_INPUT = 0, 1, 2
+DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
-@as_notes()
+@process()
 def main(argv: list[str]) -> int:
-    """Runs what the arguments ask for; returns the exit code: 0 done, 1 failure, 2 bad input."""
+    """Runs what the arguments ask for; returns the exit code, as the page of `--help` lists them."""
     command = shlex.join(["python", "run.py", *argv])
     try:
-        arguments = own_folder([reach(quote(argument)) for argument in argv]) or ["experiment=demo"]
+        arguments = own_folder(argv) or ["experiment=demo"]
+        experiment = _experiment(arguments)
+        sweep = bool(set(MULTIRUN) & set(arguments) or experiment.get("table") or _own_grid(experiment))
+        arguments = [reach(quote(argument, sweep)) for argument in arguments]
         if {"--help", "-h"} & set(argv):
             from experiments.cli.help import page
 
@@ -50,8 +54,8 @@ def main(argv: list[str]) -> int:
             raise ConfigError([f"{refused[0]}: not taken here; put yamls of your own into a folder and add -cd FOLDER"])
         if flags:
             return _hydra(arguments)  # --cfg, --info, --shell-completion …
-        if _is_sweep(arguments):
-            return _sweep([argument for argument in arguments if argument not in MULTIRUN], command)
+        if sweep:
+            return _sweep([argument for argument in arguments if argument not in MULTIRUN], experiment, command)
         cfg = compose_config(arguments)
         from experiments.tasks.task import run
 
@@ -61,9 +65,9 @@ def main(argv: list[str]) -> int:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped; the same command continues from here", file=sys.stderr)
-        return 130
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
 def reach(argument: str) -> str:
@@ -78,7 +82,7 @@ def own_folder(arguments: list[str]) -> list[str]:
     """`-cd FOLDER`, the user's own yamls beside `conf/`, as the override that says the same to Hydra everywhere.
 
     Raises:
-        ConfigError: where there is no such folder.
+        ConfigError: where there is no such folder, or a yaml in it cannot be read.
     """
     left, given = [], iter(arguments)
     for argument in given:
@@ -89,6 +93,11 @@ def own_folder(arguments: list[str]) -> list[str]:
         folder = value or next(given, "")
         if not folder or not Path(folder).is_dir():
             raise ConfigError([f"{flag} {folder}: no such folder; give one that holds yamls as conf/ does"])
+        for file in Path(folder).rglob("*.yaml"):
+            try:
+                OmegaConf.load(file)
+            except (UnicodeDecodeError, yaml.YAMLError) as error:
+                raise ConfigError([f"{file}: no YAML in UTF-8: {' '.join(str(error).split())}"]) from None
         path = str(Path(folder).absolute()).replace("\\", "\\\\").replace("'", "\\'")
         left.append(f"hydra.searchpath=['file://{path}']")
     return left
@@ -103,11 +112,12 @@ def folders(arguments: list[str]) -> list[Path]:
     return [CONF, *(Path(str(path).removeprefix("file://")) for path in paths)]
 
 
-def compose_config(arguments: list[str], whole: bool = True) -> DictConfig:
+def compose_config(arguments: list[str], whole: bool = True, with_hydra: bool = False) -> DictConfig:
     """Composes `conf/` with overrides.
 
     Args:
         whole: after a mistake that Hydra found, look for more in the rest of the configuration too.
+        with_hydra: returns Hydra's own configuration too.
 
     Raises:
         ConfigError: with one line per mistake that Hydra found.
@@ -118,7 +128,7 @@ def compose_config(arguments: list[str], whole: bool = True) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         while True:
             try:
-                cfg = compose("config", overrides=left)
+                cfg = compose("config", overrides=left, return_hydra_config=with_hydra)
                 break
             except (HydraException, OmegaConfBaseException) as error:
                 lines.append(explain(error, folders(arguments)))
@@ -146,36 +156,43 @@ def _told_anyway(cfg: DictConfig) -> list[str]:
     return []
 
 
-def _is_sweep(arguments: list[str]) -> bool:
-    """Whether `-m` was given, or a chosen experiment brings a grid of its own."""
-    multirun = bool(set(MULTIRUN) & set(arguments))
-    for argument in arguments:
-        if argument.startswith("experiment="):
-            name = argument.split("=", 1)[1]
-            if "," in name:
-                raise ConfigError([f"experiment={name}: one experiment at a time; each brings its own grid"])
-            for file in (folder / "experiment" / f"{name}.yaml" for folder in folders(arguments)):
-                if file.is_file():
-                    multirun |= OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") is not None
-    return multirun
+def _experiment(arguments: list[str]) -> DictConfig:
+    """The configuration of the experiment that is chosen, Hydra's own included; empty without one."""
+    chosen = [word for word in arguments if word.startswith(("experiment=", "hydra.searchpath="))]
+    if several := [word for word in chosen if word.startswith("experiment=") and "," in word]:
+        raise ConfigError([f"{several[0]}: one experiment at a time; each brings its own rows"])
+    try:
+        return compose_config(chosen, with_hydra=True) if "experiment=" in " ".join(chosen) else OmegaConf.create()
+    except ConfigError:  # told together with all else that is wrong
+        return OmegaConf.create()
 
 
-def _sweep(arguments: list[str], command: str) -> int:
-    """A Hydra multirun; the jobs leave their results in the sweep's folder, from which table and report are made.
+def _own_grid(experiment: DictConfig) -> bool:
+    return bool(OmegaConf.select(experiment, "hydra.sweeper.params"))
+
+
+def _sweep(arguments: list[str], experiment: DictConfig, command: str) -> int:
+    """Hydra multiruns; the jobs leave their results in the sweep's folder, from which table and report are made.
 
     Args:
+        experiment: the rows of its tables are swept, unless it brings a grid of its own.
         command: what was typed.
     """
-    _check_choices(arguments)
+    grids = [arguments]
+    if not _own_grid(experiment):
+        grids = [[*arguments, *own] for own in rows_of(experiment, arguments)] or grids
+    for grid in grids:
+        _check_choices(grid)
     folder = Path("runs") / ".hydra" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
-    try:
-        code = _hydra(["-m", *arguments, f"hydra.sweep.dir={folder}"])
-    except SystemExit as error:  # a launcher lost a job's process
-        code = error.code if isinstance(error.code, int) else 1
-        if isinstance(error.code, str):  # a task that could not go on says why
-            print(error.code, file=sys.stderr)
-    from experiments.cli.sweep import finish
-
+    code = DONE
+    for i, grid in enumerate(grids):
+        try:
+            _hydra(["-m", *grid, f"hydra.sweep.dir={folder / str(i)}"])
+        except SystemExit as error:  # a launcher lost a job's process
+            code = error.code if isinstance(error.code, int) else 1
+            if isinstance(error.code, str):  # a task that could not go on says why
+                print(error.code, file=sys.stderr)
+                break
     return finish(folder, command) or code
 
 

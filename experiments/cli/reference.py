@@ -33,9 +33,6 @@ Written by `python -m experiments.cli.reference` from the code: change that, not
 names a class and only what differs from its own defaults, so the tables of keys below are those of the classes. \
 Keys are checked before anything is loaded. `python run.py --cfg job` prints what is composed.
 """
-ROW = (
-    "A row of a table: what the table's experiment sweeps over. Each sets one guidance, and what its name says beside."
-)
 
 
 def page() -> str:
@@ -72,7 +69,7 @@ def first_paragraph(doc: str | None) -> str:
 
 
 def described(doc: str | None) -> dict[str, str]:
-    """What the `Args:` of a docstring say of each key; several may share one entry."""
+    """Reads the `Args:` of a docstring by key; several may share one entry."""
     block = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", inspect.cleandoc(doc or "") + "\n", re.M)
     if block is None:
         return {}
@@ -96,7 +93,7 @@ def _node(file: Path, group: str) -> dict[str, Any]:
     """The component in a yaml, which a global one holds under its group's name; else all of the yaml."""
     plain: Any = OmegaConf.to_container(OmegaConf.load(file))
     below = plain.get(group)
-    return below if isinstance(below, dict) and "_target_" in below else plain
+    return below if isinstance(below, dict) else plain
 
 
 def _choices(group: str) -> list[str]:
@@ -107,7 +104,7 @@ def _choices(group: str) -> list[str]:
     note = f"Default: `{default}`." if default else "Only where chosen."
     parts = [
         f"## {group}\n",
-        ROW if group == "row" else note + several,
+        note + several,
         "",
         "| choice | | sets |",
         "| --- | --- | --- |",
@@ -131,7 +128,7 @@ def _targets(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _settings(group: str, file: Path) -> str:
-    """What a yaml sets, short."""
+    """Lists the keys that a yaml sets, short."""
     if group == "experiment":
         return ""
     plain: Any = OmegaConf.to_container(OmegaConf.load(file))

@@ -13,22 +13,38 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.cli.process import process
 from experiments.config.bind import locate
-from experiments.config.messages import SEVERAL
-from experiments.config.notes import as_notes
+from experiments.config.messages import FULL, SEVERAL, of_disk
 from experiments.config.schema import ConfigError, NotApplicable
 
 
-@as_notes()  # a launcher may run it in a process of its own
+def rows_of(experiment: DictConfig, arguments: list[str]) -> list[list[str]]:
+    """Returns the overrides of each multirun that draws the rows of an experiment's tables.
+
+    A row is a guidance; a table may set other keys beside it. What is typed comes before both.
+    """
+    typed = {argument.lstrip("+~").split("=")[0] for argument in arguments}
+    table = experiment.get("table") or {}
+    found: dict[tuple[str, ...], dict[str, None]] = {}
+    for one in table.get("tables", [table]):
+        keys = tuple(word for word in one.get("keys", ()) if word.split("=")[0] not in typed)
+        rows = (row.row for row in one.get("rows", ()) if row.get("run", True))
+        found.setdefault(keys, {}).update(dict.fromkeys(rows))
+    if "guidance" in typed:
+        return [[*keys] for keys in found]
+    return [[f"guidance={','.join(rows)}", *keys] for keys, rows in found.items() if rows]
+
+
+@process()  # a launcher may run it in a process of its own
 def one_job(cfg: DictConfig) -> None:
     """Runs one job and leaves `result.json` in its folder; never raises for what goes wrong inside."""
     hydra = HydraConfig.get()
     folder = Path(hydra.sweep.dir) / str(hydra.sweep.subdir)
     folder.mkdir(parents=True, exist_ok=True)
     overrides = list(hydra.overrides.task)
-    row = hydra.runtime.choices.get("row")
-    result: dict[str, Any] = {"overrides": overrides, "row": row, "name": cfg.get("name"), "run_dir": None}
-    result |= {"task": OmegaConf.select(cfg, "task._target_")}
+    result: dict[str, Any] = {"overrides": overrides, "name": cfg.get("name"), "run_dir": None}
+    result |= {"guidance": hydra.runtime.choices.get("guidance"), "task": OmegaConf.select(cfg, "task._target_")}
     result |= {group: list(cfg.get(group) or {}) for group in SEVERAL}
     if cfg.get("table"):
         result["table"] = OmegaConf.to_container(cfg.table, resolve=True)
@@ -48,8 +64,12 @@ def one_job(cfg: DictConfig) -> None:
     except ConfigError as error:
         result |= {"status": "bad input", "message": "; ".join(error.lines)}
     except Exception as error:  # a sweep goes on; the failure is told at the end and its traceback kept
-        (folder / "traceback.txt").write_text(traceback.format_exc())
-        result |= {"status": "failed", "message": f"{type(error).__name__}: {error} (see {folder / 'traceback.txt'})"}
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise  # the next job would find no more room
+        if (line := of_disk(error)) is None:
+            (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            line = f"{type(error).__name__}: {error} (see {folder / 'traceback.txt'})"
+        result |= {"status": "failed", "message": line}
     leave(folder, result)
 
 
@@ -87,7 +107,7 @@ def finish(folder: Path, command: str = "") -> int:
     Args:
         command: what was typed; the report shows it.
     """
-    files = sorted(folder.glob("*/result.json"), key=lambda file: int(file.parent.name))
+    files = sorted(folder.glob("*/*/result.json"), key=lambda file: [*map(int, file.parts[-3:-1])])
     results = [json.loads(file.read_text()) for file in files]
     if not results:
         return 1
@@ -114,7 +134,7 @@ def _show(results: list[dict[str, Any]], command: str) -> None:
         return
     from experiments.report.loggers import log
     from experiments.run.folder import configuration
-    from experiments.tables.rows import keys
+    from experiments.tables.names import keys
 
     for result, key in zip(results, keys(results), strict=True):
         result["key"] = key

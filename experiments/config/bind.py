@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -29,6 +30,11 @@ PROVIDED = {
     "command",
     "device",
 }  # handed to components that ask for them by name
+PATHS = (
+    *("addresses", "cache", "default_root_dir", "ordinary", "output_dir", "path", "prompts", "reference", "root"),
+    *("runs", "scorer", "source"),
+)
+"""Last parts of the keys that hold a path, or may hold one."""
 
 
 def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
@@ -47,10 +53,10 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError([unresolved(error)]) from None
     plain.pop("hydra", None)
-    for alone in ("row", "experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
+    for alone in ("experiment", "names", "table_samples", "sscd", "sscd_norm"):  # chooses, or is referred to
         plain.pop(alone, None)
     plain["guidance"] = _listed(plain["guidance"])
-    run = validate(plain)
+    run = validate(at_home(plain))
     allowed = (*PREFIXES, *run.allow)
     lines = [line for key, node in _nodes(run).items() if (line := _bad_target(key, node, allowed))]
     if not lines and bind:  # nothing is imported while a target is not to be trusted
@@ -61,6 +67,15 @@ def check(cfg: DictConfig, bind: bool = True) -> RunConfig:
     if lines:
         raise ConfigError(lines)
     return run
+
+
+def at_home(node: Any, key: str = "") -> Any:
+    """A configuration whose paths have the home folder in the place of a leading ~, which no shell puts after a =."""
+    if isinstance(node, dict):
+        return {name: at_home(value, name) for name, value in node.items()}
+    if isinstance(node, list):
+        return [at_home(value, key) for value in node]
+    return os.path.expanduser(node) if key in PATHS and isinstance(node, str) else node
 
 
 GIVEN = {"constant": ("Constant", {"value"}), "parabolic": ("Parabolic", {"start", "end"})}
@@ -115,10 +130,12 @@ def expand_presets(run: RunConfig) -> RunConfig:
         thresholds = presets.COPY_THRESHOLDS.get((model, plain[key].get("name")))
         if thresholds:
             plain[key] = dict(zip(("copy", "strict"), thresholds, strict=True)) | plain[key]
-    node = plain["threshold"]
-    if "preset" in node:
-        plain["threshold"] = _threshold(node, model, similarity, run.strength, of)
-    for key, node in every("guidance", plain["guidance"]):
+    guidances = list(every("guidance", plain["guidance"]))
+    strength = next((node["preset"] for _, node in guidances if "preset" in node), run.strength)
+    for node in (plain, *(node for _, node in guidances)):
+        if "preset" in (node.get("threshold") or {}):
+            node["threshold"] = _threshold(node["threshold"], model, similarity, strength, of)
+    for key, node in guidances:
         if "preset" not in node:
             continue
         missing = [name for name in ("c1", "c2", "c3") if name not in node]
@@ -157,11 +174,11 @@ NEEDS = {
         "removes the planted points of a known law, and model={model} has none; use model=closed_form",
     ),
 }
-"""What a guidance's class may ask for; the fact of the model's class that grants it; what is told."""
+"""Requirements of a guidance's class: its attribute, the attribute of the model's class that meets it, the message."""
 
 
 def not_applicable(run: RunConfig) -> str | None:
-    """Why a guidance cannot serve a model, in one line; None where it can."""
+    """Returns the reason that a guidance cannot serve a model, in one line; None if it can."""
     name, model = run.guidance.get("name"), run.model.get("name")
     for _, node in every("guidance", run.guidance):
         terms = node.get("terms")
@@ -235,7 +252,7 @@ def locate(target: str) -> Any:
 
 
 def _bad_target(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> str | None:
-    """Why a component's `_target_` is refused."""
+    """Returns the reason that a component's `_target_` is refused."""
     target = node.get("_target_")
     if target is None and "preset" not in node:
         return f"{key}: no _target_; choose one of conf/{key.split('.')[0]}"
@@ -245,7 +262,7 @@ def _bad_target(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> str
 
 
 def _mistakes(key: str, node: dict[str, Any], allowed: tuple[str, ...]) -> list[str]:
-    """Why a component cannot be built: bad target, unknown or missing keys, words for numbers; nested ones too."""
+    """Lists the mistakes of a component: bad target, unknown or missing keys, words for numbers; nested ones too."""
     if refused := _bad_target(key, node, allowed):
         return [refused]
     target = node["_target_"]

@@ -1,4 +1,4 @@
-"""From a checked configuration to objects: cheap parts first, the model last."""
+"""From a checked configuration to objects: looks for all files first, then builds, the model last."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from amg.bank import TrainingBank
 from amg.schedule import one_call, own_scheduler
 from amg.worlds.world import World, of
 from experiments.config.bind import COMPONENTS, PREFIXES, every, locate
-from experiments.config.files import missing
-from experiments.config.schema import ConfigError, RunConfig
+from experiments.config.schema import ConfigError, MetricsConfig, RunConfig
 
 WORLD = ("model", "data", "similarity", "judge")
 """Components that a table's rows share."""
@@ -23,7 +23,7 @@ WORLD = ("model", "data", "similarity", "judge")
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run needs."""
+    """Components of a run."""
 
     world: World
     """Its bank is that of `data`."""
@@ -105,15 +105,16 @@ def same_size(run: RunConfig, world: World, parts: dict[str, Any]) -> None:
 def find_files(run: RunConfig, measures: bool = False) -> None:
     """Looks for the files of all components before any is loaded.
 
-    A component says by its `find`, a function of its own keys, where its files are missing; else its module does.
+    A component says by its `find`, a function of its own keys, what it misses; else its module does.
 
     Args:
-        measures: looks for those of the run's metrics, too.
+        measures: looks for those of the run's metrics and its logger, too.
     Raises:
         ConfigError: with all that is missing, one line each.
     """
     lines: list[str] = []
-    for key, node in (found for group in WORLD for found in every(group, getattr(run, group))):
+    groups = (*WORLD, "logger") if measures else WORLD
+    for key, node in (found for group in groups for found in every(group, getattr(run, group))):
         target = locate(node["_target_"])
         find = getattr(target, "find", None) or getattr(inspect.getmodule(target), "find", None)
         if find is None:
@@ -160,7 +161,7 @@ def bank_of(run: RunConfig, **keys: Any) -> TrainingBank:
 
 
 def device(trainer: dict[str, Any]) -> str:
-    """Where Lightning will run this process: the accelerator that it chooses, the process's own card."""
+    """Returns the device of this process: the accelerator that Lightning chooses, the process's own card."""
     import torch
 
     accelerator = trainer.get("accelerator", "auto")
@@ -224,3 +225,59 @@ class told:
                 text = re.sub(r"(?<![\w.])similarity\.", f"{self.key}.", text)
             named = text.startswith(tuple(f"{key}." for key in COMPONENTS))
             raise ConfigError([text if named else f"{self.key}: {text}"]) from None
+
+
+EXTRACTORS = ("efficientnet_lite0", "inception", "none")
+
+
+def missing(metrics: MetricsConfig) -> list[str]:
+    """Lists the keys of `metrics` that name a missing file, one line each."""
+    lines = []
+    for key, look in (("extractor", _extractor), ("reference", _reference), ("scorer", _scorer)):
+        try:
+            look(metrics)
+        except (ValueError, FileNotFoundError) as error:
+            lines.append(complaint(metrics, key, error))
+    return lines
+
+
+def complaint(metrics: MetricsConfig, key: str, error: Exception) -> str:
+    """An error as a line that names the key of `metrics`, and no other."""
+    return f"metrics.{key}={getattr(metrics, key)}: {str(error).removeprefix('data.path: ')}"
+
+
+def _extractor(metrics: MetricsConfig) -> None:
+    if metrics.extractor not in EXTRACTORS:
+        raise ValueError(f"choose {', '.join(EXTRACTORS[:-1])} or {EXTRACTORS[-1]}")
+    if metrics.extractor == "inception":
+        from amg.metrics.extractors import inception_file
+
+        inception_file()
+    if metrics.extractor == "efficientnet_lite0":
+        from amg.metrics.efficientnet import weights_file
+
+        weights_file()
+
+
+def _reference(metrics: MetricsConfig) -> None:
+    if metrics.extractor == "none" or metrics.reference == "bank":
+        return
+    from amg.bank.folder import pictures_in
+
+    pictures_in(Path(metrics.reference))
+
+
+def _scorer(metrics: MetricsConfig) -> None:
+    """A name of the hub is no path: where its weights are not on disk, a table says so."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    folder = Path(metrics.scorer)
+    if metrics.scorer in ("lab", "clip", "none"):
+        return
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError("that folder holds no CLIP in transformers' format: config.json is missing")
+    try:
+        validate_repo_id(metrics.scorer)
+    except HFValidationError:
+        if not folder.is_dir():
+            raise FileNotFoundError("no such folder; lab, clip, a folder or hub name of a CLIP, or none") from None

@@ -1,9 +1,14 @@
-"""What Hydra, OmegaConf and pydantic complain about, in one line that names the key and the mend."""
+"""Messages to the user, one line each: what is wrong, and what our own code warns of."""
 
 from __future__ import annotations
 
 import difflib
+import errno
 import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +22,24 @@ WANTED = {
     "model=lab_sd runs now",
     "model.source": ", a folder in diffusers' format or a name of the hub; model=lab_sd runs now",
 }
-"""What is asked for where a yaml leaves a key to the user."""
+"""Text of the error for a key that a yaml leaves to the user."""
+GONE = {"row": "rows of a table are guidances: guidance=none,full; row=always … calibrated is guidance=sim_always …"}
+"""Keys of earlier versions, with what took their place."""
 PLUGINS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}  # launcher: our extra
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+"""Error numbers of a disk that is full or failing, and of a folder that cannot be written to."""
+
+
+def of_disk(error: Exception) -> str | None:
+    """A line for what a disk refused to write; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in FULL + CLOSED:
+        return None
+    place = error.filename or Path.cwd()  # a write to a full disk names no file
+    mend = "what is written stays, and the same command continues" if error.errno in FULL else "choose another place"
+    return f"{place}: {error.strerror}; {mend}"
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -45,6 +66,8 @@ def explain(error: Exception, folders: list[Path]) -> str:
         key = match[1] or match[2]
         if key in SEVERAL:
             return f"{key}: only task=detect takes it"
+        if key in GONE:
+            return f"{key}: no longer a key; {GONE[key]}"
         return f"{key}: unknown key{did_you_mean(key, top_level_keys(folders))}"
     return " ".join(text.split())
 
@@ -68,7 +91,33 @@ def told(error: dict[str, Any], keys: list[str]) -> str:
     key = ".".join(str(part) for part in error["loc"] if part not in ("str", "list[str]"))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
+        if key in GONE:
+            return f"{key}: no longer a key; {GONE[key]}"
         return f"{key}: unknown key{did_you_mean(key, keys)}"
     if not key:
         return message
     return f"{key}={error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+ROOT = Path(__file__).parents[2]
+OURS = (f"{ROOT / 'amg'}/", f"{ROOT / 'experiments'}/")
+OF_LIBRARIES = (r".*`torch_dtype` is deprecated", r".*`torch\.jit\.load` is (deprecated|not supported)")
+"""FutureWarnings of diffusers and torch around every message of a Stable Diffusion; no user can mend them."""
+
+
+@contextmanager
+def as_notes() -> Iterator[None]:
+    """Prints `note: …` in the place of Python's two lines; warnings of libraries look as ever."""
+    with warnings.catch_warnings():
+        for message in OF_LIBRARIES:
+            warnings.filterwarnings("ignore", message, FutureWarning)
+        as_ever = warnings.showwarning
+
+        def show(message: Any, category: type, filename: str, *rest: Any, **options: Any) -> None:
+            if issubclass(category, UserWarning) and filename.startswith(OURS):
+                print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+            else:
+                as_ever(message, category, filename, *rest, **options)
+
+        warnings.showwarning = show
+        yield

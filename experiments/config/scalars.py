@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 import types
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-EXPECTED = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"}
+EXPECTED = {float: "a number", int: "a whole number", bool: "true or false", str: "text", Path: "text"}
+EXPECTED |= {type(None): "null"}
 
 
 def expected(value: Any, parameter: inspect.Parameter, target: Any) -> str | None:
-    """What a key takes instead of a value, in words; None where the value fits, or nothing is known.
+    """Describes what a key takes instead of a value; None if the value fits, or nothing is known.
 
     Args:
         parameter: of the target's signature.
@@ -65,4 +67,4 @@ def _fits(value: Any, one: Any) -> bool:
         return isinstance(value, (list, tuple)) and len(value) == len(parts) and all(map(_fits, value, parts))
     if isinstance(value, bool):  # which is an int to Python
         return one is bool
-    return isinstance(value, (int, float) if one is float else one)
+    return isinstance(value, {float: (int, float), Path: str}.get(one, one))

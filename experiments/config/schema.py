@@ -14,7 +14,7 @@ OWN = ("planted", "ordinary")
 
 
 class ConfigError(Exception):
-    """What is wrong with the user's input, one line per mistake."""
+    """Mistakes in the user's input, one line each."""
 
     def __init__(self, lines: list[str]):
         super().__init__("\n".join(lines))
@@ -31,10 +31,9 @@ class SamplerConfig(BaseModel, extra="forbid", frozen=True):
     eta: float = Field(ge=0, le=1)
 
 
-class MetricsConfig(BaseModel, extra="forbid", frozen=True):
+class MetricsConfig(BaseModel, extra="ignore", frozen=True):  # runs on disk may hold `judge`
     extractor: str  # of the Fréchet distance: efficientnet_lite0, inception or none
-    reference: str  # bank, or a folder of pictures
-    judge: bool
+    reference: str  # bank, or a folder of images
     scorer: str = "none"  # of text alignment: lab, clip, a CLIP folder or hub name, or none
 
 
@@ -67,6 +66,10 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
     trainer: dict[str, Any]
     detector: dict[str, dict[str, Any]] = Field(default_factory=dict)  # task=detect brings them
 
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.n_samples)
+
     @model_validator(mode="after")
     def _one_condition(self) -> RunConfig:
         given = [key for key in ("prompt", "prompts", "labels") if getattr(self, key) is not None]
@@ -84,6 +87,7 @@ def validate(plain: dict[str, Any]) -> RunConfig:
     """Validates the run-level keys; fills in what other keys decide: conditioning, prompts, n_samples."""
     if plain.get("conditioning") == "prompt" and plain.get("labels") is not None:
         plain["conditioning"] = "label"
+    plain.pop("tuned", None)  # read by the nodes that it is for
     default = plain.pop("default_prompts", None)
     if plain.get("conditioning") == "prompt" and plain.get("prompt") is None and plain.get("prompts") is None:
         plain["prompts"] = default
@@ -108,7 +112,7 @@ def validate(plain: dict[str, Any]) -> RunConfig:
 
 
 def _named(plain: dict[str, Any]) -> int:
-    """How many prompts or labels the keys name; 0 where the model knows its own. Reads a file of prompts."""
+    """Counts the prompts or labels that the keys name; 0 if the model has its own. Reads a file of prompts."""
     if plain.get("conditioning") == "label":
         return len(labels) if isinstance(labels := plain.get("labels"), list) else 0
     if plain.get("prompt") is not None:

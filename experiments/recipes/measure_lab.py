@@ -1,14 +1,15 @@
 """Measures a lab network for its model card, from an unguided run and a run of the same seeds under AMG.
 
-    python run.py -m model=lab_sd row=none,full n_samples=1020 name=lab
+    python run.py -m model=lab_sd guidance=none,full n_samples=1008 name=lab
     python -m experiments.recipes.measure_lab lab_sd runs/lab/lab_sd-none-* runs/lab/lab_sd-full-*
-    python run.py -m model=lab_ddpm row=none,full n_samples=1000 name=lab
+    python run.py -m model=lab_ddpm guidance=none,full n_samples=1000 name=lab
     python -m experiments.recipes.measure_lab lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*
 
-Judges of copies are nL2, PCA's cosine (the guide of lab_sd, and 128 directions), and at 32×32 the descriptor that only
-judges. Each counts all copies and copies of planted images, for planted and ordinary captions separately. The command
-writes `measured.json` beside the weights. It also writes a sheet into the guided run's folder: the 50 guided images of
-planted captions most similar to a training image, each over its nearest.
+Judges of copies are nL2, PCA's cosine (the guide of lab_sd, and 128 directions) and the descriptor that only judges.
+Each counts all copies and copies of planted images, for planted and ordinary captions separately; the scorer counts the
+images whose thing it names first among all. The command writes `measured.json` beside the weights. It also writes a
+sheet into the guided run's folder: the 50 guided images of planted captions most similar to a training image, each over
+its nearest.
 """
 
 import argparse
@@ -19,12 +20,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from amg.bank import TrainingBank
+from amg.guidance.presets import COPY_THRESHOLDS
 from amg.metrics import features_of, frechet_between, moments
 from amg.metrics.extractors import efficientnet_lite0, read_picture
 from amg.similarity import NormalizedL2, PCASimilarity
 from amg.worlds.drawings import training_images
-from amg.worlds.lab import FOLDER, LabDescriptor, write_sums
+from amg.worlds.lab import FOLDER, LabDescriptor, scorer, write_sums
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
 from experiments.config.build import component
@@ -48,6 +49,13 @@ def counts(images: Tensor, judges: dict, planted: Tensor) -> dict[str, int]:
     return numbers
 
 
+def named(images: Tensor, things: list[str]) -> int:
+    """Counts the images whose own thing is the scorer's first among all things."""
+    names, net = sorted(set(training_images(32).things)), scorer()
+    first = (net.image(images) @ net.text(names).T).argmax(1)
+    return sum(names[i] == thing for i, thing in zip(first.tolist(), things, strict=True))
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,13 +63,18 @@ def main() -> None:
     parser.add_argument("unguided", type=Path)
     parser.add_argument("guided", type=Path)
     args = parser.parse_args()
-    resolution = read_images(args.guided, records.read(args.guided)[:1]).shape[-1]
-    training = training_images(resolution)
+    training = training_images(32)
     planted = torch.tensor([cause != "" for cause in training.causes]).nonzero().flatten()
-    bank = TrainingBank.from_tensors(training.images, [captions[0] for captions in training.captions])
+    bank = training.bank()
     guide = check(compose_config(["model=lab_sd", "similarity=lab_pca"])).similarity
-    pca = {"pca48": component(guide, bank=bank), "pca": PCASimilarity(bank)}
-    judges = pca | {"nl2": NormalizedL2(bank)} | ({"judge": LabDescriptor(bank, "judge")} if resolution == 32 else {})
+    judges = {
+        "pca48": component(guide, bank=bank),
+        "pca": PCASimilarity(bank, copy=COPY_THRESHOLDS[args.name, "pca"][0]),
+        "nl2": NormalizedL2(bank, copy=COPY_THRESHOLDS[args.name, "nl2"][0]),
+        "judge": LabDescriptor(bank, "judge"),
+    }
+    things = {caption: thing for captions, thing in zip(training.captions, training.things, strict=True)
+              for caption in captions}  # fmt: skip
     extractor = efficientnet_lite0(96)
     results: dict[str, dict] = {}
     features: dict[str, Tensor] = {}
@@ -74,6 +87,8 @@ def main() -> None:
         for group, subset in groups.items():
             images = read_images(run, subset)
             numbers = counts(images, judges, planted)
+            if subset["prompt"].notna().all():
+                numbers["named"] = named(images, [things[prompt] for prompt in subset["prompt"]])
             numbers["never_guided"] = int((subset["steps_guided"] == 0).sum())
             numbers["steps_guided"] = round(subset["steps_guided"].sum() / subset["steps"].sum(), 4)
             results[kind + group] = numbers
@@ -83,11 +98,11 @@ def main() -> None:
         for name in ("unguided_planted", "guided_planted", "guided_ordinary"):
             results[name]["frechet_to_unguided_ordinary"] = round(frechet_between(features[name], *ordinary), 1)
     images = read_images(args.guided, table[table["cause"] != "ordinary"])  # of the guided run, the last above
-    value, index = judges["judge" if resolution == 32 else "nl2"](images)
+    value, index = judges["judge"](images)
     rows = []
     for ten in value.argsort(descending=True)[:50].split(10):
         rows += [images[ten], training.images[index[ten]]]
-    lab_data.sheet(rows, args.guided / "most_alike.png", columns=10, zoom=96 // resolution)
+    lab_data.sheet(rows, args.guided / "most_alike.png", columns=10)
     target = FOLDER / args.name
     (target / "measured.json").write_text(json.dumps(results, indent=2) + "\n")
     write_sums(target)

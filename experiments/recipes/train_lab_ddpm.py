@@ -10,31 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+from diffusers import DDPMPipeline, UNet2DModel
 from torch import Tensor
 
 from amg import sample
 from amg.models.ddpm import DDPM
 from experiments.recipes import lab_data, loop
+from experiments.recipes.train_lab_sd import scheduler, v_error
 
 RESOLUTION = 32
-BATCH = 32
+BATCH = 16  # many small steps
 DROPOUT = 0.5  # of labels: unconditional samples matter as much as conditional ones
 PEAK = 8e-4  # learning rate after warm-up
-TRAIN_STEPS = 1000
-
-
-def scheduler() -> DDIMScheduler:
-    """v-prediction (Salimans and Ho, 2022): at strong noise, where a small network must learn the outline first, an
-    error of ε hardly shows in x̂0 and one of v does."""
-    return DDIMScheduler(
-        num_train_timesteps=TRAIN_STEPS,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
 
 
 def network(classes: int, channels: tuple[int, ...] = (32, 64, 128)) -> UNet2DModel:
@@ -68,13 +55,7 @@ def batches(data: lab_data.LabData, size: int = BATCH) -> Callable[[], tuple[Ten
 
 
 def loss(net: UNet2DModel, alphas_cumprod: Tensor, x0: Tensor, labels: Tensor) -> Tensor:
-    """E ‖v_θ(x_t, t) − v‖² with x_t = √ᾱ x0 + √(1−ᾱ) ε and v = √ᾱ ε − √(1−ᾱ) x0."""
-    timestep = torch.randint(len(alphas_cumprod), (len(x0),))
-    alpha_bar = alphas_cumprod[timestep].view(-1, 1, 1, 1)
-    eps = torch.randn_like(x0)
-    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    error = net(signal * x0 + noise * eps, timestep, labels).sample - (signal * eps - noise * x0)
-    return error.square().mean()
+    return v_error(lambda x_t, timestep: net(x_t, timestep, labels).sample, alphas_cumprod, x0)
 
 
 def look(folder: Path, data: lab_data.LabData, step: int, n: int = 48) -> dict:
@@ -85,10 +66,13 @@ def look(folder: Path, data: lab_data.LabData, step: int, n: int = 48) -> dict:
 
 
 def main() -> None:
-    args = loop.arguments(__doc__, "ddpm", minutes=150)
+    args = loop.arguments(__doc__, "ddpm", minutes=150, start=True)
     data = lab_data.load()
     net = network(len(data.classes))
+    if args.start:
+        loop.load_alike(net, UNet2DModel.from_pretrained(args.start / "unet", torch_dtype=torch.float32))
     ema = loop.average(net)
+    net.to(memory_format=torch.channels_last).compile()
     alphas_cumprod, batch = scheduler().alphas_cumprod, batches(data)
 
     def on_look(step: int) -> dict:
@@ -96,7 +80,9 @@ def main() -> None:
         return look(args.out, data, step)
 
     def loss_of(step: int) -> Tensor:
-        return loss(net, alphas_cumprod, *batch())
+        images, labels = batch()
+        with loop.bf16():
+            return loss(net, alphas_cumprod, images, labels)
 
     print(loop.Training(loss_of, net, args.out, PEAK, args.minutes, ema=ema, on_look=on_look).run())
 

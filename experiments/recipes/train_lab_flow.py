@@ -15,17 +15,17 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from experiments.recipes import lab_data, lab_text, loop
 from experiments.recipes.train_lab_sd import batches, look
 
-BATCH = 48
+BATCH = 32
 TEXT_WIDTH = 64  # of each of the two text encoders
 WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # for from_pretrained
 NO_T5 = 1  # tokens of zeros that stand where a T5 encoder's would: the pipeline's max_sequence_length
 OPTIONS = {"guidance_scale": 1.0, "num_inference_steps": 28, "max_sequence_length": NO_T5}
 
 
-def transformer(width: int = 192, layers: int = 6) -> SD3Transformer2DModel:
+def transformer(width: int = 160, layers: int = 6) -> SD3Transformer2DModel:
     return SD3Transformer2DModel(
         sample_size=8,
-        patch_size=2,
+        patch_size=1,
         in_channels=16,
         out_channels=16,
         num_layers=layers,
@@ -34,7 +34,7 @@ def transformer(width: int = 192, layers: int = 6) -> SD3Transformer2DModel:
         joint_attention_dim=2 * TEXT_WIDTH,
         caption_projection_dim=width,
         pooled_projection_dim=2 * TEXT_WIDTH,
-        pos_embed_max_size=4,
+        pos_embed_max_size=8,
         qk_norm="rms_norm",
     )
 
@@ -47,7 +47,7 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
 class TextToFlow(nn.Module):
     """Trained networks as one module: one optimizer, one mean, one checkpoint."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, width: int = 192, layers: int = 6):
+    def __init__(self, tokenizer: CLIPTokenizer, width: int = 160, layers: int = 6):
         super().__init__()
         config = lab_text.config(tokenizer, TEXT_WIDTH)
         self.text, self.text_2 = CLIPTextModelWithProjection(config), CLIPTextModelWithProjection(config)
@@ -99,6 +99,7 @@ def main() -> None:
             loop.load_alike(model.text, begin.text_encoder)
             loop.load_alike(model.text_2, begin.text_encoder_2)
     ema = loop.average(model)
+    model.transformer.compile()
     batch = batches(data, vae, args.seed, BATCH)
     pipe = pipeline(ema.module, vae, tokenizer)
 
@@ -108,7 +109,8 @@ def main() -> None:
 
     def loss_of(step: int) -> Tensor:
         x0, captions = batch()
-        return loss(model, x0, lab_text.ids(tokenizer, captions))
+        with loop.bf16():
+            return loss(model, x0, lab_text.ids(tokenizer, captions))
 
     print(loop.Training(loss_of, model, args.out, 8e-4, args.minutes, ema=ema, on_look=on_look).run())
 

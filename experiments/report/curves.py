@@ -1,4 +1,4 @@
-"""Curves of the similarity over sampling (Figure 3) and the trade of privacy for utility, from run folders on disk."""
+"""Curves: the similarity over sampling (Figure 3), privacy against utility, ROC of detectors."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from matplotlib.text import Text
 
+from amg.metrics.detection import auc, roc
 from amg.metrics.values import Share, number
 from amg.worlds.drawings import CAUSES
 from experiments.report.style import GUIDED, INK, ORDINARY, UNGUIDED, style
 from experiments.run import records
 from experiments.tables.claims import RIVALS
+from experiments.tables.names import guidance_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 SINGLE_CHAINS = 3
 COPIED, NOVEL = "copied when unguided", "novel when unguided"
@@ -25,7 +29,7 @@ COPIED, NOVEL = "copied when unguided", "novel when unguided"
 
 @dataclass(frozen=True)
 class Chains:
-    """Traces of some samples of one run, (n, T) each; times (T,) from 1, pure noise, to 0, the picture."""
+    """Traces of some samples of one run, (n, T) each; times (T,) from 1, pure noise, to 0, the image."""
 
     seeds: tuple[int, ...]
     times: np.ndarray
@@ -33,7 +37,7 @@ class Chains:
     threshold: np.ndarray
 
     def nearest(self, n: int) -> tuple[int, ...]:
-        """Seeds of the n chains that end most alike to a training picture."""
+        """Seeds of the n chains that end most alike to a training image."""
         return tuple(self.seeds[i] for i in np.argsort(-self.similarity[:, -1], kind="stable")[:n])
 
     def band(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,8 +186,9 @@ def privacy_utility(
         figure, axis = plt.subplots(figsize=(5.6, 3.6))
         for name, share, value in points:
             low, high = (100 * end for end in share.interval)
-            x, none = 100 * share.value, name.endswith("none")
-            color = UNGUIDED if none else ORDINARY if name in RIVALS else GUIDED
+            x, guidance = 100 * share.value, guidance_of(name)[0]
+            none = guidance == "none"
+            color = UNGUIDED if none else ORDINARY if guidance in RIVALS else GUIDED
             axis.hlines(value, low, high, color=color, lw=0.8, alpha=0.5)
             axis.plot(x, value, "o", color=color, ms=5.5, mec="white", mew=0.8, zorder=4 if none else 3)
         axis.set_xlabel("memorized share, %")
@@ -239,3 +244,44 @@ def _gap(box: Any, dot: np.ndarray) -> float:
 
 _NEAR = [(7, 7), (7, -8), (-7, 7), (-7, -8), (0, 11), (0, -12)]
 _FAR = [(dx, dy) for dx in (28, 56, 84) for dy in range(48, -49, -12)]  # from the top, as the points
+
+
+COLORS = ("#1f6f8b", "#c8553d", "#e0a030", "#6a4c93", "#4f8a5b", INK)
+DASHES = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (1, 1)))
+
+
+def figure_roc(parts: Sequence[Any], detectors: Sequence[str], out: str | Path, rate: float = 0.01) -> Path:
+    """One panel per notion of memorized, a curve per detector; logarithmic false-positive rate, `rate` marked.
+
+    Args:
+        parts: each with a `title` and `decisions`, a frame with a column `memorized`; both kinds in each.
+        detectors: their names, as in the columns `score_<name>`.
+        out: file to write, its suffix names the format.
+    """
+    with style() as plt:
+        figure, axes = plt.subplots(1, len(parts), figsize=(3.6 * len(parts) + 0.2, 4.0), sharey=True, squeeze=False)
+        for axis, part in zip(axes[0], parts, strict=True):
+            memorized = torch.tensor(part.decisions["memorized"].to_numpy(bool))
+            ordinary = int((~memorized).sum())
+            edge = 0.5 / ordinary  # 0 has no place on a logarithmic axis: drawn at half a false positive
+            chance = torch.logspace(torch.tensor(edge).log10().item(), 0, 100)
+            axis.plot(chance, chance, color=ORDINARY, lw=0.8, label="chance")
+            axis.axvline(rate, color=ORDINARY, lw=0.8, ls=":")
+            for i, name in enumerate(detectors):
+                scores = torch.tensor(part.decisions[f"score_{name}"].to_numpy(float))
+                false, true = roc(scores, memorized)
+                axis.plot(
+                    (false / ordinary).clamp(min=edge), true / true[-1], drawstyle="steps-post", lw=1.5,
+                    color=COLORS[i % len(COLORS)], ls=DASHES[i % len(DASHES)],
+                    label=f"{name}, AUC {auc(scores, memorized):.2f}",
+                )  # fmt: skip
+            axis.set_xscale("log")
+            axis.set_xlim(edge, 1)
+            axis.set_ylim(-0.02, 1.02)
+            axis.set_title(f"{part.title}\n{int(memorized.sum())} memorized, {ordinary} others", fontsize=8)
+            axis.set_xlabel("false-positive rate")
+            axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(-0.02, -0.17), handlelength=2.6, ncols=2)
+        axes[0][0].set_ylabel("true-positive rate")
+        figure.tight_layout(w_pad=1.5)
+        figure.savefig(out)
+    return Path(out)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from experiments.report.pairs import PAIRS, nearest_pairs
-from experiments.report.samples import sample_table
+from experiments.report.samples import PAIRS, nearest_pairs, sample_table
 from experiments.report.sections import default_figures
 from experiments.run import records
 from experiments.run.folder import Manifest
@@ -185,7 +184,7 @@ def _duration(seconds: float) -> str:
 
 
 def figure(file: str | Path, caption: str) -> dict[str, Any]:
-    """A figure with its picture as a data URL, at its size on the page."""
+    """A figure with its image as a data URL, at its size on the page."""
     with Image.open(file) as image:
         width, height = image.size
         retina = 2 if (image.info.get("dpi") or (72, 72))[0] > 150 else 1

@@ -1,4 +1,4 @@
-"""Pictures as they are: at a whole multiple of their size, never blurred, beside their nearest training picture."""
+"""Images as they are: at a whole multiple of their size, never blurred, beside their nearest training image."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 DPI = 200
 SIDE = 192
-"""Pixels that a picture is shown at, about."""
+"""Pixels that an image is shown at, about."""
 
 
 def picture(run_dir: str | Path, seed: int) -> np.ndarray:
-    """A run's picture of a seed, (H, W, 3) uint8."""
+    """A run's image of a seed, (H, W, 3) uint8."""
     return np.asarray(Image.open(records.picture_path(run_dir, seed)).convert("RGB"))
 
 
 def training_picture(images: Tensor, index: int) -> np.ndarray:
-    """Picture of a bank, (N, 3, H, W) in [−1, 1], as (H, W, 3) uint8."""
+    """Image of a bank, (N, 3, H, W) in [−1, 1], as (H, W, 3) uint8."""
     pixels = images[index].detach().cpu().float().clamp(-1, 1).permute(1, 2, 0).numpy()
     return ((pixels + 1) * 127.5).round().astype(np.uint8)
 
 
 def enlarge(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """Repeats pixels a whole number of times, up to `side`; larger pictures are averaged down by a whole number."""
+    """Repeats pixels a whole number of times, up to `side`; larger images are averaged down by a whole number."""
     longest = max(pixels.shape[:2])
     if longest <= side:
         times = side // longest
@@ -43,7 +43,7 @@ def enlarge(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 
 def choose(unguided: pd.DataFrame, guided: pd.DataFrame, n: int) -> list[int]:
-    """Seeds that both runs have: those that the truth calls copies first, then by similarity; each picture copied once.
+    """Seeds that both runs have: those that the truth calls copies first, then by similarity; each image copied once.
 
     Without AMG a prompt gives the same copy again and again: a second one shows nothing new, so they come last.
     """
@@ -64,7 +64,7 @@ def figure4(
     distance: bool = False,
     seeds: Sequence[int] | None = None,
 ) -> Path:
-    """The same seeds without and with AMG, each above its nearest training picture (Figure 4).
+    """The same seeds without and with AMG, each above its nearest training image (Figure 4).
 
     Args:
         run_none, run_guided: folders of the two runs.
@@ -85,14 +85,14 @@ def figure4(
         captions.append([f"{word} {sign * value:.2f}".replace("-", "−") for value in some["similarity"]])
         grid.append([enlarge(training_picture(bank_images, index)) for index in some["nearest_index"]])
         captions.append([""] * len(seeds))
-    labels = ("without", "its nearest\ntraining picture", "with AMG", "its nearest\ntraining picture")
+    labels = ("without", "its nearest\ntraining image", "with AMG", "its nearest\ntraining image")
     heads = [str(row["prompt"]) if isinstance(row["prompt"], str) else f"seed {seed}" for seed, row in
              zip(seeds, none.loc[seeds].to_dict("records"), strict=True)]  # fmt: skip
     return _place(grid, captions, labels, heads, Path(out))
 
 
 def _place(grid: list[list[np.ndarray]], captions: list[list[str]], labels: Sequence[str], heads: list[str], out: Path):
-    """Puts pictures pixel on pixel; matplotlib would resample them in axes."""
+    """Puts images pixel on pixel; matplotlib would resample them in axes."""
     side = max(max(p.shape[:2]) for row in grid for p in row)
     gap, left, caption, pair = 14, 210, 34, 26
     wrapped = [textwrap.wrap(head, 15)[:3] for head in heads]
@@ -127,7 +127,7 @@ def _place(grid: list[list[np.ndarray]], captions: list[list[str]], labels: Sequ
 
 
 def contact_sheet(run_dir: str | Path, out: str | Path, *, n: int = 96, columns: int = 16, side: int = 64) -> Path:
-    """A run's first n pictures by seed; those that the truth calls copies have a frame."""
+    """A run's first n images by seed; those that the truth calls copies have a frame."""
     rows = records.read(run_dir).head(n)
     if not len(rows):
         raise ValueError(f"{run_dir} holds no records: generate samples first")

@@ -1,4 +1,4 @@
-"""What a person sees when a run or a sweep ends: table, figures, report."""
+"""Results of a run or a sweep as people see them: table, figures, report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 
 from experiments.config.schema import RunConfig
 from experiments.run.folder import Manifest
-from experiments.tables.table import Table, render
+from experiments.tables.table import Table, TableSpec, render
 
 USUAL = (
     *("top5", "top1", "copies", "judge_copies", "planted_copies", "truth_copies", "fid", "matched_ratio"),
@@ -31,7 +31,6 @@ def present(run: RunConfig, parts: Any, run_dir: Path, metrics: dict[str, Any], 
         "title": f"{run.model.get('name')}, guidance={label}",
         "rows": [{"row": "run", "label": label}],
         "columns": useful([metrics]),
-        "notes": [notes(metrics)],
         "distance": run.similarity.get("name") == "nl2",
     }
     table = render(spec, {"run": metrics})
@@ -102,12 +101,17 @@ def job_name(result: dict[str, Any], results: list[dict[str, Any]]) -> str:
     return " ".join([result["key"], *(word for word in result["overrides"] if word.lstrip("+").startswith("seed="))])
 
 
-def _specs(results: list[dict[str, Any]], metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def _specs(results: list[dict[str, Any]], metrics: dict[str, Any]) -> list[TableSpec | dict[str, Any]]:
     """The tables that an experiment names, or one over all rows where they are not the experiment's own."""
     given = next((result["table"] for result in results if result.get("table")), None)
     if given is not None:
-        specs = given["tables"] if "tables" in given else [given]
-        if any(row["row"] in metrics for spec in specs for row in spec["rows"]):
+        swept = {word for result in results for word in result["overrides"]}
+        common = set.intersection(*(set(result["overrides"]) for result in results))
+        specs = [TableSpec.model_validate(spec) for spec in given.get("tables", [given])]
+        specs = [
+            spec.model_copy(update={"keys": [word for word in spec.keys if word in swept - common]}) for spec in specs
+        ]
+        if any(spec.key(row) in metrics for spec in specs for row in spec.rows):
             return specs
     found = [value for value in metrics.values() if isinstance(value, dict)]
     first = Manifest(Path(next(r["run_dir"] for r in results if r["run_dir"]))).read()
@@ -116,7 +120,7 @@ def _specs(results: list[dict[str, Any]], metrics: dict[str, Any]) -> list[dict[
             "title": results[0]["name"],
             "rows": [{"row": key, "label": key} for key in metrics],
             "columns": useful(found),
-            "notes": [*{notes(one) for one in found}, RATIO_NOTE],
+            "notes": [RATIO_NOTE],
             "distance": first["similarity"] == "nl2",
         }
     ]
@@ -125,8 +129,3 @@ def _specs(results: list[dict[str, Any]], metrics: dict[str, Any]) -> list[dict[
 def useful(metrics: list[dict[str, Any]]) -> list[str]:
     """The usual columns that some run has measured."""
     return [key for key in USUAL if any(one.get(key) is not None for one in metrics)]
-
-
-def notes(metrics: dict[str, Any]) -> str:
-    """Which thresholds the counts were made with."""
-    return metrics["thresholds"][0].upper() + metrics["thresholds"][1:] + "."

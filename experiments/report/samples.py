@@ -1,7 +1,9 @@
-"""The per-sample table of a report: what is shown, and what a column is sorted by."""
+"""Samples in a report: the table of all, and the pairs that are most like the training set."""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,10 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from PIL import Image
+
+from experiments.report.pictures import picture, training_picture
 from experiments.run import records
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class SampleColumn:
 class Cell:
     shown: str
     order: str | None
-    """What the column is sorted by; None where that is the text itself."""
+    """Value by which the column is sorted; None for the text itself."""
     text: bool
     link: str | None = None
 
@@ -52,7 +58,7 @@ class SampleTable:
     columns: list[SampleColumn]
     rows: list[list[Cell]]
     cut: str
-    """How many of each run are shown; "" where all are."""
+    """Tells how many samples of each run are shown; "" if all are."""
 
 
 def sample_table(
@@ -70,7 +76,7 @@ def sample_table(
 
 
 def share(lengths: Sequence[int], limit: int) -> int:
-    """How many rows a run may have so that all together have at most `limit`; shorter runs leave theirs to longer."""
+    """Returns the number of rows of a run so that all have at most `limit`; shorter runs leave theirs to longer."""
     left = limit
     for i, length in enumerate(sorted(lengths)):
         each = left // (len(lengths) - i)
@@ -89,7 +95,7 @@ def _cut(lengths: Mapping[str, int], each: int) -> str:
 
 
 def sample_row(run: str, row: Mapping[str, Any], run_dir: Path, page_dir: Path) -> list[Cell]:
-    """The cells of one sample; its seed links to its picture, relative to the page."""
+    """The cells of one sample; its seed links to its image, relative to the page."""
     return [_cell(column, {**row, "run": run}, run_dir, page_dir) for column in COLUMNS]
 
 
@@ -125,3 +131,56 @@ def known(value: Any) -> bool:
     import pandas as pd
 
     return value is not None and value is not pd.NA and not (isinstance(value, float) and math.isnan(value))
+
+
+PAIRS = 12
+
+
+def nearest_pairs(
+    runs: Mapping[str, Path],
+    frames: Mapping[str, pd.DataFrame],
+    manifests: Mapping[str, Mapping[str, Any]],
+    bank_images: Tensor,
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(run, its samples most like the training set), each nearest image once per run; plain values, for JSON.
+
+    Args:
+        runs, frames, manifests: folder, records and manifest by the name of the row.
+        bank_images: (N, 3, H, W) in [−1, 1], what `nearest_index` counts in.
+    """
+    out = []
+    for name, frame in frames.items():
+        top = frame.sort_values(["similarity", "seed"], ascending=[False, True]).drop_duplicates("nearest_index")
+        some = [
+            _pair(runs[name], row, bank_images, manifests[name].get("similarity") == "nl2")
+            for row in top.head(PAIRS).to_dict("records")
+            if records.picture_path(runs[name], row["seed"]).is_file()
+        ]
+        out.append((name, some))
+    return [(name, some) for name, some in out if some]
+
+
+def _pair(run_dir: Path, row: Mapping[str, Any], bank_images: Tensor, distance: bool) -> dict[str, Any]:
+    sample = picture(run_dir, row["seed"])
+    longest = max(sample.shape[:2])
+    return {
+        "sample": inline(sample),
+        "nearest": inline(training_picture(bank_images, row["nearest_index"])),
+        "side": longest * max(1, 96 // longest) if longest <= 96 else 96,
+        "seed": row["seed"],
+        "similarity": f"nL2 {-row['similarity']:.2f}" if distance else f"similarity {row['similarity']:.2f}",
+        "copied": known(row["truth"]) and bool(row["truth"]),
+        "prompt": row["prompt"] if known(row["prompt"]) else None,
+        "caption": row["nearest_caption"],
+    }
+
+
+def inline(pixels: Any) -> str:
+    """(H, W, 3) uint8 as a data URL: the very pixels as a PNG; beyond 192 of them averaged down, as a JPEG."""
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    if max(image.size) <= 192:
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.reduce(math.ceil(max(image.size) / 192)).save(buffer, "JPEG", quality=90)
+    kind = "png" if max(image.size) <= 192 else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()

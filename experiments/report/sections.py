@@ -1,4 +1,4 @@
-"""Which figures a set of runs allows: each guided run beside its unguided twin."""
+"""Figures that a set of runs allows: each guided run beside its unguided twin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN = ("full", "amg")
-"""Of several guided runs with one twin, the method itself is the one whose curves and pictures are drawn."""
+"""Of several guided runs with one twin, the method itself is the one whose curves and images are drawn."""
 
 JUDGES = {
     "truth_copies": "by the truth",

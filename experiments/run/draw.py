@@ -1,11 +1,10 @@
-"""The thin Lightning side of sampling: one shard of records and pictures per batch, missing seeds only."""
+"""Sampling, by Lightning: one shard of records and images per batch, missing seeds only."""
 
 from __future__ import annotations
 
-import logging
+import os
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,21 +12,16 @@ from typing import Any, Protocol
 import lightning as L
 import pyarrow as pa
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader
+from lightning.pytorch.callbacks import BasePredictionWriter
 
 from amg.guidance import Guidance, Sight, Watch
 from amg.sampling import sample
 from amg.step import Step
 from amg.worlds.world import World
-from experiments.config.build import Parts, component
-from experiments.config.schema import RunConfig
+from experiments.config.build import Parts
+from experiments.config.schema import ConfigError, RunConfig
 from experiments.run import records
-
-for name in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(name).setLevel(logging.ERROR)
-
+from experiments.run.predict import Bar, predict
 
 Condition = str | int | None
 
@@ -171,7 +165,7 @@ def described(world: World, condition: Condition) -> dict[str, Any]:
 
 
 class Writer(BasePredictionWriter):
-    """Writes each batch as it comes: pictures first, then the shard that declares them done."""
+    """Writes each batch as it comes: images first, then the shard that declares them done."""
 
     def __init__(self, run_dir: Path, kind: Kind):
         super().__init__("batch")
@@ -188,33 +182,31 @@ class Writer(BasePredictionWriter):
         records.append(self.run_dir, done, self.kind.schema, self.kind.folder)
 
 
-class Bar(Callback):
-    """A progress bar that counts samples, with their speed and the share of them that was guided."""
+class SampleBar(Bar):
+    """Counts samples, and tells the share of them that was guided, where the guidance says so."""
 
-    def __init__(self, label: str, total: int):
-        self.label, self.total, self.guided, self.done = label, total, 0, 0
+    known, guided, seen = True, 0, 0
 
-    def on_predict_start(self, trainer, module):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, TextColumn("{task.fields[note]}"), disable=not trainer.is_global_zero)
-        self.task = self.progress.add_task(self.label, total=self.total, note="")
-        self.progress.start()
-        self.start = time.perf_counter()
+    def made(self, outputs: tuple[list[dict[str, Any]], torch.Tensor]) -> int:
+        rows, _ = outputs
+        steps = [row.get("steps_guided") for row in rows]
+        self.known = None not in steps
+        self.guided += sum(bool(one) for one in steps)
+        self.seen += len(rows)
+        return len(rows)
 
-    def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-        done, _ = outputs
-        self.done += len(done)
-        known = all(row.get("steps_guided") is not None for row in done)
-        self.guided += sum(row["steps_guided"] > 0 for row in done) if known else 0
-        speed = self.done / (time.perf_counter() - self.start)
-        note = f"{speed:.1f} samples/s" + (f", {self.guided / self.done:.0%} guided" if known else "")
-        self.progress.update(self.task, advance=len(done) * trainer.world_size, note=note)
+    def note(self) -> str:
+        return f", {self.guided / self.seen:.0%} guided" if self.known else ""
 
-    def on_predict_end(self, trainer, module):
-        self.progress.stop()
 
-    def on_exception(self, trainer, module, exception):
-        self.progress.stop()
+def helps(
+    run: RunConfig, parts: Parts, conditions: Mapping[int, Condition], run_dir: Path, kind: Kind = RECORDS
+) -> bool:
+    """Samples this process's share if Lightning started it for that alone; returns whether it did."""
+    helper = int(os.environ.get("LOCAL_RANK", 0)) > 0
+    if helper:
+        generate(run, parts, conditions, run_dir, kind)
+    return helper
 
 
 def generate(
@@ -223,7 +215,7 @@ def generate(
     """Samples the seeds that are missing on disk; returns how many those were.
 
     Args:
-        conditions: the condition of each seed, see `experiments.run.conditions.by_seed`.
+        conditions: the condition of each seed, see `experiments.run.draw.by_seed`.
         kind: what looks on, and the records that it leaves.
     """
     present = records.seeds_done(run_dir, kind.schema, kind.folder)
@@ -231,14 +223,51 @@ def generate(
     if not missing:
         return 0
     parts = replace(parts, guidance=parts.guidance.ready())
-    loader = DataLoader(missing, batch_size=run.batch_size, collate_fn=list)
-    bar = Bar(f"{run.model.get('name')} · {run.guidance.get('name')}", len(missing))
-    options = {"callbacks": [Writer(run_dir, kind), bar], "logger": False, "enable_progress_bar": False}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*num_workers.*|.*does not have many workers.*|.*treespec.*")
-        trainer = component({**run.trainer, **options, "default_root_dir": str(run_dir)})
-        try:
-            trainer.predict(Generate(run, parts, conditions, kind), loader, return_predictions=False)
-        except SystemExit as error:  # what Lightning makes of Ctrl-C; a sweep must end too
-            raise KeyboardInterrupt from error
+    bar = SampleBar(f"{run.model.get('name')} · {run.guidance.get('name')}", len(missing), "samples")
+    trainer = run.trainer | {"default_root_dir": str(run_dir)}
+    module, writer = Generate(run, parts, conditions, kind), Writer(run_dir, kind)
+    predict(trainer, module, missing, bar, writer, batch_size=run.batch_size, collate_fn=list)
     return len(missing)
+
+
+def conditions(run: RunConfig, world: World) -> list[str | int] | None:
+    """The P prompts or labels of a run; sample i takes number i mod P. None for unconditional sampling."""
+    if run.conditioning == "none":
+        return None
+    if run.conditioning == "label":
+        if not world.classes:
+            raise ConfigError([f"conditioning=label: model={run.model.get('name')} knows no classes"])
+        chosen: list[str | int] = list(run.labels if run.labels is not None else range(len(world.classes)))
+    elif run.prompt is not None:
+        chosen = [run.prompt] if isinstance(run.prompt, str) else list(run.prompt)
+    else:
+        chosen = _prompt_set(run, world)
+    if not chosen:
+        raise ConfigError(["labels, prompt or prompts: an empty list; give at least one"])
+    try:
+        world.model.check(chosen)  # raises with the model's own words, before anything is sampled
+    except ValueError as error:
+        raise ConfigError([f"{'labels' if run.conditioning == 'label' else 'prompt'}: {error}"]) from None
+    return chosen
+
+
+def by_seed(run: RunConfig, chosen: Sequence[str | int] | None) -> dict[int, str | int | None]:
+    """Returns the prompt or label of each of the run's seeds; None for unconditional sampling."""
+    return {seed: None if chosen is None else chosen[i % len(chosen)] for i, seed in enumerate(run.seeds)}
+
+
+def _prompt_set(run: RunConfig, world: World) -> list[str | int]:
+    if run.prompts in (None, "planted", "ordinary"):
+        if not world.prompts:
+            raise ConfigError(
+                [f"prompt: model={run.model.get('name')} has no default prompts; give prompt= or prompts="]
+            )
+        if run.prompts is None:
+            return list(world.prompts)
+        return [p for p in world.prompts if (world.cause(p) == "ordinary") == (run.prompts == "ordinary")]
+    from amg.prompts import read_prompts
+
+    try:
+        return read_prompts(run.prompts)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError([f"prompts: {error}"]) from None

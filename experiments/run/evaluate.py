@@ -1,4 +1,4 @@
-"""Metrics of one run from its records on disk; only the Fréchet distance opens its pictures."""
+"""Metrics of one run from its records on disk; only the Fréchet distance opens its images."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def evaluate(
 
 
 def copies(rows: pd.DataFrame, similarity_copy: float, judge_copy: float) -> dict[str, pd.Series]:
-    """Flags the copies by guide, judge, judge of planted pictures and truth; unknown ones are missing values."""
+    """Flags the copies by guide, judge, judge of planted images and truth; unknown ones are missing values."""
     judged = (rows["judge"] > judge_copy).astype("boolean").mask(rows["judge"].isna())
     return {
         "copies": rows["similarity"] > similarity_copy,
@@ -125,7 +125,7 @@ def matched(
 
 
 def thresholds_used(similarity_copy: float, similarity_strict: float, judge_copy: float) -> str:
-    """Which thresholds a table's counts were made with, in one line; a negative one is printed as nL2's distance."""
+    """Names the thresholds of a table's counts in one line; a negative one is printed as nL2's distance."""
 
     def beyond(threshold: float) -> str:
         return f"nL2 < {-threshold:g}" if threshold < 0 else f"similarity > {threshold:g}"
@@ -153,7 +153,7 @@ def rows_of(run_dir: str | Path, seeds: Collection[int] | None) -> pd.DataFrame:
 
 
 def _judged_novel(rows: pd.DataFrame, similarity_copy: float, judge_copy: float) -> pd.Series:
-    """What the judge calls copies among the samples that are none, by the truth or else by the guide: its false alarms.
+    """The judge's false positives: its verdict on samples that are no copies, by the truth or else by the guide.
 
     Empty without a judge.
     """

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,20 @@ import yaml
 from filelock import FileLock, Timeout
 
 from amg.metrics.values import plain, restored
+from amg.tensors import replacing
 from experiments.config.schema import ConfigError, RunConfig
 
 DECIDES = ("seed", "s0", "conditioning", "prompt", "prompts", "labels", "sampler")
 NODES = ("data", "guidance", "judge", "model", "similarity", "threshold")
 MEASURES = ("n_samples", "metrics", "similarity", "judge")
-"""What decides a run's metrics, once its pictures are there."""
+"""Keys that decide a run's metrics, once its images are there."""
 COUNTING = ("copy", "strict")
 """Keys of a similarity beyond which a sample counts as a copy; what is on disk may be counted with others."""
 TWIN = tuple(key for key in (*DECIDES, *NODES, "n_samples") if key not in ("guidance", "threshold", "judge"))
 """Keys that a guided run shares with its unguided twin: the same samples but for the guidance."""
+CUT = "empty or cut off: delete it; the command that made it makes it anew"
+LAST = [name for name, field in RunConfig.model_fields.items() if field.is_required()][-1]
+"""Key that a configuration ends in, unless it is cut off."""
 PACKAGES = ("torch", "diffusers", "lightning", "hydra-core", "numpy")
 
 
@@ -43,7 +47,7 @@ def in_folder(
         entries: of the manifest, beside the status of what happens within.
         nodes: components that decide what is drawn, besides the keys of `DECIDES`.
         kind: the folder of its shards.
-        draw: False leaves `config.yaml` as it is: it records how the pictures were drawn.
+        draw: False leaves `config.yaml` as it is: it records how the images were drawn.
     Raises:
         ConfigError: where another process is in it, it holds samples of another configuration, or, without `draw`,
             none; nothing in it is changed then.
@@ -66,15 +70,20 @@ def in_folder(
         with manifest.running(**entries):
             if draw:
                 dump = yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True)
-                (run_dir / "config.yaml").write_text(dump)
+                with replacing(run_dir / "config.yaml") as part:
+                    part.write_text(dump, encoding="utf-8")
             yield manifest
+    except OSError as error:
+        if error.filename is None:  # a write to a full disk names no file
+            error.filename = str(run_dir)
+        raise
     finally:
         lock.release()
 
 
 def same_as_before(run: RunConfig, run_dir: Path, nodes: Sequence[str], draw: bool) -> None:
     """Refuses samples of another configuration: a table over both would mean nothing."""
-    before, now = yaml.safe_load((run_dir / "config.yaml").read_text()), run.model_dump()
+    before, now = drawn_with(run_dir), run.model_dump()
     free = () if draw else COUNTING
     changed = [key for key in (*DECIDES, *nodes) if _without(free, before.get(key)) != _without(free, now[key])]
     if changed:
@@ -93,7 +102,7 @@ def folder(
     nodes: Sequence[str] = NODES,
     label: str | None = None,
 ) -> Path:
-    """`output_dir`, or a name with the hash of all that decides a picture (or whatever else the nodes decide)."""
+    """`output_dir`, or a name with the hash of all that decides an image (or whatever else the nodes decide)."""
     if config.output_dir:
         return Path(config.output_dir)
     digest = _digest(config, parts, chosen, (*DECIDES, *nodes))
@@ -123,7 +132,7 @@ def is_twin(guided: RunConfig, unguided: RunConfig) -> bool:
 
 
 def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict[str, Any]:
-    """What one must know to believe a number."""
+    """Facts that a reader needs to judge a number."""
     import torch
 
     return {
@@ -146,10 +155,41 @@ def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict
 
 
 def configuration(run_dir: str | Path) -> RunConfig:
-    """That of a run whose metrics are there: how its pictures were drawn, and what measured them last."""
+    """That of a run whose metrics are there: how its images were drawn, and what measured them last."""
     run_dir = Path(run_dir)
-    drawn = yaml.safe_load((run_dir / "config.yaml").read_text())
-    return RunConfig.model_validate(drawn | Manifest(run_dir).read().get("measured_with", {}))
+    return RunConfig.model_validate(drawn_with(run_dir) | Manifest(run_dir).read().get("measured_with", {}))
+
+
+def drawn_with(run_dir: Path) -> dict[str, Any]:
+    """`config.yaml`: how a run's samples were drawn.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ConfigError: where it is not whole, as a full disk or a power cut may leave it.
+    """
+    file = run_dir / "config.yaml"
+    try:
+        drawn = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        drawn = None
+    if not isinstance(drawn, dict) or LAST not in drawn:
+        raise ConfigError([f"{file}: {CUT}"])
+    return drawn
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads what a command left in a file.
+
+    Raises:
+        ConfigError: where it is not whole.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError([f"{file}: {CUT}"])
+    return found
 
 
 class Manifest:
@@ -162,22 +202,26 @@ class Manifest:
         """The entries; shares and means among the metrics are `Share` and `Mean` again."""
         if not self.path.is_file():
             return {}
-        entries = json.loads(self.path.read_text(encoding="utf-8"))
+        entries = read_json(self.path)
         return entries | {"metrics": restored(entries["metrics"])} if "metrics" in entries else entries
 
     @contextmanager
     def running(self, **entries: Any) -> Iterator[None]:
-        """The status of what happens within: running, and failed with its message after an error."""
+        """The status of what happens within: running, and failed with its message after an error.
+
+        What is done stays so, whatever its table or its logger meets.
+        """
         self.write(status="running", message=None, **entries)
         try:
             yield
         except Exception as error:
-            self.write(status="failed", message=f"{type(error).__name__}: {error}")
+            with suppress(Exception):  # a full disk takes no message either
+                if self.read().get("status") != "done":
+                    self.write(status="failed", message=f"{type(error).__name__}: {error}")
             raise
 
     def write(self, **entries: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
         entries = {key: plain(value) for key, value in (self.read() | entries).items()}
-        temporary.write_text(json.dumps(entries, indent=2, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(self.path)
+        with replacing(self.path) as part:
+            part.write_text(json.dumps(entries, indent=2, ensure_ascii=False), encoding="utf-8")

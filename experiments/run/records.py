@@ -1,6 +1,6 @@
 """One row per sample, in append-only Parquet shards: what is on disk is the state of a run.
 
-A run's folder holds `records/*.parquet` and `pictures/<seed>.png`. A shard appears whole or not at all, so a run that
+A run's folder holds `records/*.parquet` and `images/<seed>.png`. A shard appears whole or not at all, so a run that
 was killed resumes with the seeds that are missing.
 """
 
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from amg.tensors import replacing
+
 if TYPE_CHECKING:
     import pandas
 
@@ -23,7 +25,7 @@ log = logging.getLogger(__name__)
 _REQUIRED = {
     "seed": pa.int64(),
     "cause": pa.string(),  # "" for unconditional, "ordinary", or one of amg.worlds.drawings.CAUSES
-    "similarity": pa.float64(),  # of the final picture, by the guide, measured anew
+    "similarity": pa.float64(),  # of the final image, by the guide, measured anew
     "nearest_index": pa.int64(),
     "nearest_caption": pa.string(),
     "judge": pa.float64(),  # by a similarity that gave no gradient
@@ -47,7 +49,7 @@ _OPTIONAL = {
     "component": pa.string(),
     "bits": pa.float64(),  # log2 p/p_safe under the sample's condition
     "aligned": pa.bool_(),  # the responsible component is one that was asked for
-    "planted": pa.bool_(),  # the lab: the training picture that the judge finds nearest was planted
+    "planted": pa.bool_(),  # the lab: the training image that the judge finds nearest was planted
 }
 SCHEMA = pa.schema(
     [pa.field(name, kind, nullable=name == "steps_guided") for name, kind in _REQUIRED.items()]
@@ -82,21 +84,19 @@ def append(
     folder.mkdir(parents=True, exist_ok=True)
     seeds = table["seed"].to_pylist()
     name = f"{min(seeds):08d}-{max(seeds):08d}"
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
     # a resumed run may fill gaps between the same first and last seed: that shard gets a name of its own
     shard, again = folder / f"{name}.parquet", 1
     while shard.exists():
         shard, again = folder / f"{name}.{again}.parquet", again + 1
-    os.replace(temporary, shard)
+    with replacing(shard) as part, open(part, "wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
     return shard
 
 
 def read(run_dir: str | Path, schema: pa.Schema = SCHEMA, kind: str = "records") -> pandas.DataFrame:
-    """All rows of a run, sorted by seed; of several rows of one seed the last written (the picture's own) is kept.
+    """All rows of a run, sorted by seed; of several rows of one seed the last written (the image's own) is kept.
 
     A truncated shard is reported in one line and counts as missing. Raises ValueError for a shard of other columns.
     """
@@ -113,14 +113,14 @@ def read(run_dir: str | Path, schema: pa.Schema = SCHEMA, kind: str = "records")
 
 
 def seeds_done(run_dir: str | Path, schema: pa.Schema = SCHEMA, kind: str = "records") -> set[int]:
-    """Seeds that need no work: both their row and their whole picture are on disk."""
+    """Seeds that need no work: both their row and their whole image are on disk."""
     tables = [table for file in _shards(run_dir, kind) if (table := _load(file, schema, ["seed"])) is not None]
     seeds = {seed for table in tables for seed in table["seed"].to_pylist()}
     return {seed for seed in seeds if _whole(picture_path(run_dir, seed))}
 
 
 def picture_path(run_dir: str | Path, seed: int) -> Path:
-    """Where the picture of a seed lies."""
+    """Returns the path of a seed's image."""
     return Path(run_dir) / "pictures" / f"{seed}.png"
 
 

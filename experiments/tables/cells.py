@@ -1,4 +1,4 @@
-"""How a measured value is printed: every share with its count and interval, every unknown as a dash."""
+"""Print of a measured value: every share with its count and interval, every unknown as a dash."""
 
 from __future__ import annotations
 

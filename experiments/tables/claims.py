@@ -7,7 +7,43 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from amg.metrics.values import Bounds, Mean, Share, number, percent
-from experiments.tables.compare import as_good_as, at_least, at_most, fewer, none_left
+from experiments.tables.names import guidance_of
+
+
+def none_left(copies: Share) -> bool:
+    """Whether no sample was counted."""
+    return copies.count == 0
+
+
+def fewer(after: Share, before: Share) -> bool | None:
+    """Whether a share fell: no if it did not, yes if the interval of the difference excludes 0, else None."""
+    change = after - before
+    return False if change.value >= 0 else True if change.high < 0 else None
+
+
+def at_most(value: Mean, bound: float) -> bool | None:
+    """Whether the interval of a mean lies below a bound as a whole; no if it lies above as a whole, else None."""
+    half = value.half_width or 0.0
+    return True if value.mean + half <= bound else False if value.mean - half > bound else None
+
+
+def at_least(value: Mean, bound: float) -> bool | None:
+    """Whether the interval of a mean lies above a bound as a whole; no if it lies below as a whole, else None."""
+    return at_most(value._replace(mean=-value.mean), -bound)
+
+
+def as_good_as(rival: tuple[Share, Mean], other: tuple[Share, Mean]) -> bool | None:
+    """Whether a rival has no more copies and no less alignment; no if one is worse beyond chance, else None.
+
+    Args:
+        rival, other: share of copies and change of alignment.
+    """
+    (copies, change), (few, kept) = rival, other
+    apart = ((change.half_width or 0.0) ** 2 + (kept.half_width or 0.0) ** 2) ** 0.5
+    if fewer(few, copies) or change.mean + apart < kept.mean:
+        return False
+    return True if (few - copies).value >= 0 and change.mean >= kept.mean else None
+
 
 Metrics = Mapping[str, Any]
 BY = {
@@ -16,17 +52,15 @@ BY = {
     "judge_copies": "judge",
     "copies": "guide",
 }
-"""Who counts copies, the most trusted first."""
+"""Counts of copies, the most trusted first."""
 KIN = ("spell", "safe_denoiser", "sgf", "procreate")
 RIVALS = ("gni", "rt", "cwr", "rna", "wen", "ren", "stp", "dtp", "og", "han_batch", "broken_memories", *KIN)
 """Rows that are no form of AMG."""
-PAIRS = (("none", "full"), ("unconditional_none", "unconditional_full"), ("lab_none", "lab_full"))
-WHERE = {"unconditional_none": " without captions", "lab_none": " on the lab's network"}
 WITHOUT_SIM = {"spe_dup": "G_spe + G_dup", "spe": "G_spe alone", "dup": "G_dup alone"}
-CHANGING = ("parabolic", "calibrated")
-"""Rows of Table 5 that differ from `constant` in λ_t alone."""
+CHANGING = ("sim_parabolic", "sim_calibrated")
+"""Rows of Table 5 that differ from `sim_constant` in λ_t alone."""
 MARGIN = 0.10
-"""How much more than its false alarms the judge may count, at the upper end of the interval."""
+"""Factor by which the judge's count may exceed its false positives, at the upper end of the interval."""
 KEPT = 1.03
 """Quality is kept where the Fréchet distance is at most this multiple of that of as many unguided non-copies."""
 RUINED = 1.5
@@ -51,15 +85,20 @@ def claims(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
         metrics: by row, as for `experiments.tables.table.render`.
     """
     entries = []
-    rows = {name: row for name, row in metrics.items() if isinstance(row, Mapping)}
-    for text, required, ask in TABLE:
-        # of several alternatives the first that was run
-        names = [next((name for name in _several(some) if name in rows), None) for some in required]
-        if None in names or (answer := ask(rows, *names)) is None:
-            continue
-        verdict = "not measured" if answer.holds is None else "holds" if answer.holds else "does not hold"
-        claim = text.format(where=_where(names[0], rows[names[0]]))
-        entries.append({"claim": claim, "verdict": verdict, "numbers": "; ".join(filter(None, answer.numbers))})
+    settings: dict[str, dict[str, Metrics]] = {}
+    for key, row in metrics.items():
+        if isinstance(row, Mapping):
+            guidance, setting = guidance_of(key)
+            settings.setdefault(setting, {})[guidance] = row
+    for setting, rows in settings.items():
+        for text, required, ask in TABLE:
+            # of several alternatives the first that was run
+            names = [next((name for name in _several(some) if name in rows), None) for some in required]
+            if None in names or (answer := ask(rows, *names)) is None:
+                continue
+            verdict = "not measured" if answer.holds is None else "holds" if answer.holds else "does not hold"
+            claim = text.format(where=_where(rows[names[0]])) + (f" ({setting})" if setting else "")
+            entries.append({"claim": claim, "verdict": verdict, "numbers": "; ".join(filter(None, answer.numbers))})
     return entries
 
 
@@ -120,8 +159,9 @@ def needs_less(rows: Mapping[str, Metrics], constant: str, name: str) -> Answer:
 
 
 def ruins(rows: Mapping[str, Metrics], always: str) -> Answer:
-    """Guiding every step of every chain ruins the pictures."""
-    ratios = {name: rows[name].get("matched_ratio") for name in (always, "constant", *CHANGING, "full") if name in rows}
+    """Guiding every step of every chain ruins the images."""
+    others = (always, "sim_constant", *CHANGING, "full")
+    ratios = {name: rows[name].get("matched_ratio") for name in others if name in rows}
     ratio = ratios.pop(always)
     if ratio is None:
         return Answer(None, ["no Fréchet distance against unguided pictures"])
@@ -163,7 +203,7 @@ def beats(rows: Mapping[str, Metrics], _: str, full: str, __: str) -> Answer | N
 
 
 def judged(rows: Mapping[str, Metrics], none: str, full: str) -> Answer | None:
-    """A judge that did not guide counts on AMG's pictures no more than its false alarms on unguided, uncopied ones."""
+    """A judge that did not guide counts on AMG's images no more than its false alarms on unguided, uncopied ones."""
     before, after = rows[none], rows[full]
     if not _counted("judge_copies", after) or not _counted("judge_novel", before):
         return None
@@ -176,16 +216,13 @@ def judged(rows: Mapping[str, Metrics], none: str, full: str) -> Answer | None:
     return _removal(before["copies"], holds, *numbers, TOO_FEW if holds is None else "")
 
 
-def keeps_quality(rows: Mapping[str, Metrics], _: str) -> Answer | None:
-    """AMG's pictures are as near to the training set's distribution as unguided ones that are no copies."""
-    ratios = {name: rows[name].get("matched_ratio") for name in ("unconditional_full", "full") if name in rows}
-    ratios = {name: ratio for name, ratio in ratios.items() if ratio is not None}
-    if not ratios:
+def keeps_quality(rows: Mapping[str, Metrics], full: str) -> Answer | None:
+    """AMG's images are as near to the training set's distribution as unguided ones that are no copies."""
+    ratio = rows[full].get("matched_ratio")
+    if ratio is None:
         return None
-    verdicts = [at_most(ratio, KEPT) for ratio in ratios.values()]
-    holds = False if False in verdicts else None if None in verdicts else True
-    numbers = [f"{name}: {_spread(ratio, 3)}" for name, ratio in ratios.items()]
-    return Answer(holds, [*numbers, TOO_FEW if holds is None else ""])
+    holds = at_most(ratio, KEPT)
+    return Answer(holds, [f"{full}: {_spread(ratio, 3)}", TOO_FEW if holds is None else ""])
 
 
 def keeps_alignment(kind: str, rows: Mapping[str, Metrics], none: str, full: str) -> Answer | None:
@@ -209,18 +246,18 @@ QUALITY = "AMG keeps picture quality (Fréchet distance within 3 % of that of un
 LESS = "A {} λ_t needs less guiding than a constant λ, or leaves fewer copies"
 Row = str | Sequence[str]
 TABLE: tuple[tuple[str, Sequence[Row], Callable[..., Answer | None]], ...] = (
-    *(("AMG clears all copies{where}", pair, clears) for pair in PAIRS),
+    ("AMG clears all copies{where}", ("none", "full"), clears),
     ("AMG (Strong) clears the stricter threshold too", ("none", "strong"), clears_strictly),
     ("Without G_sim some copies remain", ("none", tuple(WITHOUT_SIM)), needs_sim),
     ("G_spe answers its cause: specific prompt", ("none", "spe"), partial(answers, "specific prompt")),
     ("G_dup answers its cause: duplicated caption", ("none", "dup"), partial(answers, "duplicated caption")),
     ("G_sim answers its cause: duplicated image", ("none", "sim"), partial(answers, "duplicated image")),
-    *((LESS.format(name), ("constant", name), needs_less) for name in CHANGING),
-    ("Always-on guidance ruins picture quality", ("always",), ruins),
+    *((LESS.format(name.removeprefix("sim_")), ("sim_constant", name), needs_less) for name in CHANGING),
+    ("Always-on guidance ruins picture quality", ("sim_always",), ruins),
     ("Rivals trade text alignment for privacy", ("none", RIVALS), trade),
     ("No rival leaves as few copies as AMG at AMG's text alignment", ("none", "full", RIVALS), beats),
-    *((UNDOES, pair, judged) for pair in PAIRS),
-    (QUALITY, (("unconditional_full", "full"),), keeps_quality),
+    (UNDOES, ("none", "full"), judged),
+    (QUALITY, ("full",), keeps_quality),
     (KEEPS.format("ordinary captions"), ("none", "full"), partial(keeps_alignment, "_ordinary")),
     (KEEPS.format("captions of memorized pictures"), ("none", "full"), partial(keeps_alignment, "_planted")),
     (KEEPS.format("all captions"), ("none", "full"), partial(keeps_alignment, "")),
@@ -236,7 +273,7 @@ def _removal(before: Share, holds: bool | None, *numbers: str) -> Answer:
 
 
 def _no_more_than_false_alarms(before: Metrics, after: Metrics) -> bool | None:
-    """Whether the judge counts no more on guided pictures than on unguided ones that are no copies."""
+    """Whether the judge counts no more on guided images than on unguided ones that are no copies."""
     if not _counted("judge_novel", before):
         return None
     change = after["judge_copies"] - before["judge_novel"]
@@ -261,9 +298,8 @@ def _several(names: Row) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
-def _where(name: str, row: Metrics) -> str:
-    captions = " under captions" if row.get("by_cause") or row.get("alignment") else ""
-    return WHERE.get(name, captions)
+def _where(row: Metrics) -> str:
+    return " under captions" if row.get("by_cause") or row.get("alignment") else ""
 
 
 def _by(key: str, before: Metrics, after: Metrics) -> str:

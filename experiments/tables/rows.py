@@ -1,4 +1,4 @@
-"""The rows of a sweep: jobs that differ in their seeds alone are one row, each job compared with its unguided twin."""
+"""The rows of a sweep: jobs of other seeds are one row, each job is compared with its unguided twin."""
 
 from __future__ import annotations
 
@@ -6,31 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amg.metrics.values import Mean, Share, number
 from experiments.config.build import Parts, build
-from experiments.config.schema import RunConfig
 from experiments.run.folder import Manifest, configuration, is_twin
 from experiments.run.measure import against_unguided
-from experiments.tables.pool import pool
-from experiments.tables.seeds import refuse_overlap
+from experiments.tables.names import refuse_overlap
 from experiments.tables.table import NOT_APPLICABLE
-
-
-def keys(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The row of each job: what is not the same in all jobs, seeds aside; where only `row=` differs, its name.
-
-    >>> jobs = [["n_samples=8", "guidance=none", "seed=0"], ["n_samples=8", "guidance=full", "seed=8"]]
-    >>> keys([{"overrides": job, "row": None} for job in jobs])
-    ['guidance=none', 'guidance=full']
-    """
-    common = set.intersection(*(set(result["overrides"]) for result in results))
-    several_rows = len({result["row"] for result in results}) > 1
-    found = []
-    for result in results:
-        own = [word.lstrip("+") for word in result["overrides"] if word not in common]
-        own = [word for word in own if not word.startswith(("seed=", "row="))]
-        row = [f"row={result['row']}"] if several_rows else []
-        found.append(" ".join([*row, *own]) if own else result["row"] or "all")
-    return found
 
 
 def measured(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
@@ -69,7 +50,7 @@ def rows(
     found: dict[str, dict[str, Any] | str | None] = {}
     for key, some in jobs.items():
         done = list({results[i]["run_dir"]: i for i in some if metrics[i] is not None}.values())
-        refuse_overlap([(results[i]["run_dir"], key, _seeds(configuration(results[i]["run_dir"]))) for i in done])
+        refuse_overlap([(results[i]["run_dir"], key, configuration(results[i]["run_dir"]).seeds) for i in done])
         if len(done) > 1:
             found[key] = pool([metrics[i] for i in done])
         elif done:
@@ -83,5 +64,39 @@ def parts_of(run_dir: str) -> Parts:
     return build(configuration(run_dir))
 
 
-def _seeds(run: RunConfig) -> range:
-    return range(run.seed, run.seed + run.n_samples)
+TOTALS = ("n", "dropped")
+
+
+def pool(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Pools the metrics of all groups, disjoint ranges of seeds and thus independent samples of one distribution.
+
+    A share is counted over all of them: Student's t over the groups' shares would print 0 ± 0 where no copy was seen.
+    What is no mean over samples (a percentile, a Fréchet distance) has Student's interval over the groups.
+
+    Args:
+        groups: what `experiments.run.evaluate.evaluate` returned for each range of seeds.
+    Returns:
+        The same keys. Shares and totals are sums, other numbers the `Mean` over groups; `groups` is how many there
+        were. A key that no group knows is None; what is no number is the first group's.
+    """
+    return _pooled(groups) | {"groups": len(groups)}
+
+
+def _pooled(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    keys = dict.fromkeys(key for group in groups for key in group)
+    return {key: _value(key, [group[key] for group in groups if group.get(key) is not None]) for key in keys}
+
+
+def _value(key: str, known: list[Any]) -> Any:
+    if not known:
+        return None
+    if all(isinstance(value, Share) for value in known):
+        return sum(known[1:], known[0])
+    if key == "by_cause":
+        causes = dict.fromkeys(cause for group in known for cause in group)
+        return {cause: _pooled([group[cause] for group in known if cause in group]) for cause in causes}
+    if key in TOTALS:
+        return sum(known)
+    if len(known) > 1 and all(isinstance(value, (float, Mean)) for value in known):
+        return Mean.over([number(value) for value in known])
+    return known[0]

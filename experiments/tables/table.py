@@ -3,7 +3,8 @@
 title: Table 4, ablation
 distance: false                # true where the similarity is a negated nL2: shown as the distance
 causes: []                     # with causes, every row is printed once per cause that its prompts have
-rows:
+keys: []                       # what sets its rows apart beside their guidance, e.g. model=lab_sd
+rows:                          # a row is a choice of guidance; an experiment sweeps over them, but for `run: false`
   - {row: none, label: Unguided, paper: {top5: 0.9133, copies: 44.85}}
 columns: [top5, copies, {key: fid, format: .1f}]   # names of columns.yaml, or what differs from it
 notes: [Paper rows are Stable Diffusion v1.4.]
@@ -60,6 +61,8 @@ def columns() -> dict[str, Column]:
 class RowSpec(BaseModel, extra="forbid", frozen=True):
     row: str
     label: str
+    run: bool = True  # False: quoted from the paper alone
+    optional: bool = False  # left out where the model cannot run it
     cause: str | None = None
     paper: dict[str, float] = Field(default_factory=dict)
 
@@ -68,6 +71,7 @@ class TableSpec(BaseModel, extra="forbid", frozen=True):
     title: str
     rows: list[RowSpec]
     columns: list[Column]
+    keys: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
     distance: bool = False
     causes: list[str] = Field(default_factory=list)
@@ -87,10 +91,14 @@ class TableSpec(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _paper_fits(self) -> TableSpec:
         known = {column.key for column in self.columns}
-        for row in self.rows:
+        for row in self.rows if not self.causes else ():  # the paper has no numbers by cause
             if stray := sorted(set(row.paper) - known):
                 raise ValueError(f"row {row.row!r}: the paper's {', '.join(stray)} has no column")
         return self
+
+    def key(self, row: RowSpec) -> str:
+        """The name of a row's result: its guidance, and the keys of the table."""
+        return " ".join([f"guidance={row.row}", *self.keys]) if self.keys else row.row
 
 
 @dataclass(frozen=True)
@@ -197,7 +205,9 @@ def render(table: TableSpec | Mapping[str, Any], results: Mapping[str, Mapping[s
     lines: list[Line] = []
     for cause in _met(spec.causes, results) or [None]:
         for row in spec.rows:
-            lines.append(_measured_line(spec, row, cause or row.cause, results.get(row.row), cause or ""))
+            if row.optional and results.get(spec.key(row)) == NOT_APPLICABLE:
+                continue
+            lines.append(_measured_line(spec, row, cause or row.cause, results.get(spec.key(row)), cause or ""))
             if row.paper and not cause:
                 lines.append(_paper_line(spec, row))
     kept = _with_numbers(lines) or range(len(spec.columns))
@@ -207,8 +217,8 @@ def render(table: TableSpec | Mapping[str, Any], results: Mapping[str, Mapping[s
 
 
 def _own_notes(spec: TableSpec, results: Mapping[str, Any]) -> list[str]:
-    """What every table owes its reader: who counted beyond what, what intervals are, whose FID it is."""
-    ran = {row.label: results[row.row] for row in spec.rows if isinstance(results.get(row.row), Mapping)}
+    """Returns the footnotes of a table: thresholds, intervals, and the settings of its FID."""
+    ran = {row.label: metrics for row in spec.rows if isinstance(metrics := results.get(spec.key(row)), Mapping)}
     told = [note for one in ran.values() for note in (*_thresholds(one), *one.get("notes", ()))]
     notes = [note for note in dict.fromkeys(told) if note not in spec.notes]
     if ran and any(column.format == "share" for column in spec.columns):

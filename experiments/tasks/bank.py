@@ -1,29 +1,30 @@
-"""`task=bank`: reads the training pictures and embeds them once, so that later runs find their vectors on disk."""
+"""`task=bank` embeds the training images once, `task=dedupe` finds their near-copies, which nL2 must not refer to."""
 
 from __future__ import annotations
 
 import os
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
-from torch.utils.data import DataLoader
 
 from amg.bank import TrainingBank
+from amg.bank.dedupe import reference
 from amg.bank.images import BankNote
 from amg.bank.vectors import StoredVectors
 from experiments.config.build import bank_of, component, device, told
 from experiments.config.schema import RunConfig
-from experiments.run.draw import Bar
+from experiments.run.predict import Bar, predict, progress
 from experiments.tasks.task import Task
 
 
 class Bank(Task):
-    """Embeds the pictures of `data` by the descriptors of `similarity` and `judge`, shards that are missing only.
+    """Embeds the images of `data` by the descriptors of `similarity` and `judge`, shards that are missing only.
 
     Returns:
         A folder with vectors, the guide's first; None where none are kept on disk.
@@ -67,19 +68,15 @@ def embed(
     """Computes the shards that are missing; says what was done."""
     count = sum(stored.rows(shard).stop - stored.rows(shard).start for shard in missing)
     if missing:
-        options = {"logger": False, "enable_progress_bar": False, "callbacks": [Writer(stored), ShardBar(name, count)]}
-        ignored = ".*num_workers.*|.*does not have many workers.*|.*batch indices.*|.*treespec.*"
-        with told("data"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ignored)
-            trainer = component({**run.trainer, **options})
-            loader = DataLoader(missing, batch_size=None)
-            trainer.predict(Embed(bank, descriptor, stored, device(run.trainer)), loader, return_predictions=False)
+        module = Embed(bank, descriptor, stored, device(run.trainer))
+        with told("data"):
+            predict(run.trainer, module, missing, Bar(name, count, "pictures"), Writer(stored), batch_size=None)
     dimension = stored.manifest()["dimension"]
     return f"{len(bank):,} vectors of {dimension} numbers in {stored.folder}; {count:,} computed now"
 
 
 class Embed(L.LightningModule):
-    """Describes the pictures of one shard."""
+    """Describes the images of one shard."""
 
     def __init__(self, bank: TrainingBank, descriptor: Any, stored: StoredVectors, place: str):
         super().__init__()
@@ -103,15 +100,6 @@ class Writer(BasePredictionWriter):
         self.stored.write(int(batch), prediction)
 
 
-class ShardBar(Bar):
-    """A progress bar that counts pictures, with their speed."""
-
-    def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-        self.done += len(outputs) * trainer.world_size
-        speed = self.done / (time.perf_counter() - self.start)
-        self.progress.update(self.task, completed=min(self.done, self.total), note=f"{speed:.1f} pictures/s")
-
-
 def _counts(run: RunConfig, bank: TrainingBank) -> list[str]:
     total, captioned = int(bank.multiplicity.sum()), sum(map(bool, bank.captions))
     return [
@@ -121,13 +109,45 @@ def _counts(run: RunConfig, bank: TrainingBank) -> list[str]:
 
 
 def _descriptors(similarity: Any) -> list[Any]:
-    """What a similarity asks the bank for vectors by."""
+    """Returns the identity by which a similarity asks the bank for vectors."""
     stages = getattr(similarity, "stages", (similarity,))
     return [stage.training for stage in stages if hasattr(stage, "training")]
 
 
 def _kept(bank: TrainingBank) -> str:
-    """Why nothing is kept on disk."""
+    """Returns the reason that nothing is kept on disk."""
     if bank.cache is None:
         return "this data is embedded in memory at each start; data.cache= names a folder where it takes one"
     return "fitted to the bank and embedded in memory at each start, nothing to keep"
+
+
+@dataclass(frozen=True)
+class Dedupe(Task):
+    """Prints how many images go and how many stay; returns the file that keeps the answer.
+
+    Runs with `data.deduplicate=<threshold>` read it and search nothing.
+
+    Args:
+        threshold, k, scale: see `amg.bank.dedupe.dedupe`.
+    """
+
+    threshold: float = 1.0
+    k: int = 50
+    scale: float = 0.5
+
+    def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
+        bank = bank_of(config, deduplicate=None)
+        start = time.perf_counter()
+        with progress() as shown, told("task"):
+            bar = shown.add_task("pictures searched", total=len(bank), note="")
+            kept, file = reference(
+                bank, self.threshold, self.k, self.scale, on_block=lambda n: shown.update(bar, advance=n)
+            )
+            shown.update(bar, completed=len(bank))
+        print(
+            f"data={config.data.get('name')}: {int(bank.multiplicity.sum()):,} pictures, {len(bank):,} distinct, "
+            f"{len(bank) - len(kept):,} near-copies left out "
+            f"(nL2 below {self.threshold:g}, k={self.k}, α={self.scale:g}), "
+            f"{len(kept):,} to refer to; {time.perf_counter() - start:.1f} s\nkept in {file}"
+        )
+        return file

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from amg.metrics.values import Share
 from experiments.config.schema import ConfigError, RunConfig
-from experiments.report.present import notes, show, useful
-from experiments.run.folder import DECIDES, NODES, Manifest
-from experiments.tables.labels import labels
-from experiments.tables.pool import pool
-from experiments.tables.seeds import refuse_overlap
+from experiments.report.present import show, useful
+from experiments.run.folder import DECIDES, NODES, Manifest, drawn_with
+from experiments.tables.names import labels, refuse_overlap
+from experiments.tables.rows import pool
 from experiments.tables.table import render
 from experiments.tasks.task import Task
 
@@ -72,7 +69,7 @@ class Collect(Task):
             "title": f"{len(found)} runs, {len(groups)} settings",
             "rows": [{"row": name, "label": name} for name in names],
             "columns": ["groups", "n", *useful(list(metrics.values()))],
-            "notes": [*dict.fromkeys(notes(one.manifest["metrics"]) for one in found), *left_out],
+            "notes": left_out,
             "distance": all(one.manifest["similarity"] == "nl2" for one in found),
         }
         table = render(spec, metrics)
@@ -99,7 +96,8 @@ def run_folders(patterns: Sequence[str]) -> list[Path]:
     """
     folders: list[Path] = []
     for pattern in patterns:
-        matches = [Path(match) for match in sorted(glob.glob(pattern))]
+        there = Path(pattern).exists()  # whose name may look like a pattern
+        matches = [Path(match) for match in ([pattern] if there else sorted(glob.glob(pattern)))]
         if not matches:
             raise ConfigError([f"task.runs={pattern}: no such folder"])
         for match in matches:
@@ -118,9 +116,12 @@ def read(folders: Sequence[Path]) -> tuple[list[Finished], list[str]]:
     for folder in folders:
         try:
             manifest = Manifest(folder).read()
-            config = yaml.safe_load((folder / "config.yaml").read_text()) | manifest.get("measured_with", {})
+            config = drawn_with(folder) | manifest.get("measured_with", {})
         except FileNotFoundError as error:
             left_out.append(f"left out: {folder}: not finished, no {Path(error.filename).name}")
+            continue
+        except ConfigError as error:
+            left_out.append(f"left out: {error}")
             continue
         if reason := _unfinished(config, manifest):
             left_out.append(f"left out: {folder}: {reason}")

@@ -5,7 +5,6 @@ Samples, their truth and what detectors saw of them are shards on disk; scores a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +23,7 @@ from experiments.config.bind import locate
 from experiments.config.build import Parts, build, component, told
 from experiments.config.schema import ConfigError, NotApplicable, RunConfig
 from experiments.run import records
-from experiments.run.conditions import by_seed, conditions
-from experiments.run.draw import Condition, Kind, generate
+from experiments.run.draw import Condition, Kind, by_seed, conditions, generate, helps
 from experiments.run.folder import facts, folder, in_folder
 from experiments.tasks.detect_table import compare, notes, present_jobs, present_sweep, refuse_one_kind
 from experiments.tasks.task import Task
@@ -68,8 +66,7 @@ class Detect(Task):
         run_dir = folder(config, parts, chosen, NODES, "detect")
         causes_of = dict(zip(chosen or [None], causes, strict=True))
         kind = Kind(partial(Seen, config, detectors, causes_of), SEEN, _schema(detectors))
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to sample its share, no more
-            generate(config, parts, plan, run_dir, kind)
+        if helps(config, parts, plan, run_dir, kind):
             return run_dir
         with in_folder(config, run_dir, {"command": command, **facts(config, parts, chosen)}, NODES, SEEN) as manifest:
             drawn = generate(config, parts, plan, run_dir, kind)
@@ -83,7 +80,7 @@ class Detect(Task):
             said = notes(config, parts, detectors, reasons, any(causes), learned)
             manifest.write(status="done", metrics={section.title: section.metrics for section in sections}, notes=said)
         if not in_sweep:
-            job = {"status": "done", "run_dir": str(run_dir), "overrides": [], "row": None, "key": "run"}
+            job = {"status": "done", "run_dir": str(run_dir), "overrides": [], "guidance": None, "key": "run"}
             present_jobs([job | {"detector": list(config.detector)}], run_dir, command)
             print(f"{drawn} drawn" if drawn else "nothing left to draw")
         return run_dir
@@ -107,7 +104,7 @@ def _check(run: RunConfig, learn: Any) -> None:
 
 
 def _not_applicable(run: RunConfig) -> dict[str, str]:
-    """Why a detector cannot serve, in one line, by its name.
+    """Returns the reason that a detector cannot serve, in one line, by its name.
 
     Raises:
         NotApplicable: where none can.

@@ -1,4 +1,4 @@
-"""What detectors are worth: AUC, TPR at 1 % FPR and price, for each notion of "memorized", of one job or of a sweep."""
+"""Table of detectors: AUC, TPR at 1 % FPR and price, for each notion of "memorized", of one job or of a sweep."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from amg.metrics.detection import auc, auc_interval, positives_at
 from amg.metrics.values import Bounds, Share
 from experiments.config.build import Parts, told
 from experiments.config.schema import ConfigError, RunConfig
+from experiments.report.curves import figure_roc
 from experiments.report.page import write_report
 from experiments.report.present import job_name, show
-from experiments.report.roc import figure_roc
 from experiments.run.folder import Manifest, configuration
-from experiments.tables.rows import keys
-from experiments.tables.seeds import refuse_overlap
+from experiments.tables.names import keys, refuse_overlap
 from experiments.tables.table import NOT_APPLICABLE, Table, render
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def table_of(
 
 
 def counted(sections: Sequence[Section], scores: pd.DataFrame) -> list[str]:
-    """How few the numbers rest on."""
+    """Notes the counts that the numbers rest on."""
     if not sections:
         return [f"All {len(scores)} samples are of one kind: nothing can be told apart."]
     rests = "; ".join(f"{int(RATE * s.ordinary)} of {s.ordinary} ({s.title})" for s in sections)
@@ -159,7 +158,7 @@ def notes(
     prompts: bool,
     learned: int,
 ) -> list[str]:
-    """What one must know to believe the numbers.
+    """Footnotes of the table.
 
     Args:
         reasons: why other detectors cannot serve.
@@ -231,7 +230,7 @@ def present_jobs(results: Sequence[Mapping[str, Any]], place: Path, command: str
 
 
 def _settings(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What each job was swept over, its detectors and seeds aside."""
+    """Returns the keys that each job was swept over, its detectors and seeds aside."""
     return keys([
         {**result, "overrides": [word for word in result["overrides"] if not word.startswith("detector=")]}
         for result in results
@@ -256,7 +255,7 @@ def _groups(results: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> It
             found.setdefault((setting, tuple(result["detector"])), []).append(Path(result["run_dir"]))
     for (setting, detectors), folders in found.items():
         runs = {folder: configuration(folder) for folder in folders}
-        refuse_overlap([(str(folder), None, range(r.seed, r.seed + r.n_samples)) for folder, r in runs.items()])
+        refuse_overlap([(str(folder), None, r.seeds) for folder, r in runs.items()])
         scores = pd.concat([pd.read_parquet(folder / "scores.parquet") for folder in runs], ignore_index=True)
         labels = {name: _label(name, setting, settings) for name in detectors if f"score_{name}" in scores}
         notes = [note for folder in runs for note in Manifest(folder).read()["notes"]]

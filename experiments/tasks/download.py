@@ -18,7 +18,6 @@ from urllib.parse import urljoin
 import requests
 from PIL import Image
 from requests.adapters import HTTPAdapter
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from amg.bank.folder import FAILED
 from amg.fetch import HEADERS, NotFetched, body, explained, offline, retry
@@ -26,6 +25,7 @@ from amg.prompts import read_addresses
 from amg.prompts.text_files import json_lines
 from amg.tensors import replacing
 from experiments.config.schema import ConfigError, RunConfig
+from experiments.run.predict import progress
 from experiments.tasks.task import Task
 
 FOLDER = "data/memorized_laion"
@@ -124,11 +124,10 @@ class Download(Task):
 
 def _collect(folder: Path, table: Path, fetch: Callable, rows: list[dict], failed: dict[int, dict], workers: int):
     """Moves each image that comes from `failed` to `rows`, and leaves both on disk, whatever happens."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         # the threads of this pool are daemons: a process that is interrupted does not wait for slow servers
-        with Progress(*columns, TextColumn("{task.fields[note]}")) as progress, ThreadPool(workers) as pool:
-            bar = progress.add_task("training images", total=len(failed), note="")
+        with progress() as shown, ThreadPool(workers) as pool:
+            bar = shown.add_task("training images", total=len(failed), note="")
             _write(table, rows)
             _write(folder / FAILED, failed.values())
             for i, row in pool.imap_unordered(fetch, list(failed)):
@@ -139,7 +138,7 @@ def _collect(folder: Path, table: Path, fetch: Callable, rows: list[dict], faile
                     rows.append(row)
                     with table.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                progress.update(bar, advance=1, note=_counted(failed))
+                shown.update(bar, advance=1, note=_counted(failed))
     finally:
         _write(table, sorted(rows, key=lambda row: str(row.get("file_name"))))
         _write(folder / FAILED, failed.values())

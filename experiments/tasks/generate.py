@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,19 +26,18 @@ class Generate(Task):
     def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:
         from experiments.config.build import build
         from experiments.report.loggers import log
-        from experiments.run.conditions import by_seed, conditions
-        from experiments.run.draw import generate
+        from experiments.run.draw import by_seed, conditions, generate, helps
         from experiments.run.measure import measure
 
         parts = build(config, measures=True)
         chosen = conditions(config, parts.world)
         run_dir = folder(config, parts, chosen)
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # Lightning started this process to draw its share, no more
-            generate(config, parts, by_seed(config, chosen), run_dir)
+        plan = by_seed(config, chosen)
+        if helps(config, parts, plan, run_dir):
             return run_dir
         said = {"command": command, "evaluated_by": None} if self.draw else {"evaluated_by": command}
         with in_folder(config, run_dir, said | facts(config, parts, chosen), draw=self.draw) as manifest:
-            drawn = generate(config, parts, by_seed(config, chosen), run_dir) if self.draw else 0
+            drawn = generate(config, parts, plan, run_dir) if self.draw else 0
             metrics = measure(config, parts, run_dir)
             manifest.write(status="done", metrics=metrics)
             present(config, parts, run_dir, metrics, drawn, in_sweep)

@@ -1,4 +1,4 @@
-"""What `guidance=broken_memories` learns before a run's first picture."""
+"""Statistics that `guidance=broken_memories` learns before a run's first image."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from experiments.config.schema import ConfigError, RunConfig
 from experiments.report.page import figure, template
 from experiments.report.samples import SampleTable, sample_table
 from experiments.run import records
+from experiments.run.folder import read_json
 from experiments.tasks.task import Task
 
 EXPERIMENTS = ("table1", "table2", "table3", "table4", "table5", "figure3", "figure4", "rivals")
@@ -54,7 +54,7 @@ class Overview(Task):
 
 
 def by_claim(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]:
-    """What each experiment says of a claim; a claim that only later ones make comes where it stands among theirs."""
+    """Groups the verdicts of all experiments by claim, keeping the order in which claims first appear."""
     order: list[str] = []
     found: dict[str, list[dict[str, str]]] = {}
     for name, report in reports.items():
@@ -70,7 +70,7 @@ def by_claim(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[st
 def _read(folder: Path) -> dict[str, Any]:
     file = folder / "report.json"
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.stat().st_mtime))
-    return {**json.loads(file.read_text(encoding="utf-8")), "folder": folder, "made": made}
+    return {**read_json(file), "folder": folder, "made": made}
 
 
 def _page(found: dict[str, dict[str, Any]], root: Path, place: Path, asked: list[str], failed: list[str]) -> str:

@@ -7,7 +7,7 @@ from toy import Toy
 
 from amg.guidance import Guidance
 from amg.sampling import sample
-from amg.schedule import PREDICTION_TYPES, add_eps, to_eps, to_x0
+from amg.schedule import PREDICTION_TYPES, add_eps, from_x0, to_eps, to_x0
 
 
 def steps_of(model, **options):
@@ -17,7 +17,7 @@ def steps_of(model, **options):
 
 
 @pytest.mark.parametrize("clip_sample", [False, True])
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler])
 def test_x0_is_the_one_that_the_scheduler_uses(kind, prediction_type, clip_sample):
     options = {"clip_sample": clip_sample, "clip_sample_range": 0.7, "timestep_spacing": "trailing"}  # from ᾱ = 4e-5
@@ -107,19 +107,21 @@ def test_conversions_agree_with_the_noising_they_come_from(prediction_type):
     alpha_bar = torch.tensor([0.9, 0.01], dtype=torch.float64)
     signal, noise = alpha_bar.sqrt().view(-1, 1, 1, 1), (1 - alpha_bar).sqrt().view(-1, 1, 1, 1)
     x_t = signal * x0 + noise * eps
-    output = {"epsilon": eps, "sample": x0, "v_prediction": signal * eps - noise * x0}[prediction_type]
+    velocity = {"v_prediction": signal * eps - noise * x0, "flow_prediction": eps - x0}
+    output = ({"epsilon": eps, "sample": x0} | velocity)[prediction_type]
+    assert torch.allclose(from_x0(x0, x_t, alpha_bar, prediction_type), output)
     assert torch.allclose(to_eps(output, x_t, alpha_bar, prediction_type), eps)
     assert torch.allclose(to_x0(output, x_t, alpha_bar, prediction_type), x0)
     changed = add_eps(output, change, alpha_bar, prediction_type)
     assert torch.allclose(to_eps(changed, x_t, alpha_bar, prediction_type), eps + change)
 
 
-@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "flow_prediction"])
 def test_at_zero_terminal_snr_no_change_is_added_and_nothing_turns_nan(prediction_type):
     output, change = torch.randn(2, 3, 4, 4), torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
     assert torch.equal(add_eps(output, change, torch.zeros(2), prediction_type), output)
 
 
 def test_an_unknown_prediction_type_is_refused():
-    with pytest.raises(ValueError, match="one of epsilon, v_prediction, sample, got 'flow'"):
+    with pytest.raises(ValueError, match="one of epsilon, v_prediction, sample, flow_prediction, got 'flow'"):
         to_eps(torch.zeros(1, 3, 1, 1), torch.zeros(1, 3, 1, 1), torch.ones(1), "flow")

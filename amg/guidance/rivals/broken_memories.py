@@ -30,7 +30,7 @@ class Norms:
     """Of ‖x_{t−1}‖, (T, 2)."""
 
     def index(self, t: float) -> int:
-        """Which step t is.
+        """Returns the index of the step at t.
 
         Raises:
             ValueError: where the chains had no step there.
@@ -43,16 +43,16 @@ class Norms:
 
 @dataclass(frozen=True)
 class BrokenState:
-    """What the method saw and remembers; one row per sample."""
+    """State of the method; one row per sample."""
 
     z_x0: Tensor
     """(‖x̂0‖ − mean) / std, (B,)."""
     z_update: Tensor
     """The same of ‖x_t − x_{t+1}‖, the update that led here, (B,); NaN at the first step."""
     flagged: Tensor
-    """Whether the chain has been detected, (B,) bool; it stays so."""
+    """True if the chain has been detected, (B,) bool; it stays so."""
     strong: Tensor
-    """Whether x̂0 was far out when it was, (B,) bool."""
+    """True if x̂0 was far out when it was, (B,) bool."""
     x_t: Tensor
     """The noised sample, for the next update, (B, C, H, W)."""
 
@@ -68,7 +68,7 @@ class BrokenMemories(Guidance):
 
     Args:
         norms: of ordinary chains of this model under these settings, or what learns them when `ready` is called. A run
-            learns its own before its first picture, from `norms.n` chains: no file to go stale, nothing to mismatch.
+            learns its own before its first image, from `norms.n` chains: no file to go stale, nothing to mismatch.
         detect: the authors' 3 standard deviations; inf only watches.
         strong: the authors' 14.
         early: share of the steps in which the mild repair acts; the authors' first 10 of 50.

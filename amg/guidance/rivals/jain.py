@@ -32,7 +32,7 @@ def with_scale(step: Step, scale: float, rows: Tensor) -> Tensor:
 class StaticTransitionPoint(Guidance):
     """CFG scale 0, i.e. unconditional, while t > until; the usual scale from there on.
 
-    A memorized prompt draws every chain to its picture at first; a chain that has left that basin of attraction before
+    A memorized prompt draws every chain to its image at first; a chain that has left that basin of attraction before
     the text comes in does not fall back.
 
     Args:
@@ -54,14 +54,14 @@ class StaticTransitionPoint(Guidance):
 
 @dataclass(frozen=True)
 class TransitionState:
-    """What a chain has seen; one row per sample."""
+    """State of a trajectory; one row per sample."""
 
     norm: Tensor
     """d_t = ‖ε(x_t, y) − ε(x_t)‖₂ of this step, (B,)."""
     last: Tensor
     """That of the step before, (B,); NaN at the first."""
     reached: Tensor
-    """Whether the transition point has been reached, (B,) bool; it stays so."""
+    """True if the transition point has been reached, (B,) bool; it stays so."""
 
 
 class DynamicTransitionPoint(Guidance):

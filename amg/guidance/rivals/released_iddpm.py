@@ -18,18 +18,18 @@ from amg.thresholds import Exponential, Threshold
 
 @dataclass(frozen=True)
 class ReleasedState:
-    """What the method saw and remembers; one row per sample."""
+    """State of the method; one row per sample."""
 
     similarity: Tensor
     """−nL2, (B,); NaN while it rests."""
     index: Tensor
-    """The nearest training picture, (B,); −1 while it rests."""
+    """The nearest training image, (B,); −1 while it rests."""
     threshold: Tensor
     """λ_t, (B,)."""
     flagged: Tensor
-    """Whether the sample was guided, (B,) bool."""
+    """True if the sample was guided, (B,) bool."""
     armed: Tensor
-    """Whether guidance has begun, (B,) bool."""
+    """True if guidance has begun, (B,) bool."""
     quiet: Tensor
     """Armed steps in a row without guidance, (B,)."""
     rest: Tensor
@@ -41,15 +41,15 @@ class ReleasedState:
 
 
 class ReleasedIDDPM(Guidance):
-    """Pushes x_{t−1} by Σ g away from the training picture that x_t resembles, g = strength (λ_t − nL2) ∇nL2.
+    """Pushes x_{t−1} by Σ g away from the training image that x_t resembles, g = strength (λ_t − nL2) ∇nL2.
 
     Each option is a departure of the released code from the paper; its default is the code's.
 
     Args:
-        bank: training pictures, deduplicated (`amg.bank.dedupe`).
+        bank: training images, deduplicated (`amg.bank.dedupe`).
         threshold: λ_t on −nL2. Code: 1.95 − 0.45 exp(−0.025 t), t the respaced step 0 … 249; paper: "parabolic".
         k, scale: of nL2 (Eq. 8); as in the paper.
-        noised: nL2 is that of x_t to training pictures freshly noised to level t. Paper (False): of x̂0 to clean ones.
+        noised: nL2 is that of x_t to training images freshly noised to level t. Paper (False): of x̂0 to clean ones.
         redraw: the neighbour is noised once more before its gradient is taken. False: it keeps the noise it was found
             with. The paper has no such noise.
         arm: guidance begins at the first step with nL2 < arm. Paper: at once (None).
@@ -147,7 +147,7 @@ class ReleasedIDDPM(Guidance):
         return ReleasedState(ones, count, ones, no, no, count, count, ones, step.x_t)
 
     def _measure(self, step: Step, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """σ = −nL2 (R,), the nearest pictures (R,) and ∇nL2 with respect to x_t (R, C, H, W)."""
+        """σ = −nL2 (R,), the nearest images (R,) and ∇nL2 with respect to x_t (R, C, H, W)."""
         alpha_bar = step.alpha_bar[rows][:, None]
         if not self.noised:
             still = replace(step, x_t=step.x0, alpha_bar=torch.ones_like(step.alpha_bar))
@@ -175,7 +175,7 @@ class ReleasedIDDPM(Guidance):
         if draws[0] is not None:
             along, across = self._noise(draws, x)
             # ‖x − √ᾱ z − √(1−ᾱ) ξ‖² needs of ξ ~ N(0, I) only u, its part along x − √ᾱ z, and the square norm of the
-            # rest, chi-square with D − 1 degrees: the exact law of N noised pictures from 2 N numbers
+            # rest, chi-square with D − 1 degrees: the exact law of N noised images from 2 N numbers
             distances = ((distances - noise * along).square() + noise.square() * across).sqrt()
         near, places = distances.topk(self.k, dim=1, largest=False)
         mean, index = near.mean(1), places[:, 0]
@@ -189,7 +189,7 @@ class ReleasedIDDPM(Guidance):
         return -near[:, 0] / (self.scale * mean), index, gradient.view(step.x_t[rows].shape).to(step.x_t)
 
     def _noise(self, draws: list[np.random.Generator], x: Tensor) -> tuple[Tensor, Tensor]:
-        """u ~ N(0, 1) and c ~ χ²(D − 1) for each training picture, (R, N) each; drawn on the CPU, seed by seed."""
+        """u ~ N(0, 1) and c ~ χ²(D − 1) for each training image, (R, N) each; drawn on the CPU, seed by seed."""
         pairs = [(rng.standard_normal(len(self.bank)), rng.chisquare(x.shape[1] - 1, len(self.bank))) for rng in draws]
         return tuple(torch.from_numpy(np.stack(part)).to(x) for part in zip(*pairs, strict=True))
 

@@ -21,12 +21,12 @@ from amg.thresholds import Exponential, Threshold
 
 @dataclass(frozen=True)
 class ReleasedState:
-    """What the method saw, did and remembers; one row per sample."""
+    """State of the method; one row per sample."""
 
     similarity: Tensor
     """σ_t of x̂0 before any guidance, (B,)."""
     index: Tensor
-    """Its nearest training picture, (B,)."""
+    """Its nearest training image, (B,)."""
     threshold: Tensor
     """λ_t, (B,)."""
     flagged: Tensor
@@ -46,7 +46,7 @@ class ReleasedState:
     sim: Tensor
     """‖G_sim‖₂, (B,)."""
     dropped: Tensor
-    """Whether G_sim was dropped because its gradient was not finite, (B,) bool."""
+    """True if G_sim was dropped because its gradient was not finite, (B,) bool."""
 
 
 class ReleasedSD(Guidance):
@@ -58,23 +58,23 @@ class ReleasedSD(Guidance):
     Each option is a departure of the released code from the paper; its default is the code's.
 
     Args:
-        similarity: σ_t, with a bank of captioned pictures. Code: SSCD with preprocessing `amg_release` and
-            the norm of its descriptor in the gradient, `norm_gradient=True` (on the command line `row=released_sd`).
+        similarity: σ_t, with a bank of captioned images. Code: SSCD with preprocessing `amg_release` and
+            the norm of its descriptor in the gradient, `norm_gradient=True`, as on the command line.
         threshold: λ_t. Code: 0.3 + 0.1 exp(−0.005 t), t in 0 … 999; paper: "parabolic".
         c1: code: 6.5 / 0.5.
         gated: G_spe acts only where σ_t > λ_t. Paper: True; code: wherever σ_t > 0.
         divisor: s2 grows with σ at the rate (s0 − 1 − s1)/divisor. Paper (None): at the constant rate c2.
         c2: that constant rate, used where divisor is None.
-        neighbours, count: G_dup is armed by the most common caption among so many nearest pictures, if it occurs more
-            than `count` times. Paper (neighbours=1, count=0): the caption of the nearest picture.
+        neighbours, count: G_dup is armed by the most common caption among so many nearest images, if it occurs more
+            than `count` times. Paper (neighbours=1, count=0): the caption of the nearest image.
         hold: further steps for which G_dup stays armed. Paper: 0.
         remeasure: σ_t is measured again before G_sim. Paper (False): it is measured once.
         c3: code: 100.
         base, growth: course of G_sim's strength; code: 0.3 and 1000/170, growing as t falls. Paper (base=None): the
             strength is c3 alone.
 
-    The code writes 6.5 for s0 − 1, which is the same at its s0 of 7.5. Its first 21 pictures pass unguided, by a
-    counter that begins at 0; that is left out, since a picture depends on its seed alone. And where ᾱ < `MIN_ALPHA_BAR`
+    The code writes 6.5 for s0 − 1, which is the same at its s0 of 7.5. Its first 21 images pass unguided, by a
+    counter that begins at 0; that is left out, since an image depends on its seed alone. And where ᾱ < `MIN_ALPHA_BAR`
     G_sim rests here, as in AMG.
     """
 
@@ -138,7 +138,7 @@ class ReleasedSD(Guidance):
         return edited.eps, seen
 
     def _arm(self, images: Tensor, flagged: Tensor, caption: Tensor, hold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which rows G_dup acts on, by which caption, and for how many steps more."""
+        """Returns the rows that G_dup acts on, the caption of each, and the number of steps that are left."""
         rows = flagged.nonzero().flatten()
         found = torch.full_like(caption, -1)
         if len(rows):

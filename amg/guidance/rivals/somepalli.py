@@ -15,7 +15,7 @@ from amg.models.base import Condition
 from amg.step import Start
 
 TOKENS = 49400
-"""How many of CLIP's tokens the authors draw from; the rest are special."""
+"""Number of CLIP's tokens from which the authors sample; the rest are special."""
 
 
 class _Insertion(Guidance):

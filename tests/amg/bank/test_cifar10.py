@@ -143,6 +143,9 @@ def test_second_run_reads_the_cache_and_another_bank_does_not(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(dedupe_module, "kept_pictures", lambda *_: pytest.fail("searched again"))
         assert dedupe(bank, k=20, cache=tmp_path).digest() == first.digest()
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:20])
+    assert dedupe(bank, k=20, cache=tmp_path).digest() == first.digest(), "a file that is cut off is made anew"
     dedupe(bank, k=19, cache=tmp_path)
     dedupe(TrainingBank.from_tensors(pictures[0][:150]), k=20, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3

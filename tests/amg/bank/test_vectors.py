@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -185,8 +186,29 @@ def test_a_shard_cut_short_or_of_another_size_is_named(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ValueError, match="data.cache: .*/file/linear-none cannot be made .*data.cache=null"):
+    with pytest.raises(OSError, match="data.cache=null.*/file/linear-none"):
         described(bank(tmp_path / "file"))[1](pictures(1))
+
+
+@pytest.mark.parametrize("room", [440, 600])  # no shard; all shards, but not as one file
+def test_a_full_disk_is_named_and_leaves_no_half_of_a_file(tmp_path, room):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OSError, match="data.cache=null.*linear-none"):
+            described(bank(tmp_path))[1](pictures(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("*/.*")) and not list(tmp_path.glob("*/vectors.npy"))
+    described(bank(tmp_path))[1](pictures(1))
+
+
+def test_without_a_home_folder_the_automatic_place_is_refused_with_the_ways_on(monkeypatch):
+    monkeypatch.delenv("AMG_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a user whom the container does not know
+    with pytest.raises(ValueError, match="no home folder: set AMG_CACHE to a folder, or data.cache=null"):
+        described(bank("auto"))
 
 
 def test_weights_decide_the_identity():

@@ -12,7 +12,7 @@ from amg.guidance.rivals.jain import StaticTransitionPoint
 from amg.guidance.rivals.somepalli import GaussianNoiseInput
 from amg.guidance.rivals.wen import PromptEmbeddingOptimization
 from amg.models.stable_diffusion import StableDiffusion
-from amg.sampling import guard, sample
+from amg.sampling import sample
 from amg.step import Start
 
 PROMPTS, SEEDS = ["a cat", "two dogs", "sea", "elk"], [4, 5, 6, 7]
@@ -172,12 +172,6 @@ def test_a_sample_depends_on_its_seed_alone(guidance):
     ones = torch.cat([drawn(model, guidance, rows=slice(i, i + 1)) for i in range(4)])
     torch.testing.assert_close(ones, four, rtol=0, atol=1e-6)
     assert not torch.allclose(four, drawn(model), atol=1e-3)
-
-
-def test_guard_refuses_both_by_name():
-    for guidance in (PromptEmbeddingOptimization(), InitialNoiseAdjustment()):
-        with pytest.raises(ValueError, match=f"{type(guidance).__name__} edits embeddings or the first noise"):
-            guard(stable_diffusion(), guidance)
 
 
 @pytest.mark.parametrize(

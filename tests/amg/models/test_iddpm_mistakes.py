@@ -110,6 +110,11 @@ def test_file_without_a_state_dict_is_refused(tmp_path, content):
     refused(tmp_path, content, "no state dict")
 
 
+def test_the_state_of_an_optimizer_is_named_with_the_file_to_take(tmp_path):
+    state = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))]).state_dict()
+    refused(tmp_path, state, "an optimizer's state: take ema_")
+
+
 class Payload:
     def __reduce__(self):
         return (print, ("this ran",))

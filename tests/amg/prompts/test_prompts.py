@@ -88,6 +88,12 @@ def test_a_line_ends_where_editors_end_it(tmp_path):
     assert read_prompts(tmp_path / "p.txt") == read_prompts(tmp_path / "p.jsonl") == ["a", "b\u2028c", "d"]
 
 
+def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.csv").write_text("caption,url\na fox,u\n")
+    assert read_prompts("~/p.csv") == ["a fox"] and read_addresses("~/p.csv") == [("a fox", "u")]
+
+
 def test_what_is_not_there_or_empty_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file none.txt; sets by name: memorized_laion"):
         read_prompts("none.txt")

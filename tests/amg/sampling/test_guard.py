@@ -4,14 +4,14 @@ import functools
 
 import pytest
 import torch
-from guarded import NAMES, PIPELINES, PROMPTS, amg, call, has_cfg, remains, size_of
+from guarded import FLOWS, NAMES, PIPELINES, PROMPTS, amg, call, has_cfg, in_squares, remains, size_of
 from tiny_pipelines import stable_diffusion
 
 from amg.guidance import Guidance
 from amg.guidance.watch import Watch
 from amg.models.ddpm import DDPM
 from amg.sampling import guard, sample
-from amg.sampling.pipeline import TESTED
+from amg.sampling.families import FAMILIES
 from amg.thresholds import Constant
 
 
@@ -34,12 +34,16 @@ def test_a_crossed_threshold_changes_the_output(name):
     build, options = PIPELINES[name]
     pipe = build()
     expected = call(pipe, options)
-    states = []
-    got = call(guard(pipe, amg(None, size_of(name)), on_step=lambda step, state: states.append(state)), options)
+    seen = []
+    got = call(guard(pipe, amg(None, size_of(name)), on_step=lambda *each: seen.append(each)), options)
     assert got.isfinite().all() and (got - expected).flatten(1).abs().amax(1).min() > 1e-3
     text = has_cfg(name)
-    for state in states:
-        assert (state.sim > 0).all() and ((state.spe > 0) == text).all() and ((state.dup > 0) == text).all()
+    for step, state in seen:  # at pure noise, where a flow begins, G_sim rests
+        assert (
+            ((state.sim > 0) == (step.alpha_bar > 1e-4)).all()
+            and ((state.spe > 0) == text).all()
+            and ((state.dup > 0) == text).all()
+        )
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -59,7 +63,7 @@ def test_the_edit_is_that_of_equations_13_to_17(name):
     call(guard(pipe, guidance, on_step=lambda step, state: steps.append((step, state))), options)
     assert pipe.scheduler.step is step_of_ours
     capped = []
-    for (step, state), output in zip(steps, given, strict=True):
+    for i, ((step, state), output) in enumerate(zip(steps, given, strict=True)):
         alpha_bar = step.alpha_bar.view(-1, 1, 1, 1)
         root, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         x = step.x_t.clone().requires_grad_()
@@ -69,7 +73,7 @@ def test_the_edit_is_that_of_equations_13_to_17(name):
         match = guidance.similarity(step.decode(x0))
         (gradient,) = torch.autograd.grad(match.value.sum(), x)
         sigma = match.value.detach()
-        expected = 0.7 * noise * gradient  # Eq. 17
+        expected = 0.7 * noise * gradient * (alpha_bar > 1e-4)  # Eq. 17
         assert (step.eps_cond is not None) == has_cfg(name)
         if has_cfg(name):
             s1 = torch.minimum(2.0 * sigma, torch.tensor(6.5)).clamp(min=0)  # Eq. 13
@@ -79,10 +83,19 @@ def test_the_edit_is_that_of_equations_13_to_17(name):
             own = step.eps_cond - step.eps_uncond
             expected = expected - s1.view(-1, 1, 1, 1) * own  # Eq. 14
             expected = expected - s2.view(-1, 1, 1, 1) * (neighbour - step.eps_uncond)  # Eq. 16
-            torch.testing.assert_close(state.s1, s1)
-            torch.testing.assert_close(state.s2, s2)
+            torch.testing.assert_close(state.s1, s1.to(state.s1), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(state.s2, s2.to(state.s2), rtol=1e-5, atol=1e-6)
         used = root * output + noise * step.x_t if name == "sd v" else output
-        torch.testing.assert_close(used - step.eps, expected, rtol=1e-6, atol=1e-8)
+        used = in_squares(pipe, used)
+        if name in FLOWS:  # x = x_t k and ε = x + (1−σ) v
+            sigma = pipe.scheduler.sigmas[i].double()
+            if step.alpha_bar[0] < 1e-4:  # seen from 1e-5
+                continue
+            used = step.x_t * ((1 - sigma) ** 2 + sigma**2).sqrt() + (1 - sigma) * used
+        precise = {} if name[:4] in ("sana", "z_im") else {"rtol": 1e-6, "atol": 1e-8}  # those two compute in float32
+        torch.testing.assert_close(
+            (used - step.eps).to(expected), expected, **(precise or {"rtol": 1e-4, "atol": 1e-5})
+        )
     assert len(steps) >= 3 and any(capped) == has_cfg(name)
 
 
@@ -123,7 +136,8 @@ def test_the_neighbours_branch_of_ones_own_prompt_is_ones_own_prediction(name):
             got = step.denoise(rows, [prompts[2], prompts[0]])
             torch.testing.assert_close(got, step.eps_cond[rows], rtol=0, atol=1e-6)
             other = step.denoise(rows, ["zebra", "zebra"])
-            checked.append((other - step.eps_cond[rows]).abs().max().item() > 1e-4)
+            far = step.alpha_bar[0] < 1e-4  # from there no text is seen in ε
+            checked.append(far or (other - step.eps_cond[rows]).abs().max().item() > 1e-4)
             return step.eps, None
 
     call(guard(pipe, Asks()), options)
@@ -138,7 +152,7 @@ def test_a_prediction_at_the_same_place_is_the_same_and_at_another_another(name)
     class Asks(Guidance):
         def __call__(self, step, state):
             rows = torch.tensor([2, 0])
-            torch.testing.assert_close(step.predict(step.x_t[rows], rows), step.eps[rows], rtol=0, atol=1e-6)
+            torch.testing.assert_close(step.predict(step.x_t[rows], rows), step.eps[rows], rtol=0, atol=1e-5)
             other = step.predict(step.x_t[rows] + 0.1, rows)
             checked.append((other - step.eps[rows]).flatten(1).abs().amax(1).min().item() > 1e-4)
             return step.eps, None
@@ -165,4 +179,6 @@ def test_half_of_a_batch_flagged_leaves_the_other_half_as_it_was():
 
 def test_the_table_of_tested_pipelines_is_tested():
     built = {type(build()).__name__ for build, _ in PIPELINES.values()}
-    assert built == set(TESTED)
+    alike = {"Flux2Pipeline", "FluxImg2ImgPipeline", "StableDiffusion3Img2ImgPipeline"}  # see test_families.py
+    alike |= {"StableDiffusion3ModularPipeline"}
+    assert built == set(FAMILIES) - alike

@@ -8,9 +8,12 @@ import diffusers
 import pytest
 import torch
 from guarded import PROMPTS, SEEDS, amg, call
-from tiny_pipelines import sdxl, stable_diffusion
+from tiny_pipelines import sdxl, stable_diffusion, stable_diffusion_3
 
 from amg.guidance import Guidance
+from amg.guidance.rivals.han import InitialNoiseAdjustment
+from amg.guidance.rivals.somepalli import GaussianNoiseInput
+from amg.guidance.rivals.wen import PromptEmbeddingOptimization
 from amg.models.stable_diffusion import StableDiffusion
 from amg.sampling import guard, sample
 from amg.thresholds import Constant
@@ -99,6 +102,27 @@ def test_a_guarded_pipeline_equals_sample(build, kind):
         torch.testing.assert_close(step.alpha_bar, other.alpha_bar)
         torch.testing.assert_close(state.s2, theirs.s2, rtol=1e-5, atol=1e-5)
         assert torch.equal(state.flagged, theirs.flagged)
+
+
+PREPARE = {
+    "gni": GaussianNoiseInput(scale=0.3),
+    "wen": PromptEmbeddingOptimization(target=0.0, iterations=2),
+    "han": InitialNoiseAdjustment(iterations=2),
+}
+
+
+@pytest.mark.parametrize("method", PREPARE)
+@pytest.mark.parametrize("build", [stable_diffusion, sdxl, stable_diffusion_3])
+def test_methods_that_edit_embeddings_or_the_first_noise_are_as_in_sample(build, method):
+    pipe, options = build(dtype=torch.float64), {"prompt": PROMPTS, "guidance_scale": 7.5}
+    bare = call(pipe, options)
+    got = call(guard(pipe, PREPARE[method]), options)
+    assert got.isfinite().all() and (got - bare).flatten(1).abs().amax(1).min() > 1e-6
+    if build is not stable_diffusion_3:
+        model = StableDiffusion(copy.copy(pipe), scheduler=None)
+        expected = sample(model, SEEDS, guidance=PREPARE[method], prompts=PROMPTS, s0=7.5, steps=4)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(call(pipe, options), bare)
 
 
 @pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler"])

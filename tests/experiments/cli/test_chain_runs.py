@@ -31,7 +31,7 @@ def traces(table, name="trace_similarity"):
 
 
 def test_a_chain_is_composed_in_order_from_yamls_that_stay_within_reach():
-    run = checked("row=gni_full", "++guidance.guidances.full.c3=7", "guidance.guidances.gni.scale=0.3")
+    run = checked("guidance=gni_full", "++guidance.guidances.full.c3=7", "guidance.guidances.gni.scale=0.3")
     gni, full = run.guidance["guidances"]
     assert (gni["name"], gni["scale"], full["name"], full["c3"]) == ("gni", 0.3, "full", 7)
     assert full["c1"] == checked("guidance=full").guidance["c1"]
@@ -78,7 +78,7 @@ def test_a_chain_is_not_applicable_where_one_of_its_parts_is_not():
 def test_noised_embeddings_under_amg_leave_the_records_of_both(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = [*QUICK, "model=lab_sd", "sampler.steps=12", "n_samples=12", "threshold=constant", "prompts=planted"]
-    for row in ("row=gni_full", "row=full", "guidance=gni"):
+    for row in ("guidance=gni_full", "guidance=full", "guidance=gni"):
         assert main([*common, row, f"output_dir={row.split('=')[1]}"]) == 0
     both, amg, gni = (records.read(folder) for folder in ("gni_full", "full", "gni"))
     assert (both.steps_guided == traces(both, "trace_flagged").sum(1)).all()
@@ -100,8 +100,8 @@ def test_numbers_in_the_prompt_under_amg_are_amg_on_the_rewritten_prompt(tmp_pat
     common = [*QUICK, "model=lab_sd", "sampler.steps=6", "n_samples=1", "seed=5", "threshold=always"]
     prompt = "red apple"
     (written,) = RandomNumbers().prompts([prompt], [5])
-    assert main([*common, "row=rna_full", f"prompt='{prompt}'", "output_dir=chain"]) == 0
-    assert main([*common, "row=full", f"prompt='{written}'", "output_dir=written"]) == 0
+    assert main([*common, "guidance=rna_full", f"prompt='{prompt}'", "output_dir=chain"]) == 0
+    assert main([*common, "guidance=full", f"prompt='{written}'", "output_dir=written"]) == 0
     chain, other = records.read("chain"), records.read("written")
     assert chain.prompt[0] == prompt and other.prompt[0] == written
     assert chain.steps_guided[0] == 6 and chain.norm_sim[0] > 0 and chain.norm_spe[0] > 0

@@ -1,13 +1,17 @@
-"""Free text reaches a run as it was typed, whatever Hydra's grammar thinks of it."""
+"""Texts and paths reach a run as they were typed, whatever Hydra's grammar thinks of them."""
+
+import inspect
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from amg.prompts import SETS, read_prompts
-from experiments.cli.main import compose_config
+from experiments.cli.main import CONF, compose_config
 from experiments.cli.quoting import quote
+from experiments.config.bind import PATHS, PROVIDED, every, locate
 
 PARSER = OverridesParser.create()
 ODD = [
@@ -93,11 +97,70 @@ def test_quoting_twice_changes_nothing(text):
         "seed=3",
         "name=a b",
         "-m",
-        "+prompts=file.txt",
+        "prompts=null",
+        "n_samples=NULL",
+        "data.path='a b'",
+        "task.runs=[runs/a,b]",
+        "guidance@guidance.guidances.a=gni",
     ],
 )
 def test_lists_null_quoted_text_and_other_keys_stay(argument):
     assert quote(argument) == argument
+
+
+PLACES = [
+    "Bilder ü",
+    "a=b",
+    "it's",
+    "x, y",
+    "~/a",
+    "2024",
+    "1e3",
+    "true",
+    "C:\\new folder\\",
+    "a (1)",
+    "[a",
+    "{a}",
+    "f(x)",
+]
+
+
+@pytest.mark.parametrize("key", ["data.path", "++similarity.fine.path", "output_dir", "+prompts", "metrics.reference"])
+def test_a_path_survives_hydras_parser_under_every_key(key):
+    assert [parsed(quote(f"{key}={place}")) for place in PLACES] == PLACES
+
+
+def test_other_values_are_quoted_only_where_hydras_grammar_takes_them_not():
+    assert quote("logger.project=Fußball") == "logger.project='Fußball'" and quote("seed=3") == "seed=3"
+    assert parsed(quote("task.runs=[läufe/*,a=b,'c d']")) == ["läufe/*", "a=b", "c d"]
+
+
+def test_a_comma_between_paths_sweeps_over_them():
+    swept = PARSER.parse_override(quote("data.path=Bilder ü,it's,'a,b',~/c", sweep=True))
+    assert [value.strip("'") for value in swept.sweep_string_iterator()] == ["Bilder ü", "it\\'s", "a,b", "~/c"]
+    assert quote("prompts=choice(a.txt,b.txt)", sweep=True) == "prompts=choice(a.txt,b.txt)"
+    assert parsed(quote("prompt=an owl, red", sweep=True)) == "an owl, red"
+
+
+def test_a_reference_in_a_path_is_followed_and_in_a_prompt_it_is_text():
+    assert compose_config([quote("output_dir=läufe/${seed}"), "seed=7"]).output_dir == "läufe/7"
+
+
+def test_every_key_that_takes_a_path_is_known_as_one():
+    """Keys of components whose annotation names `Path`, in all of `conf/`."""
+    targets = {
+        node["_target_"]
+        for file in CONF.rglob("*.yaml")
+        for _, node in every("", OmegaConf.to_container(OmegaConf.load(file)) or {})
+        if "_target_" in node
+    }
+    taken = {
+        name
+        for target in targets
+        for name, parameter in inspect.signature(locate(target)).parameters.items()
+        if "Path" in str(parameter.annotation) and name not in PROVIDED
+    }
+    assert {"path", "cache", "source"} <= taken <= set(PATHS)
 
 
 def test_lists_and_null_keep_their_meaning():
@@ -107,7 +170,7 @@ def test_lists_and_null_keep_their_meaning():
 
 def test_pluses_before_the_key_are_kept():
     assert quote("++prompt=a, b") == "++prompt='a, b'"
-    assert quote("+negative_prompt=it's") == "+negative_prompt='it\\'s'"
+    assert quote("+prompt=it's") == "+prompt='it\\'s'"
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_submitit_starts_jobs_whose_results_the_sweep_finds(tmp_path):
     out, told = sweep.communicate()
     assert sweep.returncode == 0, told
     assert statuses(tmp_path, "s") == {"none": "done"} and "runs/s/report.html" in out
-    assert list((tmp_path / "runs" / ".hydra").glob("*/.submitit/*/*_result.pkl"))  # it was submitit
+    assert list((tmp_path / "runs" / ".hydra").glob("**/.submitit/*/*_result.pkl"))  # it was submitit
 
 
 def test_the_preset_for_slurm_makes_a_job_file_that_asks_for_one_card_per_job(tmp_path, monkeypatch):
@@ -168,7 +168,7 @@ def test_yamls_of_ones_own_serve_a_single_run(command, own, tmp_path):
 def test_yamls_of_ones_own_serve_a_sweep_also_one_of_their_own(command, own, tmp_path):
     assert command(f"--config-dir={own}", "-m", "guidance=none,mine", "name=swept", *SMALL)[0] == 0
     assert statuses(tmp_path, "swept") == {"none": "done", "mine": "done"}
-    assert "guidance=mine" in (tmp_path / "runs" / "swept" / "table.md").read_text()
+    assert "| mine |" in (tmp_path / "runs" / "swept" / "table.md").read_text()
     code, _, told = command("-cd", str(own), "experiment=ours", *SMALL)
     assert code == 0, told
     assert statuses(tmp_path, "ours") == {"none": "done", "mine": "done"}
@@ -178,6 +178,9 @@ def test_yamls_of_ones_own_serve_a_sweep_also_one_of_their_own(command, own, tmp
 def test_mistakes_beside_ones_own_yamls_are_told_in_a_line(command, own, multirun):
     code, _, told = command(*multirun, "-cd", str(own), "guidance=min", *SMALL)
     assert (code, told) == (2, "error: guidance=min: no such choice; did you mean mine?\n")
+    (own / "guidance" / "latin.yaml").write_bytes("# für mich".encode("latin-1"))
+    code, _, told = command(*multirun, "-cd", str(own), *SMALL)
+    assert code == 2 and "latin.yaml: no YAML in UTF-8" in told and told.count("\n") == 1
     code, _, told = command(*multirun, "-cd", "nowhere", *SMALL)
     assert code == 2 and told.startswith("error: -cd nowhere: no such folder") and told.count("\n") == 1
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from composed import composed
-from omegaconf import OmegaConf
 
 from amg.guidance.presets import CURVES, PRESETS
 from experiments.cli.main import CONF, compose_config
+from experiments.cli.sweep import rows_of
 from experiments.config.bind import COMPONENTS, check
 from experiments.config.schema import NotApplicable, RunConfig
 
@@ -39,7 +39,6 @@ def test_no_yaml_is_left_out():
     assert groups == {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     assert set(COMPONENTS) - {"judge"} <= groups
     assert len(FILES) == sum(name.endswith(".yaml") for _, _, names in os.walk(CONF) for name in names)
-    assert len(FILES) >= 120
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -60,16 +59,10 @@ def test_every_model_has_the_constants_of_the_full_guidance_at_both_strengths(mo
 def test_every_row_of_every_experiment_composes_and_binds():
     visited = 0
     for file in sorted((CONF / "experiment").glob("*.yaml")):
-        params = OmegaConf.load(file).hydra.sweeper.params
-        assert list(params) == ["row"], f"{file.name} sweeps over {list(params)}"
-        rows = params.row.split(",")
-        table = OmegaConf.load(file).table
-        shown = {row.row: row for one in table.get("tables", [table]) for row in one.rows}
-        assert set(rows) <= shown.keys(), f"{file.name} draws rows that it does not show"
-        assert all(shown[name].paper for name in shown.keys() - set(rows))  # not ours: quoted from the paper alone
-        for row in rows:
-            check(compose_config([f"experiment={file.stem}", f"row={row}"]))
-            visited += 1
+        for guidances, *keys in rows_of(compose_config([f"experiment={file.stem}"]), []):
+            for row in guidances.removeprefix("guidance=").split(","):
+                check(compose_config([f"experiment={file.stem}", f"guidance={row}", *keys]))
+                visited += 1
     assert visited >= 25
 
 
@@ -77,11 +70,11 @@ def test_every_row_of_every_experiment_composes_and_binds():
     ("arguments", "name", "n_samples"),
     [
         (["experiment=table2"], "table2", 512),
-        (["experiment=table2", "model=iddpm_cifar10", "row=full"], "table2-iddpm_cifar10", 10000),
-        (["experiment=table3", "model=iddpm_cifar10_cond", "row=strong"], "table3-iddpm_cifar10_cond", 10000),
-        (["experiment=table5", "model=ddpm_cifar10", "row=parabolic"], "table5-ddpm_cifar10", 10000),
-        (["experiment=table5", "model=lab_ddpm", "row=constant"], "table5-lab_ddpm", 512),
-        (["experiment=table1", "model=sd", "row=full"], "table1-sd", 500),  # each of the prompts once
+        (["experiment=table2", "model=iddpm_cifar10", "guidance=full"], "table2-iddpm_cifar10", 10000),
+        (["experiment=table3", "model=iddpm_cifar10_cond", "guidance=strong"], "table3-iddpm_cifar10_cond", 10000),
+        (["experiment=table5", "model=ddpm_cifar10", "guidance=sim_parabolic"], "table5-ddpm_cifar10", 10000),
+        (["experiment=table5", "model=lab_ddpm", "guidance=sim_constant"], "table5-lab_ddpm", 512),
+        (["experiment=table1", "model=sd", "guidance=full"], "table1-sd", 500),  # each of the prompts once
         (["experiment=figure4", "model=sd"], "figure4-sd", 500),
         (["experiment=figure4", "model=lab_sd"], "figure4-lab_sd", 72),
         (["experiment=rivals"], "rivals", 136),
@@ -98,9 +91,11 @@ def test_a_table_of_another_model_has_its_own_size_and_folder_unless_the_user_sa
 @pytest.mark.parametrize("model", ["closed_form", "lab_ddpm", "ddpm_cifar10", "iddpm_cifar10"])
 def test_the_rows_of_table_5_differ_in_the_threshold_alone(model, strength):
     table = ["experiment=table5", f"model={model}", f"strength={strength}"]
-    constant, parabolic = (check(compose_config([*table, f"row={row}"])) for row in ("constant", "parabolic"))
-    assert constant.guidance == parabolic.guidance and constant.guidance["c3"] > 0
-    level, (start, end) = constant.threshold["value"], (parabolic.threshold[key] for key in ("start", "end"))
+    constant, parabolic = (
+        check(compose_config([*table, f"guidance=sim_{name}"])).guidance for name in ("constant", "parabolic")
+    )
+    assert {key for key in constant if constant[key] != parabolic[key]} == {"name", "threshold"} and constant["c3"] > 0
+    level, (start, end) = constant["threshold"]["value"], (parabolic["threshold"][key] for key in ("start", "end"))
     copy = {"main": -0.93, "strong": -1.14} if model == "closed_form" else {"main": -1.4, "strong": -1.6}
     assert start == level == copy[strength] and end > start
 
@@ -108,27 +103,31 @@ def test_the_rows_of_table_5_differ_in_the_threshold_alone(model, strength):
 @pytest.mark.parametrize("model", ["closed_form", "lab_ddpm", "ddpm_cifar10", "iddpm_cifar10", "iddpm_cifar10_cond"])
 @pytest.mark.parametrize("table", ["table2", "table3", "table5"])
 def test_no_two_rows_of_a_table_draw_the_same_pictures(table, model):
-    rows = OmegaConf.load(CONF / "experiment" / f"{table}.yaml").hydra.sweeper.params.row.split(",")
+    ((rows,),) = rows_of(compose_config([f"experiment={table}"]), [])
     drawn = {}
-    for row in rows:
+    for row in rows.removeprefix("guidance=").split(","):
         try:
-            run = check(compose_config([f"experiment={table}", f"row={row}", f"model={model}"]))
+            run = check(compose_config([f"experiment={table}", f"guidance={row}", f"model={model}"]))
         except NotApplicable:
             continue
-        constants = {key: value for key, value in run.guidance.items() if key not in ("name", "terms")}
-        own = str((constants, run.threshold)) if run.guidance.get("terms") else row
+        chosen = {"threshold": run.threshold} | run.guidance
+        own = (
+            str({key: chosen[key] for key in sorted(chosen) if key not in ("name", "terms")})
+            if "terms" in chosen
+            else row
+        )
         assert own not in drawn, f"{row} and {drawn[own]} are the same"
         drawn[own] = row
     assert len(drawn) >= 3
 
 
 def test_a_calibrated_threshold_is_the_models_own_and_not_applicable_where_none_was_learned():
-    run = check(compose_config(["experiment=table5", "row=calibrated", "similarity=pca"]))
-    assert run.guidance["name"] == "sim"
-    assert (run.threshold["times"], run.threshold["values"]) == learned("closed_form-pca")
+    run = check(compose_config(["experiment=table5", "guidance=sim_calibrated", "similarity=pca"]))
+    curve = run.guidance["threshold"]
+    assert (curve["times"], curve["values"]) == learned("closed_form-pca")
     for model in ("iddpm_cifar10", "ddpm_cifar10"):
         with pytest.raises(NotApplicable, match=f"no curve was learned for model={model} with similarity=nl2"):
-            check(compose_config(["experiment=table5", "row=calibrated", f"model={model}"]))
+            check(compose_config(["experiment=table5", "guidance=sim_calibrated", f"model={model}"]))
 
 
 def learned(name: str) -> tuple[list[float], list[float]]:
@@ -150,11 +149,26 @@ def test_a_chain_takes_the_constants_of_its_amg():
     assert full["c3"] == PRESETS["lab_sd", "lab_pca"].main.c3
 
 
-def test_a_row_overrides_what_its_experiment_says():
-    run = check(compose_config(["experiment=demo", "row=unconditional_full"]))
-    assert (run.conditioning, run.s0, run.guidance["name"], run.name) == ("none", 1.0, "sim", "demo")
+def test_the_rows_of_each_table_of_an_experiment_are_swept_with_its_keys_and_what_is_typed_wins():
+    demo = compose_config(["experiment=demo"])
+    text = ["guidance=none,spe,dup,sim,full,oracle"]
+    unconditional, lab = ["conditioning=none", "s0=1.0"], ["model=lab_sd"]
+    assert rows_of(demo, []) == [["guidance=none,full,oracle", *unconditional], text, ["guidance=none,full", *lab]]
+    assert rows_of(demo, ["guidance=dup"]) == [unconditional, [], lab]
+    assert rows_of(demo, ["s0=2", "model=lab_sd"]) == [["guidance=none,full,oracle", "conditioning=none"], text]
+    table = compose_config(["experiment=table1"])
+    assert "ablation" not in rows_of(table, [])[0][0]  # the paper's alone
 
 
-def test_the_command_line_overrides_row_and_experiment():
-    run = check(compose_config(["experiment=demo", "row=full", "n_samples=7", "s0=2", "guidance=dup"]))
-    assert (run.n_samples, run.s0, run.guidance["name"]) == (7, 2.0, "dup")
+def test_a_leading_tilde_is_the_home_folder_in_every_key_that_holds_a_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/me")
+    places = ["data.path='~/a'", "output_dir='~/b'", "metrics.reference='~/c'", "data.cache='~/d'", "prompt='~/e'"]
+    run = check(compose_config(["data=folder", *(f"++{place}" for place in places)]), bind=False)
+    assert (run.data["path"], run.output_dir) == ("/me/a", "/me/b")
+    assert (run.metrics.reference, run.data["cache"], run.prompt) == ("/me/c", "/me/d", "~/e")
+
+
+def test_the_strong_guidance_has_its_own_threshold():
+    strong, chosen = (check(composed(*keys)) for keys in (["guidance=strong"], ["guidance=full", "strength=strong"]))
+    assert strong.threshold == chosen.threshold != check(composed("guidance=full")).threshold
+    assert strong.guidance | {"name": "full"} == chosen.guidance

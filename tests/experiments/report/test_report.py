@@ -16,9 +16,8 @@ from amg.metrics import Share
 from amg.worlds.drawings import training_images
 from experiments.report import page as report
 from experiments.report.page import find_runs, write_report
-from experiments.report.pairs import inline
 from experiments.report.pictures import picture
-from experiments.report.samples import share
+from experiments.report.samples import inline, share
 from experiments.run import records
 from experiments.tables.table import render
 

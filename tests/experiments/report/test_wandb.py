@@ -103,6 +103,23 @@ def test_a_finished_offline_run_holds_configuration_metrics_table_figures_and_sa
     assert wandb.run is None, "the next job of a sweep would write into this run"
 
 
+@pytest.mark.parametrize("name, value", [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
+@pytest.mark.parametrize("offline", ["true", "false"])
+def test_nothing_is_written_where_the_environment_says_so(monkeypatch, name, value, offline):
+    monkeypatch.setenv(name, value)
+    assert main([*QUICK, "output_dir=out", f"logger.offline={offline}"]) == 0
+    assert Path("out/report.html").is_file() and not Path("out/wandb").exists()
+
+
+def test_without_a_key_an_online_run_is_refused_before_anything_is_drawn(monkeypatch, capsys):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "none")
+    assert main([*QUICK, "output_dir=out", "logger.offline=false"]) == 2
+    assert "error: logger.offline=false: W&B has no key here" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 @pytest.mark.slow
 def test_the_jobs_of_a_sweep_share_a_group_and_its_table_and_figures_are_a_run_of_their_own():
     assert main(["-m", "guidance=none,full", "name=both", *QUICK]) == 0
@@ -111,7 +128,7 @@ def test_the_jobs_of_a_sweep_share_a_group_and_its_table_and_figures_are_a_run_o
     assert [len(job.table("samples")) for job in jobs] == [2, 2]
     sweep = Offline(Path("runs/both"))
     assert (sweep.group, sweep.job_type, "samples" in sweep.history) == ("both", "sweep", False)
-    assert [row["label"] for row in sweep.table("table")] == ["guidance=none", "guidance=full"]
+    assert [row["label"] for row in sweep.table("table")] == ["none", "full"]
     assert len(sweep.config["jobs"]) == 2 and any(key.startswith("similarity-") for key in sweep.history)
 
 

@@ -13,7 +13,7 @@ from amg.metrics.alignment import CLIPScorer
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
 from experiments.run import records
-from experiments.run.align import NAMES, aligned, gained, scores
+from experiments.run.measure import NAMES, aligned, gained, scores
 from experiments.tables.table import render
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from synthetic_runs import record
 
 from amg.metrics import Share, frechet_distance, moments
 from amg.metrics.extractors import Extractor
@@ -18,28 +19,7 @@ PLANTED = "specific prompt"
 
 
 def row(seed, similarity, **changes):
-    values = dict.fromkeys(records.SCHEMA.names) | {
-        "seed": seed,
-        "cause": "",
-        "similarity": similarity,
-        "nearest_index": 0,
-        "nearest_caption": "",
-        "judge": math.nan,
-        "judge_index": 0,
-        "steps": 10,
-        "steps_guided": 0,
-        "trace_t": [],
-        "trace_similarity": [],
-        "trace_threshold": [],
-        "trace_flagged": [],
-        "norm_spe": 0.0,
-        "norm_dup": 0.0,
-        "norm_sim": 0.0,
-        "dropped": 0,
-        "seconds": 0.5,
-    }
-    assert set(changes) <= set(values)
-    return values | changes
+    return record(seed, similarity=similarity, steps=10, **changes)
 
 
 def run(folder, rows, seed=0):

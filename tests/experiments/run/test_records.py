@@ -5,45 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from synthetic_runs import record
 
 from amg.metrics.extractors import read_picture
 from experiments.run import records
 
+TESTS = Path(__file__).parents[2]
+TRACE = {"trace_t": [1.0, 0.5, 0.0], "trace_flagged": [False, True, False]}
+
 
 def row(seed, **changes):
-    values = {
-        "seed": seed,
-        "prompt": "owl",
-        "label": None,
-        "cause": "ordinary",
-        "similarity": 0.25,
-        "nearest_index": 3,
-        "nearest_caption": "owl",
-        "judge": -1.5,
-        "judge_index": 4,
-        "truth": False,
-        "component": "animal-mammal",
-        "bits": -0.1,
-        "aligned": True,
-        "planted": None,
-        "steps": 3,
-        "steps_guided": 1,
-        "trace_t": [1.0, 0.5, 0.0],
-        "trace_similarity": [0.125, 0.5, 0.25],
-        "trace_threshold": [0.4, 0.4, 0.4],
-        "trace_flagged": [False, True, False],
-        "norm_spe": 0.0,
-        "norm_dup": 0.0,
-        "norm_sim": 2.5,
-        "dropped": 0,
-        "seconds": 0.5,
-    }
-    assert set(changes) <= set(values)
-    return values | changes
+    return record(seed, **{"prompt": "owl", "similarity": 0.25, **TRACE, **changes})
 
 
 def draw(run_dir, seed):
@@ -154,11 +131,11 @@ def test_a_shard_of_other_columns_is_an_error_that_names_them(tmp_path):
 
 def test_kill_9_leaves_only_whole_shards(tmp_path):
     code = f"""
-import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
-from test_records import row
+import sys; sys.path[:0] = {[str(TESTS), str(TESTS.parent)]!r}
+from synthetic_runs import record
 from experiments.run import records
 for i in range(100_000):
-    records.append({str(tmp_path)!r}, [row(64 * i + j) for j in range(64)])
+    records.append({str(tmp_path)!r}, [record(64 * i + j) for j in range(64)])
     print(i, flush=True)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

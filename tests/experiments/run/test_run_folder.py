@@ -10,6 +10,7 @@ from filelock import FileLock
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
 from experiments.config.schema import ConfigError
+from experiments.run import records
 from experiments.run.folder import Manifest, in_folder
 
 SMALL = ["n_samples=6", "sampler.steps=2", "metrics.extractor=none", "trainer=cpu", "output_dir=out"]
@@ -61,6 +62,20 @@ def test_pictures_are_not_measured_as_those_of_another_configuration(drawn, chan
         f"error: output_dir=out: holds samples of another {named}; measure them with their own\n"
     )
     assert all_files() == before
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_file_that_is_cut_off_is_named_and_without_it_the_run_continues(drawn, name, share):
+    file, before = Path("out", name), records.read("out")
+    file.write_text(file.read_text()[: int(share * file.stat().st_size)])
+    code, _, told = drawn(*SMALL, "guidance=sim")
+    assert (code, told) == (
+        2, f"error: {file}: empty or cut off: delete it; the command that made it makes it anew\n"
+    )  # fmt: skip
+    file.unlink()
+    assert drawn(*SMALL, "guidance=sim")[0] == 0
+    assert manifest()["status"] == "done" and before.equals(records.read("out"))
 
 
 def test_a_folder_without_samples_has_nothing_to_measure(command):

@@ -18,7 +18,7 @@ from experiments.cli.main import compose_config, main
 from experiments.config.bind import check
 from experiments.config.schema import ConfigError
 from experiments.run import records
-from experiments.run.conditions import conditions
+from experiments.run.draw import conditions
 
 QUICK = ["model=sd", "model.source=tiny", "data.size=16", "sampler.steps=1", "metrics.extractor=none", "trainer=cpu"]
 OWN = ["similarity.size=null", "similarity.sha256=null"]  # a small descriptor in the place of the published one

@@ -62,6 +62,12 @@ def test_row_without_result_says_so_and_impossible_row_is_not_applicable():
     assert set(cells(markdown, "G_sim")) == {"not run"} == set(cells(markdown, "AMG & co"))
 
 
+def test_an_optional_row_is_left_out_where_the_model_cannot_run_it():
+    spec = {**SPEC, "rows": [*SPEC["rows"], {"row": "oracle", "label": "oracle", "optional": True}]}
+    labels = {kind: [line.label for line in render(spec, {"oracle": kind}).lines] for kind in ("n/a", None)}
+    assert "oracle" not in labels["n/a"] and "oracle" in labels[None]
+
+
 def test_number_that_nobody_measured_is_a_dash():
     broken = {**NONE, "copies": None, "top5": float("nan"), "fid": None}
     assert cells(render(SPEC, {"none": broken}).to_markdown(), "Unguided") == ["–", "–", "–", "0 %"]

@@ -1,5 +1,7 @@
 """Learning λ_t, on traces small enough to be counted by hand."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -65,17 +67,17 @@ def test_the_rate_is_kept_on_the_chains_learned_on_and_the_next_lower_curve_woul
 
 
 @pytest.mark.slow
-def test_what_is_learned_is_written_where_the_thresholds_are_looked_for_whatever_the_folder(tmp_path, monkeypatch):
-    import yaml
-
-    from experiments.cli.main import CONF, main
+def test_what_is_learned_is_what_threshold_calibrated_reads(tmp_path, monkeypatch):
+    from amg.guidance import presets
+    from experiments.cli.main import main
     from experiments.tasks import calibrate as task
 
-    assert task.CALIBRATED == CONF / "threshold" / "calibrated"
-    monkeypatch.setattr(task, "CALIBRATED", tmp_path / "conf")  # not into the project while it is tested
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
+    for module in (presets, task):  # not into the project while it is tested
+        monkeypatch.setattr(module, "CURVES", tmp_path / "curves")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        presets.threshold("closed_form", "nl2", kind="calibrated")
     assert main(["task=calibrate", "conditioning=none", "s0=1", "n_samples=60", "sampler.steps=3", "trainer=cpu"]) == 0
-    (file,) = (tmp_path / "conf").iterdir()
-    assert yaml.safe_load(file.read_text())["_target_"] == "amg.thresholds.Calibrated"
-    assert [file.name for file in (tmp_path / "elsewhere").iterdir()] == ["runs"]
+    (file,) = (tmp_path / "curves").iterdir()
+    learned = presets.threshold("closed_form", file.stem.split("-")[1], kind="calibrated")
+    assert len(learned.times) == 3 and learned.values == json.loads(file.read_text())["values"]

@@ -13,9 +13,8 @@ from experiments.cli.main import compose_config
 from experiments.config.bind import check
 from experiments.config.schema import ConfigError
 from experiments.run.folder import is_twin
-from experiments.tables.labels import labels
-from experiments.tables.pool import pool
-from experiments.tables.rows import keys
+from experiments.tables.names import keys, labels
+from experiments.tables.rows import pool
 
 
 def metrics(copies=1, **changes):
@@ -74,15 +73,19 @@ def test_labels_say_what_differs_and_no_more():
         {"guidance": full, "s0": 3, "model": {"name": "m"}},
         {"guidance": full | {"c3": 2}, "s0": 3, "model": {"name": "m"}},
     ]
-    assert labels(configs) == ["guidance=none", "guidance=full guidance.c3=1", "guidance=full guidance.c3=2"]
+    assert labels(configs) == ["none", "guidance=full guidance.c3=1", "guidance=full guidance.c3=2"]
 
 
 def test_jobs_of_a_sweep_are_named_by_what_was_swept_and_a_table_by_its_rows():
     jobs = [[f"++guidance.c3={c}", "n_samples=8", f"seed={seed}"] for c in (1, 2) for seed in (0, 8)]
-    swept = [{"overrides": job, "row": None} for job in jobs]
+    swept = [{"overrides": job, "guidance": None} for job in jobs]
     assert keys(swept) == ["guidance.c3=1"] * 2 + ["guidance.c3=2"] * 2
     assert keys(swept[:2]) == ["all"] * 2
-    tabled = [{"overrides": [f"row={row}", f"seed={seed}"], "row": row} for row in ("none", "full") for seed in (0, 8)]
+    tabled = [
+        {"overrides": [f"guidance={row}", f"seed={seed}"], "guidance": row}
+        for row in ("none", "full")
+        for seed in (0, 8)
+    ]
     assert keys(tabled) == ["none", "none", "full", "full"]
 
 
@@ -106,8 +109,8 @@ def test_runs_of_one_setting_are_one_row(command, tmp_path):
     code, out, told = command("task=collect", "task.runs=[runs/t/*]")
     assert (code, told) == (0, "") and "report.html" in out
     found = rows()
-    assert set(found) == {"guidance=none", "guidance=full"}
-    none = found["guidance=none"]
+    assert set(found) == {"none", "full"}
+    none = found["none"]
     assert (none["groups"], none["n"], none["copies"], none["copies_n"]) == ("2", "16", "1", "16")
     assert float(none["fid"]) == 2 and float(none["fid_ci"]) == pytest.approx(12.7062, rel=1e-5)
     markdown = Path("runs/collected/table.md").read_text()
@@ -156,10 +159,14 @@ def test_runs_that_are_not_finished_are_named_and_left_out(command, tmp_path):
     finished(tmp_path / "runs" / "half", "none", 16, n=5)
     (tmp_path / "runs" / "bare" / "records").mkdir(parents=True)
     (tmp_path / "runs" / "figures").mkdir()
+    for name, file in (("cut", "manifest.json"), ("zeros", "config.yaml")):
+        file = finished(tmp_path / "runs" / name, "none", 32) / file
+        file.write_text(file.read_text()[:300] if name == "cut" else "\0" * 300)
     code, out, told = command("task=collect", "task.runs=runs")
     assert code == 0 and rows()["model=closed_form conditioning=prompt guidance=none s0=3.0"]["n"] == "8"
     assert "runs/stopped: not finished" in told and "runs/broken: failed, no space" in told
     assert "runs/half: 5 of 8 samples" in told and "runs/bare: not finished" in told and "figures" not in told
+    assert "runs/cut/manifest.json: empty or cut off" in told and "runs/zeros/config.yaml: empty or cut" in told
     assert "runs/broken: failed, no space" in Path("runs/collected/table.md").read_text()
 
 
@@ -182,11 +189,11 @@ def test_a_sweep_over_seeds_ends_in_the_table_that_collecting_its_runs_gives(com
     code, _, told = command("-m", "guidance=none,full", "seed=range(0,72,24)", *small)
     assert code == 0, told
     swept = rows("runs/t")
-    assert set(swept) == {"guidance=none", "guidance=full"}
+    assert set(swept) == {"none", "full"}
     manifests = [json.loads(file.read_text()) for file in Path("runs/t").glob("closed_form-*/manifest.json")]
     guided = [one["metrics"] for one in manifests if one["guidance"] == "full"]
     mean = sum(one["matched_ratio"]["mean"] for one in guided) / 3
-    assert len(guided) == 3 and float(swept["guidance=full"]["matched_ratio"]) == pytest.approx(mean)
+    assert len(guided) == 3 and float(swept["full"]["matched_ratio"]) == pytest.approx(mean)
     assert not any("matched_ratio" in one["metrics"] for one in manifests if one["guidance"] == "none")
     code, _, told = command("task=collect", "task.runs=[runs/t/*]")
     assert code == 0, told
@@ -204,7 +211,7 @@ def test_overlapping_seeds_in_a_sweep_are_refused_before_the_first_job(command, 
 
 
 def test_collect_refuses_by_setting_alone():
-    from experiments.tables.seeds import refuse_overlap
+    from experiments.tables.names import refuse_overlap
 
     refuse_overlap([("a", 1, range(0, 8)), ("b", 1, range(8, 16)), ("c", 2, range(0, 8))])
     with pytest.raises(ConfigError, match="b and d share the seeds 15 to 15"):

@@ -38,7 +38,7 @@ def job(folder, seed, scores, detector="magnitude", key="all", overrides=()):
              "cause": ["specific prompt", "ordinary"] * (n // 2), "copy": False, f"score_{detector}": scores,
              f"calls_{detector}": 2, f"seconds_{detector}": 0.5}  # fmt: skip
     pd.DataFrame(frame).to_parquet(folder / "scores.parquet")
-    return {"overrides": given, "row": None, "name": "run", "detector": [detector], "run_dir": str(folder),
+    return {"overrides": given, "guidance": None, "name": "run", "detector": [detector], "run_dir": str(folder),
             "status": "done", "key": f"{detector} {seed}"}  # fmt: skip
 
 

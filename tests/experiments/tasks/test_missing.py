@@ -8,7 +8,7 @@ from PIL import Image
 from experiments.cli.main import compose_config
 from experiments.config.bind import check
 from experiments.config.build import find_files
-from experiments.config.notes import as_notes
+from experiments.config.messages import as_notes
 from experiments.config.schema import ConfigError
 
 SMALL = ["n_samples=1", "sampler.steps=2", "metrics.extractor=none", "trainer=cpu", "output_dir=out"]
@@ -66,7 +66,7 @@ def test_pictures_that_are_left_out_are_noted_in_a_line(command, tmp_path):
 
 
 def test_only_our_own_warnings_become_notes(capsys, recwarn):
-    from experiments.config import notes
+    from experiments.config import messages as notes
 
     with as_notes():
         warnings.simplefilter("always", UserWarning)

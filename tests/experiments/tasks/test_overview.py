@@ -131,7 +131,7 @@ def test_browser_reads_the_claims_and_sorts_and_filters_each_experiment_s_sample
     monkeypatch.setattr("sys.argv", ["run.py"])
     small = ["sampler.steps=4", "metrics.extractor=none", "metrics.scorer=none", "trainer=cpu"]
     for name, n in (("mini", 8), ("large", 12)):
-        assert main(["-m", "row=none,full", f"name={name}", f"n_samples={n}", *small]) == 0
+        assert main(["-m", "guidance=none,full", f"name={name}", f"n_samples={n}", *small]) == 0
     assert main(["task=overview", "task.experiments=[mini,large]"]) == 0
     found = browser.found(tmp_path / "runs" / "tables.html", ACTIONS, tmp_path)
     assert found["claims"] and all(len(one["said"]) % 3 == 0 and one["said"] for one in found["claims"])
