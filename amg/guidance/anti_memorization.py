@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ from torch import Tensor
 from amg.bank import TrainingBank
 from amg.guidance.base import Guidance, require_gradients
 from amg.guidance.captions import CommonCaption
+from amg.guidance.looks import Looks
 from amg.guidance.streams import own_direction
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
 from amg.guidance.watch import Sight, Watch
@@ -68,6 +70,7 @@ class AntiMemorizationGuidance(Guidance):
             pass of the denoiser for each flagged row.
         margin: a sample that was flagged once is held to λ_t − margin from then on. It costs the samples that are never
             flagged nothing. 0 is the paper's Eq. 10, which leaves such a sample just below λ_t.
+        looks: when a sample that was never flagged is looked at again, see `Watch`; None looks at every step.
         neighbours, count: G_dup acts by the most common caption among so many nearest training pictures, if it occurs
             more than `count` times. Paper (1, 0): by the nearest picture's caption, always; released code: 1000, 20.
 
@@ -91,6 +94,7 @@ class AntiMemorizationGuidance(Guidance):
         margin: float = 0.0,
         neighbours: int = 1,
         count: int = 0,
+        looks: Looks | None = None,
     ):
         terms = (terms,) if isinstance(terms, str) else tuple(terms)
         unknown = sorted(set(terms) - set(TERMS))
@@ -104,7 +108,7 @@ class AntiMemorizationGuidance(Guidance):
                 raise ValueError(f"guidance.{name} must be >= 0, got {value}")
         if neighbours < 1 or count < 0:
             raise ValueError(f"guidance: neighbours must be >= 1 and count >= 0, got {neighbours} and {count}")
-        self.watch = Watch(similarity, threshold, margin)
+        self.watch = Watch(similarity, threshold, margin, looks)
         self.similarity = similarity
         self.c1, self.c2, self.c3, self.normalize, self.terms = c1, c2, c3, normalize, terms
         self.captions, self.gradient, self.neighbours = captions, gradient, neighbours
@@ -117,6 +121,11 @@ class AntiMemorizationGuidance(Guidance):
         from amg.guidance.presets import preset
 
         return cls(**preset(name, bank, similarity))
+
+    def looking(self, looks: Looks | None) -> AntiMemorizationGuidance:
+        other = copy.copy(self)
+        other.watch = Watch(self.similarity, self.watch.threshold, self.watch.margin, looks)
+        return other
 
     def attach(self, model: Any, asked: Asked) -> AbstractContextManager:
         """Changes nothing; refuses weights that G_sim cannot take a gradient through."""
@@ -142,7 +151,7 @@ class AntiMemorizationGuidance(Guidance):
     def __call__(self, step: Step, state: State | None) -> tuple[Tensor, State]:
         if state is None and step.eps_cond is not None and "dup" in self.terms and self.c2 > 0:
             self._look_for_captions()
-        sight = self.watch(step, None if state is None else state.ever)
+        sight = self.watch(step, state)
         rows = sight.flagged.nonzero().flatten()
         zeros = torch.zeros_like(sight.similarity)
         trace = {"s1": zeros, "s2": zeros, "spe": zeros, "dup": zeros, "sim": zeros, "dropped": sight.flagged & False}
@@ -200,7 +209,7 @@ class AntiMemorizationGuidance(Guidance):
         """Which flagged rows G_dup acts on, (R,) bool, and the caption that it steers each away from."""
         if self._common is not None:
             k = min(self.neighbours, len(self.similarity.bank))
-            found = self._common(self.similarity.neighbours(self.watch.look(step)[0][rows], k))
+            found = self._common(self.similarity.neighbours(self.watch.images(step, rows), k))
             return (found >= 0).to(index.device), [self._common.names[i] if i >= 0 else "" for i in found.tolist()]
         captions = self._given_captions()
         captions = [captions[i] or "" for i in index.tolist()]

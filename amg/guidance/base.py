@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from amg.guidance.looks import Looks
 from amg.step import Asked, Start, Step
 
 
@@ -41,6 +42,10 @@ class Guidance:
 
     def ready(self) -> Guidance:
         """This guidance with all it must learn from other chains; called once, before the first chain is drawn."""
+        return self
+
+    def looking(self, looks: Looks | None) -> Guidance:
+        """Returns this guidance with other rests between its looks at predicted images, if it rests."""
         return self
 
     def __call__(self, step: Step, state: Any) -> tuple[Tensor, Any]:
@@ -108,6 +113,9 @@ class Chain(Guidance):
 
     def ready(self) -> Chain:
         return Chain([guidance.ready() for guidance in self.guidances])
+
+    def looking(self, looks: Looks | None) -> Chain:
+        return Chain([guidance.looking(looks) for guidance in self.guidances])
 
     def __call__(self, step: Step, state: tuple | None) -> tuple[Tensor, tuple]:
         states = []

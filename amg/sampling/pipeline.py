@@ -14,14 +14,24 @@ from torch import Tensor
 
 from amg import schedule
 from amg.guidance.base import Guidance, flat, preparers, rewriters
+from amg.guidance.looks import Looks
+from amg.guidance.presets import named_looks
 from amg.models.base import Model
-from amg.models.latents import LatentDecoder
+from amg.models.latents import Decoder, decoder_at
+from amg.sampling.decoders import bank_of, decoder_of
 from amg.sampling.families import family_of, true_cfg
 from amg.sampling.recorded_call import IN_USE, Records, cfg_scale, conditioned, conditions
 from amg.step import Asked, Start, Step, guide, report_unguarded, shift, variance_preserving, view
 
 
-def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | None = None) -> GuardedPipeline:
+def guard(
+    pipe: Any,
+    guidance: Guidance,
+    on_step: Callable[[Step, Any], None] | None = None,
+    *,
+    decoder: Any = "auto",
+    looks: str | Looks | None = None,
+) -> GuardedPipeline:
     """A pipeline of diffusers under a guidance: the same call, the same output, its attributes at hand.
 
         guarded = guard(pipe, AntiMemorizationGuidance(similarity, threshold, c1=6.0, c2=10.0, c3=100.0))
@@ -37,6 +47,12 @@ def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | 
         guidance: it may rewrite prompts, edit embeddings, the first noise and predictions, shift x_{t−1} and attach to
             the pipe.
         on_step: sees each step and the guidance's state.
+        decoder: what shows the guidance predicted images: auto, vae, tiny, linear, or an `AutoencoderTiny`; see
+            `amg.sampling.decoders.decoder_of`. The finished image is always decoded by the VAE.
+        looks: every looks at each sample in each step, as the paper does. adaptive lets a sample rest as was learned
+            for a preset's model, similarity and sampler; where nothing was, a warning says so. A file of
+            `task=calibrate`, the name of one in `amg.guidance.presets.CURVES`, or a `Looks` serves too. None leaves it
+            to the guidance.
     Raises:
         ValueError: for an untested pipeline, scheduler or guidance, by name. Before the first step of a call: for a
             method that rewrites prompts where only embeddings are given, or that works on CFG where there is none; for
@@ -48,7 +64,7 @@ def guard(pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | 
     do nothing, and a warning says so once. Seeds come from the generators passed to the call: each one's
     `initial_seed()`, or that of a single one plus the row.
     """
-    return GuardedPipeline(pipe, guidance, on_step)
+    return GuardedPipeline(pipe, guidance, on_step, decoder, looks)
 
 
 def sample_pipeline(
@@ -62,6 +78,7 @@ def sample_pipeline(
     steps: int,
     eta: float,
     on_step: Callable[[Step, Any], None] | None,
+    decoder: Decoder | None = None,
 ) -> Tensor:
     """`amg.sampling.sample` of a model that is a pipeline: one call of it under `guard`.
 
@@ -87,7 +104,7 @@ def sample_pipeline(
         call["eta"] = eta
     before, pipe.scheduler = pipe.scheduler, schedule.own_scheduler(model, scheduler, steps)
     try:
-        return guard(pipe, guidance, on_step)._run(**call)[1]
+        return guard(pipe, guidance, on_step, decoder=decoder or "vae")._run(**call)[1]
     finally:
         pipe.scheduler = before
 
@@ -95,14 +112,24 @@ def sample_pipeline(
 class GuardedPipeline:
     """A diffusers pipeline whose calls run under a guidance. All other attributes are the pipeline's own.
 
-    They are read from the pipeline and set on it. `pipe`, `guidance` and `on_step` cannot be replaced; `components` is
-    refused, since a pipeline made of them, e.g. by `from_pipe`, would be unguarded.
+    They are read from the pipeline and set on it. The arguments of `guard` cannot be replaced; `components` is refused,
+    since a pipeline made of them, e.g. by `from_pipe`, would be unguarded.
     """
 
-    def __init__(self, pipe: Any, guidance: Guidance, on_step: Callable[[Step, Any], None] | None = None):
-        # `__setattr__` writes to the pipeline; these three are the guard's own
+    def __init__(
+        self,
+        pipe: Any,
+        guidance: Guidance,
+        on_step: Callable[[Step, Any], None] | None = None,
+        decoder: Any = "auto",
+        looks: str | Looks | None = None,
+    ):
+        # `__setattr__` writes to the pipeline; these are the guard's own
         vars(self).update(pipe=pipe, guidance=guidance, on_step=on_step, _told=set())
         self._check()
+        if isinstance(guidance, Guidance):  # a plain function serves as a guidance
+            guidance = guidance.looking(_looks(looks, guidance, pipe))
+        vars(self).update(guidance=guidance, decoder=decoder_of(pipe, decoder, bank_of(guidance)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own call."""
@@ -131,7 +158,7 @@ class GuardedPipeline:
         return self
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("pipe", "guidance", "on_step", "_told"):  # not there yet, e.g. while unpickled
+        if name in ("pipe", "guidance", "on_step", "decoder", "_told"):  # not there yet, e.g. while unpickled
             raise AttributeError(name)
         if name == "components":  # no AttributeError: hasattr would hide it
             raise ValueError("a pipeline made of a guarded one is unguarded: make it of `.pipe`, then guard it")
@@ -192,7 +219,7 @@ class _Call:
         self.pipe, self.guidance, self.on_step = guarded.pipe, guarded.guidance, guarded.on_step
         self.seeds, self.arguments, self.told = seeds, arguments, guarded._told
         self.family = family_of(self.pipe)
-        self.decode = LatentDecoder(self.pipe.vae) if self.family.latents else lambda x0: x0
+        self.decoder = guarded.decoder
         self.records = Records(self.pipe, self.family, arguments, prompts)
         self.state = None
         self.finite: Tensor | None = None
@@ -352,7 +379,7 @@ class _Call:
             seeds=self.seeds(len(x_t)),
             denoise=lambda rows, captions: records.unpack(records.repeat(record, rows, captions)),
             predict=predict,
-            decode=self.decode,
+            decode=decoder_at(self.decoder, alpha_bar),
         )
         self.finite = step.finite if self.finite is None else self.finite & step.finite
         edited, eps, self.state = guide(self.guidance, step, self.state, unpacked, scheduler)
@@ -374,6 +401,22 @@ class _Call:
             return (shifted, *result[1:])
         result.prev_sample = shifted
         return result
+
+
+def _looks(looks: str | Looks | None, guidance: Guidance, pipe: Any) -> Looks | None:
+    """The rests that `guard(looks=)` stands for; None for none."""
+    found = looks
+    if looks in (None, "adaptive"):
+        watches = [watch for one in flat(guidance) if (watch := getattr(one, "watch", None)) is not None]
+        found = next((watch.looks for watch in watches if watch.looks is not None), None)
+    elif isinstance(looks, str):
+        found = None if looks == "every" else named_looks(looks)
+    sampler = type(pipe.scheduler).__name__
+    if looks == "adaptive" and found is None or found is not None and found.sampler != sampler:
+        of = f"with {sampler}, only with {found.sampler}" if found else "for this guidance's model and similarity"
+        warnings.warn(f"looks: no rests were learned {of}: every step is looked at", stacklevel=4)
+        return None
+    return found
 
 
 class _Seeds:

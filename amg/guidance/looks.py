@@ -1,0 +1,159 @@
+"""When to look at a predicted image again: for how long a sample may rest, by its gap λ_t − σ_t."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SPANS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Steps from a look to the next that may be learned."""
+CLOSE = 1e-4
+"""Fractions of the schedule this close are the same."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Rests after looks: as long as no trajectory that was learned from was flagged in after such a gap.
+
+    `learn` makes it from unguided trajectories, `task=calibrate` writes it beside λ_t. A sample that was flagged once
+    is guided, which no unguided trajectory tells of: it is looked at in every step (see `Watch`).
+    """
+
+    times: Sequence[float]
+    """Increasing fractions t of the schedule at which the trajectories were looked at, T of them."""
+    spans: Sequence[float]
+    """Increasing lengths of a rest, S fractions of the schedule."""
+    gaps: Sequence[Sequence[float]]
+    """gaps[i][j]: the gap at times[i] above which a sample may rest for spans[j]; T rows of S, each ascending."""
+    last: float
+    """t of the last step at which a trajectory was first flagged: a rest ends there at the latest."""
+    sampler: str
+    """Class of the scheduler."""
+    rate: float
+    """Share of the copied trajectories that are flagged later than by looks at every step, as learned."""
+
+    def __post_init__(self):
+        if len(self.times) != len(self.gaps) or any(len(row) != len(self.spans) for row in self.gaps):
+            raise ValueError(f"looks: gaps must have a row for each of {len(self.times)} times, of {len(self.spans)}")
+
+    def __call__(self, t: Tensor, gap: Tensor) -> Tensor:
+        """Returns the t down to which each sample rests, (B,): it is looked at again at the first step there or below.
+
+        Args:
+            t: of the look, (B,).
+            gap: λ_t − σ_t, (B,); a NaN grants no rest.
+        """
+        times, spans, gaps = (t.new_tensor(value) for value in (self.times, (0.0, *self.spans), self.gaps))
+        above = torch.searchsorted(times, t - CLOSE).clamp(max=len(times) - 1)
+        below = torch.where(times[above] <= t + CLOSE, above, (above - 1).clamp(min=0))  # between knots both must grant
+        granted = gap.to(t)[:, None] > torch.maximum(gaps[above], gaps[below])
+        until = t - spans[granted.sum(1)]
+        return torch.where(t > self.last + CLOSE, until.clamp(min=self.last), until)
+
+    def due(self, t: Tensor, until: Tensor) -> Tensor:
+        """Returns which samples are looked at in a step, (B,) bool."""
+        return t <= until + CLOSE
+
+    @classmethod
+    def read(cls, path: Path) -> Looks:
+        """Reads what `task=calibrate` wrote.
+
+        Raises:
+            FileNotFoundError: where nothing was learned.
+        """
+        learned = json.loads(path.read_text(encoding="utf8"))
+        if "looks" not in learned:
+            raise FileNotFoundError(f"{path} holds no looks")
+        names = ("spans", "gaps", "last", "rate")
+        return cls(learned["times"], sampler=learned["sampler"], **{name: learned["looks"][name] for name in names})
+
+    def plain(self) -> dict[str, Any]:
+        """Returns what a configuration holds of it."""
+        return asdict(self)
+
+
+def replay(looks: Looks, times: Tensor, gaps: Tensor) -> Tensor:
+    """Returns at which steps trajectories would be looked at, (T, n) bool, as `Watch` looks.
+
+    Args:
+        times: t of the T steps, falling.
+        gaps: λ_t − σ_t at each step, (T, n).
+    """
+    seen = torch.zeros_like(gaps, dtype=torch.bool)
+    until = torch.ones_like(gaps[0])
+    ever = seen[0]
+    for i, t in enumerate(times.tolist()):
+        at = torch.full_like(until, t)
+        seen[i] = ever | looks.due(at, until)
+        ever = ever | seen[i] & (gaps[i] < 0)
+        until = torch.where(seen[i], looks(at, gaps[i]), until)
+    return seen
+
+
+def late(looks: Looks, times: Tensor, gaps: Tensor) -> Tensor:
+    """Returns which trajectories are first flagged later than by looks at every step, (n,) bool."""
+    flagged = gaps < 0
+    return flagged.any(0) & ~replay(looks, times, gaps).gather(0, flagged.int().argmax(0)[None])[0]
+
+
+def learn(
+    times: Tensor, gaps: Tensor, copied: Tensor, sampler: str, rate: float, spans: Sequence[int] = SPANS
+) -> tuple[Looks, Mapping[str, Any]]:
+    """Learns rests from trajectories; half of those that are flagged give the gaps, the others scale them.
+
+    From one half: the largest gap at each time after which a trajectory was first flagged within each span, and the
+    largest of its neighbours in time too. Then all gaps are scaled alike: by the smallest factor at which no more than
+    `rate` of the copied trajectories of the other half are flagged late.
+
+    Args:
+        times: t of the T steps, falling.
+        gaps: λ_t − σ_t at each step, (T, n).
+        copied: whether each trajectory ends in a copy, (n,) bool.
+        sampler: class of the scheduler.
+        rate: share of copies that may be flagged late, in (0, 1).
+        spans: steps from a look to the next one, ascending, >= 2.
+    Returns:
+        The rests, and how many trajectories taught them what.
+    Raises:
+        ValueError: for fewer than 100 copied trajectories, or none that is flagged at all.
+    """
+    if copied.sum() < 100:
+        raise ValueError(f"looks are learned from 100 copied trajectories at least, got {int(copied.sum())}")
+    flagged = gaps < 0
+    first = torch.where(flagged.any(0), flagged.int().argmax(0), len(times))
+    if not flagged.any():
+        raise ValueError("looks: λ_t flags none of the trajectories")
+    shape, scale = (part[first[part] < len(times)] for part in torch.arange(gaps.shape[1]).tensor_split(2))
+    steps = torch.arange(len(times))[:, None]
+    ahead = first[shape] - steps  # steps until it is flagged, (T, m)
+    open_gaps = torch.where(ahead > 0, gaps[:, shape], 0)
+    least = torch.stack([open_gaps.where(ahead < span, 0).amax(1) for span in spans], dim=1)  # (T, S)
+    least = torch.stack([least[:-2], least[1:-1], least[2:]]).amax(0)
+    least = torch.cat([least[:1], least, least[-1:]])
+    stride = (times[0] - times[-1]).item() / (len(times) - 1)
+    last = times[first[shape].max()].item()
+
+    def scaled(factor: float) -> Looks:
+        rows = [[round(value, 5) for value in row] for row in (least.flip(0) * factor).tolist()]
+        lengths = [round(span * stride, 6) for span in spans]
+        return Looks([round(t, 6) for t in times.flip(0).tolist()], lengths, rows, round(last, 6), sampler, rate)
+
+    count = int(copied[scale].sum())
+    chosen = 4.0
+    for factor in torch.arange(4.0, 0.0, -0.05).tolist():
+        missed = late(scaled(factor), times, gaps[:, scale]) & copied[scale]
+        if missed.sum() > rate * count:
+            break
+        chosen = factor
+    looks = scaled(chosen)
+    missed = int((late(looks, times, gaps[:, scale]) & copied[scale]).sum())
+    ordinary = ~flagged.any(0)
+    share = replay(looks, times, gaps[:, ordinary]).double().mean().item() if ordinary.any() else float("nan")
+    told = {"shaped on": len(shape), "scaled on": count, "late": missed, "factor": chosen, "looks unflagged": share}
+    return looks, told
