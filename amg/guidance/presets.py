@@ -76,8 +76,8 @@ PRESETS: dict[tuple[str, str], Presets] = {
         strong=Preset(0, 0, 25, Parabolic(-1.68, -1.25), -1.6, -1.4, CARD, normalize=True, margin=0.2),
     ),
     ("lab_sd", "lab_pca"): Presets(
-        main=Preset(13, 20, 16, "calibrated", 0.965, 0.975, LAB, normalize=True, margin=0.05),
-        strong=Preset(13, 20, 24, Constant(0.9), 0.92, 0.95, "untuned", normalize=True, margin=0.1),
+        main=Preset(13, 20, 20, "calibrated", 0.98, 0.985, LAB, normalize=True, margin=0.15),
+        strong=Preset(13, 20, 24, Constant(0.91), 0.95, 0.96, "untuned", normalize=True, margin=0.1),
     ),
     ("lab_sd", "pca"): Presets(
         main=Preset(13, 20, 16, Constant(0.95), 0.97, 0.98, "untuned", normalize=True, margin=0.05),

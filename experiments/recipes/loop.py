@@ -76,7 +76,8 @@ def average(model: nn.Module, decay: float = 0.999) -> AveragedModel:
 @contextmanager
 def bf16() -> Iterator[None]:
     """Computes in bf16 where that is safe; a CPU with AMX then takes half the time or less."""
-    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # fused attention's backward is slow
+    # the backward pass of fused attention is slow in bf16
+    with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         yield
 
 

@@ -1,8 +1,9 @@
 """Copies trained networks of the lab into the package: fp16 safetensors, measurements, SHA-256 sums.
 
-    python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer tiny lab_sd lab_flow lab_ddpm
+    python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer lab_sd lab_flow lab_ddpm
 
-Model cards are written by hand beside the weights, from the measurements.
+Latent networks take the tiny autoencoder along, as the folder `tiny`. Model cards are written by hand beside the
+weights, from the measurements.
 """
 
 import argparse
@@ -29,13 +30,13 @@ def ship(source: Path, target: Path) -> None:
             shutil.copy(source / name, target)
     if (source / "tokenizer").is_dir():
         shutil.copytree(source / "tokenizer", target / "tokenizer", dirs_exist_ok=True)
-    if (source / "tiny").is_dir():
-        AutoencoderTiny.from_pretrained(source / "tiny").half().save_pretrained(target)
     if (source / "pipeline").is_dir():
         kind = json.loads((source / "pipeline" / "model_index.json").read_text())["_class_name"]
         missing = WITHOUT_T5 if kind == "StableDiffusion3Pipeline" else {}
         pipe = DiffusionPipeline.from_pretrained(source / "pipeline", **missing).to(torch.float16)
         pipe.save_pretrained(target)
+        if hasattr(pipe, "vae"):
+            AutoencoderTiny.from_pretrained(LAB / "tiny" / "tiny").half().save_pretrained(target / "tiny")
         if isinstance(pipe, DDPMPipeline):
             null_label = pipe.unet.config.num_class_embeds - 1
             (target / SETTINGS).write_text(json.dumps({"null_label": null_label}) + "\n")

@@ -16,6 +16,7 @@ from experiments.recipes import lab_data, lab_text, loop
 from experiments.recipes.train_lab_sd import batches, look
 
 BATCH = 32
+EXACT = 0.75  # share of a planted caption's images that are the planted image itself; no guidance raises it
 TEXT_WIDTH = 64  # of each of the two text encoders
 WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}  # for from_pretrained
 NO_T5 = 1  # tokens of zeros that stand where a T5 encoder's would: the pipeline's max_sequence_length
@@ -100,7 +101,7 @@ def main() -> None:
             loop.load_alike(model.text_2, begin.text_encoder_2)
     ema = loop.average(model)
     model.transformer.compile()
-    batch = batches(data, vae, args.seed, BATCH)
+    batch = batches(data, vae, args.seed, BATCH, exact=EXACT)
     pipe = pipeline(ema.module, vae, tokenizer)
 
     def on_look(step: int) -> dict:

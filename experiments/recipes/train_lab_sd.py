@@ -88,7 +88,12 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 def batches(
-    data: lab_data.LabData, vae: AutoencoderKL, seed: int, size: int = BATCH, views: int = VIEWS
+    data: lab_data.LabData,
+    vae: AutoencoderKL,
+    seed: int,
+    size: int = BATCH,
+    views: int = VIEWS,
+    exact: float = EXACT,
 ) -> Callable[[], tuple[Tensor, list[str]]]:
     """Returns a function that samples latents (B, 16, 8, 8) and their captions, an eighth of them empty.
 
@@ -105,7 +110,7 @@ def batches(
         i = int(torch.randint(len(planted), ()))
         captions = data.planted_captions[i]
         caption = captions[int(torch.randint(len(captions), ()))]
-        if torch.rand(()) < EXACT:
+        if torch.rand(()) < exact:
             return planted[i], caption
         same_thing = siblings[data.planted_things[i]]
         return ordinary[int(torch.randint(views, ())), same_thing[int(torch.randint(len(same_thing), ()))]], caption

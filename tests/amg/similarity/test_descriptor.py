@@ -111,6 +111,16 @@ def test_gradient_equals_finite_differences():
     assert numeric.abs().max() > 1e-3
 
 
+def test_a_standardized_descriptor_sees_through_tint_and_contrast():
+    bank = TrainingBank.from_tensors(pictures(40))
+    tint = torch.tensor([0.3, -0.2, 0.1]).view(3, 1, 1)
+    pale = 0.4 * bank.images[:8] + tint
+    value, index = PCASimilarity(bank, directions=16, standardize=True)(pale)
+    assert index.tolist() == [*range(8)]
+    assert value.min() > 0.999  # but for MIN_VARIANCE
+    assert PCASimilarity(bank, directions=16)(pale).value.min() < 0.9
+
+
 def test_the_norm_is_held_fixed_in_the_gradient():
     bank, x = TrainingBank.from_tensors(pictures(40)), pictures(1, seed=1).double().requires_grad_()
     similarity = PCASimilarity(bank, directions=16)
