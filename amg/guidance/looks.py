@@ -87,7 +87,7 @@ def replay(looks: Looks, times: Tensor, gaps: Tensor) -> Tensor:
     """
     seen = torch.zeros_like(gaps, dtype=torch.bool)
     until = torch.ones_like(gaps[0])
-    ever = seen[0]
+    ever = seen[0].clone()
     for i, t in enumerate(times.tolist()):
         at = torch.full_like(until, t)
         seen[i] = ever | looks.due(at, until)
@@ -107,8 +107,8 @@ def learn(
 ) -> tuple[Looks, Mapping[str, Any]]:
     """Learns rests from trajectories; half of those that are flagged give the gaps, the others scale them.
 
-    From one half: the largest gap at each time after which a trajectory was first flagged within each span, and the
-    largest of its neighbours in time too. Then all gaps are scaled alike: by the smallest factor at which no more than
+    From one half: the largest gap after which a trajectory was first flagged within each span, at each time or later.
+    Then all gaps are scaled alike: by the smallest factor at which no more than
     `rate` of the copied trajectories of the other half are flagged late.
 
     Args:
@@ -134,10 +134,9 @@ def learn(
     ahead = first[shape] - steps  # steps until it is flagged, (T, m)
     open_gaps = torch.where(ahead > 0, gaps[:, shape], 0)
     least = torch.stack([open_gaps.where(ahead < span, 0).amax(1) for span in spans], dim=1)  # (T, S)
-    least = torch.stack([least[:-2], least[1:-1], least[2:]]).amax(0)
-    least = torch.cat([least[:1], least, least[-1:]])
+    least = least.flip(0).cummax(0).values.flip(0)
     stride = (times[0] - times[-1]).item() / (len(times) - 1)
-    last = times[first[shape].max()].item()
+    last = times[first[first < len(times)].max()].item()
 
     def scaled(factor: float) -> Looks:
         rows = [[round(value, 5) for value in row] for row in (least.flip(0) * factor).tolist()]
