@@ -4,10 +4,11 @@
     SIZE=full python benchmarks/bench_guard.py             # v1.4's true size, 512×512: 8 GB in float32
     python benchmarks/bench_guard.py --dtype bfloat16
 
-Weights are random, which no time depends on; the descriptor has the size of SSCD's, a ResNet-50 at 320×320, and computes
-in float32. `watched` decodes and compares each predicted image and flags none; with adaptive looks as many steps are
-looked at as the shipped table of lab_sd looks at of its ordinary trajectories. `flagged` flags the sample at every step.
-`realistic` flags one step of 20: a fifth of the samples on a quarter of their steps. Peak memory holds the weights.
+Weights are random, which no time depends on; the descriptor has the size of SSCD's, a ResNet-50 at 320×320, and
+computes in float32. `watched` decodes and compares each predicted image and flags none; with adaptive looks as many
+steps are looked at as the shipped table of lab_sd looks at of its ordinary trajectories. `flagged` flags the sample at
+every step. `realistic` flags one step of 20: a fifth of the samples on a quarter of their steps. Peak memory holds the
+weights.
 
 For SDXL and Stable Diffusion 3 medium at 1024×1024 operations are counted instead, on no device.
 """
@@ -34,6 +35,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.utils import logging
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -42,6 +44,7 @@ from amg import TrainingBank, guard
 from amg.guidance import AntiMemorizationGuidance, Guidance
 from amg.guidance.presets import CURVES
 from amg.similarity import DescriptorSimilarity
+from amg.thresholds import Constant
 
 SIZES = {"small": (4, 256), "full": (1, 512)}
 """Divisor of the networks' widths, and side of the images."""
@@ -96,7 +99,9 @@ def pipeline(width: int, dtype: torch.dtype) -> StableDiffusionPipeline:
     pipe = StableDiffusionPipeline(
         **{name: random(part, dtype) if name != "text_encoder" else part for name, part in parts.items()},
         tokenizer=tokenizer,
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -159,6 +164,7 @@ def peak(reset: bool = False) -> float:
 
 
 def measure(args: argparse.Namespace) -> None:
+    logging.set_verbosity_error()
     dtype, (width, side) = getattr(torch, args.dtype), SIZES[args.size]
     pipe = pipeline(width, dtype)
     with torch.device("meta"):
@@ -169,7 +175,7 @@ def measure(args: argparse.Namespace) -> None:
     bank = TrainingBank.from_tensors(images, captions)
     embed, resize = descriptor(320 * side // 512)
     similarity = DescriptorSimilarity(bank, embed, resize)
-    nothing, always, once = (lambda t: t * 0 + 10), (lambda t: t * 0 - 10), FlagsOnce
+    nothing, always = Constant(10.0), Constant(-10.0)
     share = looked_at()
     build = partial(AntiMemorizationGuidance, similarity, c1=13.0, c2=20.0, c3=1.0, normalize=True)
     cases: dict[str, tuple[Guidance, Any, int]] = {
@@ -178,7 +184,7 @@ def measure(args: argparse.Namespace) -> None:
         "watched, adaptive looks": (build(nothing, looks=Share(share)), small, 2 * args.steps),
         "flagged, G_sim": (build(always, terms="sim"), small, args.steps),
         "flagged, full AMG": (build(always), small, args.steps),
-        "realistic, full AMG": (build(once(), looks=Share(share)), small, 20),
+        "realistic, full AMG": (build(FlagsOnce(), looks=Share(share)), small, 20),
         "watched, VAE": (build(nothing), "vae", args.steps),
         "flagged, VAE, G_sim": (build(always, terms="sim"), "vae", args.steps),
     }
@@ -199,9 +205,7 @@ def measure(args: argparse.Namespace) -> None:
         generator = [torch.Generator().manual_seed(seed) for seed in range(args.batch)]
         peak(reset=True)
         start = time.process_time()
-        guarded(
-            prompts, num_inference_steps=steps, height=side, width=side, output_type="latent", generator=generator
-        )
+        guarded(prompts, num_inference_steps=steps, height=side, width=side, output_type="latent", generator=generator)
         took, most = (time.process_time() - start) / steps, peak()
         first = first or {"took": took, "most": most}
         budget = f"{BUDGETS[name]:g}" if name in BUDGETS else ""
@@ -270,13 +274,16 @@ def count() -> None:
                 part = [flops(lambda: decoder.decode(latents).sample), flops(lambda: network(small_image))]  # noqa: B023
                 back = [slope(lambda z: decoder.decode(z).sample, latents), slope(network, small_image)]  # noqa: B023
                 look, act, plain = sum(part), sum(back), 2 * row
-                both[kind] = part[0], [
-                    1 + share * look / plain,
-                    1 + look / plain,
-                    1 + (look + act) / plain,
-                    1 + (look + act + row) / plain,
-                    1 + (share * look + 0.05 * (act + row)) / plain,
-                ]
+                both[kind] = (
+                    part[0],
+                    [
+                        1 + share * look / plain,
+                        1 + look / plain,
+                        1 + (look + act) / plain,
+                        1 + (look + act + row) / plain,
+                        1 + (share * look + 0.05 * (act + row)) / plain,
+                    ],
+                )
             cells = [f"{value / 1e12:.2f}" for value in (2 * row, both["vae"][0], both["tiny"][0])]
             cells += [f"{value:.3f}" for value in both["tiny"][1]]
             cells.append(", ".join(f"{value:.2f}" for value in both["vae"][1]))
@@ -305,6 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     args = parser.parse_args(arguments)
+    args.cases = ["plain", *(case for case in args.cases if case != "plain")]
     measure(args)
     count()
 

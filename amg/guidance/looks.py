@@ -105,11 +105,11 @@ def late(looks: Looks, times: Tensor, gaps: Tensor) -> Tensor:
 def learn(
     times: Tensor, gaps: Tensor, copied: Tensor, sampler: str, rate: float, spans: Sequence[int] = SPANS
 ) -> tuple[Looks, Mapping[str, Any]]:
-    """Learns rests from trajectories; half of those that are flagged give the gaps, the others scale them.
+    """Learns rests from trajectories; half of those that are flagged give the gaps, the others shift them.
 
     From one half: the largest gap after which a trajectory was first flagged within each span, at each time or later.
-    Then all gaps are scaled alike: by the smallest factor at which no more than
-    `rate` of the copied trajectories of the other half are flagged late.
+    Then all gaps are shifted alike: by the least amount at which no more than `rate` of the copied trajectories of the
+    other half are flagged late.
 
     Args:
         times: t of the T steps, falling.
@@ -129,7 +129,7 @@ def learn(
     first = torch.where(flagged.any(0), flagged.int().argmax(0), len(times))
     if not flagged.any():
         raise ValueError("looks: λ_t flags none of the trajectories")
-    shape, scale = (part[first[part] < len(times)] for part in torch.arange(gaps.shape[1]).tensor_split(2))
+    shape, tried = (part[first[part] < len(times)] for part in torch.arange(gaps.shape[1]).tensor_split(2))
     steps = torch.arange(len(times))[:, None]
     ahead = first[shape] - steps  # steps until it is flagged, (T, m)
     open_gaps = torch.where(ahead > 0, gaps[:, shape], 0)
@@ -138,21 +138,19 @@ def learn(
     stride = (times[0] - times[-1]).item() / (len(times) - 1)
     last = times[first[first < len(times)].max()].item()
 
-    def scaled(factor: float) -> Looks:
-        rows = [[round(value, 5) for value in row] for row in (least.flip(0) * factor).tolist()]
+    def shifted(amount: float) -> Looks:
+        rows = [[round(value, 5) for value in row] for row in (least.flip(0) + amount).clamp(min=0).tolist()]
         lengths = [round(span * stride, 6) for span in spans]
         return Looks([round(t, 6) for t in times.flip(0).tolist()], lengths, rows, round(last, 6), sampler, rate)
 
-    count = int(copied[scale].sum())
-    chosen = 4.0
-    for factor in torch.arange(4.0, 0.0, -0.05).tolist():
-        missed = late(scaled(factor), times, gaps[:, scale]) & copied[scale]
-        if missed.sum() > rate * count:
-            break
-        chosen = factor
-    looks = scaled(chosen)
-    missed = int((late(looks, times, gaps[:, scale]) & copied[scale]).sum())
+    def missed(looks: Looks) -> int:
+        return int((late(looks, times, gaps[:, tried]) & copied[tried]).sum())
+
+    count, most = int(copied[tried].sum()), least.max().item()
+    amounts = torch.linspace(most, -most, 401).tolist()
+    enough = [missed(shifted(amount)) <= rate * count for amount in amounts]
+    looks = shifted(amounts[max((enough + [False]).index(False) - 1, 0)])
     ordinary = ~flagged.any(0)
     share = replay(looks, times, gaps[:, ordinary]).double().mean().item() if ordinary.any() else float("nan")
-    told = {"shaped on": len(shape), "scaled on": count, "late": missed, "factor": chosen, "looks unflagged": share}
+    told = {"shaped on": len(shape), "shifted on": count, "late": missed(looks), "looks unflagged": share}
     return looks, told

@@ -1,4 +1,4 @@
-"""Latents to images, as the pipelines of diffusers decode them but differentiable and in slices; cheaper ones; and back.
+"""Latents to images, as the pipelines of diffusers decode them but differentiable and in slices; cheaper; and back.
 
 A finished image is decoded by `LatentDecoder`. What a guidance sees on the way may come of a `TinyDecoder` or a
 `LinearDecoder`.

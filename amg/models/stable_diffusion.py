@@ -19,7 +19,7 @@ from amg.models.latents import LatentDecoder
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 OUT_OF_REACH = "not on disk, and the hub is out of reach"
 KEPT = 64
-"""Encoded batches that are remembered, and four times as many prompts of them: a guided trajectory asks for the captions
+"""Encoded batches that are remembered, and four times as many prompts: a guided trajectory asks for the captions
 of whichever samples are flagged at step after step."""
 
 

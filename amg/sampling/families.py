@@ -117,7 +117,7 @@ class Family:
     by_row: tuple[str, ...] = ()
     """Arguments of the denoiser with one row per row of the batch, beside those in `recorded_call.BY_ROW`."""
     tiny: str = ""
-    """Name on the hub of the `AutoencoderTiny` of its latents, which takes them at the denoiser's scale; "" for none."""
+    """Name on the hub of the `AutoencoderTiny` that takes its latents at the denoiser's scale; "" for none."""
 
     def feed(self, x: Tensor) -> Any:
         """Returns rows in the scheduler's layout as the denoiser is fed them."""

@@ -168,7 +168,9 @@ def _looks(name: str, sampler: str, of: str) -> dict[str, Any]:
             [f"looks=adaptive: nothing was learned for {of}; python run.py task=calibrate … learns it, or looks=every"]
         ) from None
     if found.sampler != sampler:
-        raise NotApplicable([f"looks=adaptive: for {of} it was learned with {found.sampler}, not {sampler}; looks=every"])
+        raise NotApplicable(
+            [f"looks=adaptive: for {of} it was learned with {found.sampler}, not {sampler}; looks=every"]
+        )
     return found.plain()
 
 

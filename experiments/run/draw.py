@@ -145,7 +145,9 @@ class Trace:
                 "steps": len(self.steps),
                 "steps_guided": guided[i],
                 "trace_t": traces["t"][i].tolist(),
-                "trace_similarity": [None if math.isnan(value) else value for value in traces["similarity"][i].tolist()],
+                "trace_similarity": [
+                    None if math.isnan(value) else value for value in traces["similarity"][i].tolist()
+                ],
                 "trace_threshold": traces["lam"][i].tolist(),
                 "trace_flagged": traces["flagged"][i].tolist(),
                 **{f"norm_{term}": traces[term][i].mean().item() for term in ("spe", "dup", "sim")},
