@@ -13,6 +13,8 @@ from torch import Tensor
 
 SPANS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Steps from a look to the next that may be learned."""
+LEFT_OUT = 40
+"""Trajectories that `learn` leaves out at most."""
 CLOSE = 1e-4
 """Fractions of the schedule this close are the same."""
 
@@ -105,11 +107,12 @@ def late(looks: Looks, times: Tensor, gaps: Tensor) -> Tensor:
 def learn(
     times: Tensor, gaps: Tensor, copied: Tensor, sampler: str, rate: float, spans: Sequence[int] = SPANS
 ) -> tuple[Looks, Mapping[str, Any]]:
-    """Learns rests from trajectories; half of those that are flagged give the gaps, the others shift them.
+    """Learns rests from trajectories: what half of those that are flagged show, as far as the other half allows.
 
     From one half: the largest gap after which a trajectory was first flagged within each span, at each time or later.
-    Then all gaps are shifted alike: by the least amount at which no more than `rate` of the copied trajectories of the
-    other half are flagged late.
+    The other half says how strictly to take it: the m largest at each place are left out, with the largest m at which
+    no more than `rate` of its copied trajectories are flagged late. Where m = 0 is not strict enough, all gaps are
+    enlarged, by a quarter for each step that they are held longer.
 
     Args:
         times: t of the T steps, falling.
@@ -129,28 +132,40 @@ def learn(
     first = torch.where(flagged.any(0), flagged.int().argmax(0), len(times))
     if not flagged.any():
         raise ValueError("looks: λ_t flags none of the trajectories")
-    shape, tried = (part[first[part] < len(times)] for part in torch.arange(gaps.shape[1]).tensor_split(2))
+    mixed = torch.randperm(gaps.shape[1], generator=torch.Generator().manual_seed(0))  # not ordinary ones apart
+    shape, tried = mixed[first[mixed] < len(times)].tensor_split(2)
     steps = torch.arange(len(times))[:, None]
     ahead = first[shape] - steps  # steps until it is flagged, (T, m)
     open_gaps = torch.where(ahead > 0, gaps[:, shape], 0)
-    least = torch.stack([open_gaps.where(ahead < span, 0).amax(1) for span in spans], dim=1)  # (T, S)
-    least = least.flip(0).cummax(0).values.flip(0)
+    most = min(LEFT_OUT, len(shape))
+    largest = torch.stack([open_gaps.where(ahead < span, 0).topk(most, dim=1).values for span in spans], dim=1)
+    largest = largest.flip(0).cummax(0).values  # (T, S, most), as t rises
     stride = (times[0] - times[-1]).item() / (len(times) - 1)
     last = times[first[first < len(times)].max()].item()
 
-    def shifted(amount: float) -> Looks:
-        rows = [[round(value, 5) for value in row] for row in (least.flip(0) + amount).clamp(min=0).tolist()]
+    def made(held: int, left_out: int) -> Looks:
+        least = largest[..., left_out] * (1 + held / 4)
+        least = torch.cat([least[held:], least[-1:].expand(held, -1)])
+        rows = [[round(value, 5) for value in row] for row in least.tolist()]
         lengths = [round(span * stride, 6) for span in spans]
         return Looks([round(t, 6) for t in times.flip(0).tolist()], lengths, rows, round(last, 6), sampler, rate)
 
     def missed(looks: Looks) -> int:
         return int((late(looks, times, gaps[:, tried]) & copied[tried]).sum())
 
-    count, most = int(copied[tried].sum()), least.max().item()
-    amounts = torch.linspace(most, -most, 401).tolist()
-    enough = [missed(shifted(amount)) <= rate * count for amount in amounts]
-    looks = shifted(amounts[max((enough + [False]).index(False) - 1, 0)])
+    count = int(copied[tried].sum())
+    choices = [(held, 0) for held in reversed(range(1, len(times) // 2))] + [(0, m) for m in range(most)]
+    enough = [missed(made(*choice)) <= rate * count for choice in choices]
+    choice = choices[max((enough + [False]).index(False) - 1, 0)]
+    looks = made(*choice)
     ordinary = ~flagged.any(0)
     share = replay(looks, times, gaps[:, ordinary]).double().mean().item() if ordinary.any() else float("nan")
-    told = {"shaped on": len(shape), "shifted on": count, "late": missed(looks), "looks unflagged": share}
+    told = {
+        "shown by": len(shape),
+        "tried on": count,
+        "late": missed(looks),
+        "held": choice[0],
+        "left out": choice[1],
+        "looks unflagged": share,
+    }
     return looks, told
