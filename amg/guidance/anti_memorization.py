@@ -123,6 +123,8 @@ class AntiMemorizationGuidance(Guidance):
         return cls(**preset(name, bank, similarity))
 
     def looking(self, looks: Looks | None) -> AntiMemorizationGuidance:
+        if looks is self.watch.looks:
+            return self
         other = copy.copy(self)
         other.watch = Watch(self.similarity, self.watch.threshold, self.watch.margin, looks)
         return other

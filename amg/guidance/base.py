@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -115,7 +116,8 @@ class Chain(Guidance):
         return Chain([guidance.ready() for guidance in self.guidances])
 
     def looking(self, looks: Looks | None) -> Chain:
-        return Chain([guidance.looking(looks) for guidance in self.guidances])
+        guidances = [guidance.looking(looks) for guidance in self.guidances]
+        return self if all(map(operator.is_, guidances, self.guidances)) else Chain(guidances)
 
     def __call__(self, step: Step, state: tuple | None) -> tuple[Tensor, tuple]:
         states = []

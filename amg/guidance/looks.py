@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,8 +144,8 @@ def learn(
     stride = (times[0] - times[-1]).item() / (len(times) - 1)
     last = times[first[first < len(times)].max()].item()
 
-    def made(held: int, left_out: int) -> Looks:
-        least = largest[..., left_out] * (1 + held / 4)
+    def made(stricter: float, left_out: int) -> Looks:
+        least, held = largest[..., left_out] * (1 + stricter / 4), math.ceil(stricter)
         least = torch.cat([least[held:], least[-1:].expand(held, -1)])
         rows = [[round(value, 5) for value in row] for row in least.tolist()]
         lengths = [round(span * stride, 6) for span in spans]
@@ -154,7 +155,7 @@ def learn(
         return int((late(looks, times, gaps[:, tried]) & copied[tried]).sum())
 
     count = int(copied[tried].sum())
-    choices = [(held, 0) for held in reversed(range(1, len(times) // 2))] + [(0, m) for m in range(most)]
+    choices = [(tenth / 10, 0) for tenth in reversed(range(1, 5 * len(times)))] + [(0, m) for m in range(most)]
     enough = [missed(made(*choice)) <= rate * count for choice in choices]
     choice = choices[max((enough + [False]).index(False) - 1, 0)]
     looks = made(*choice)
@@ -164,7 +165,7 @@ def learn(
         "shown by": len(shape),
         "tried on": count,
         "late": missed(looks),
-        "held": choice[0],
+        "stricter": choice[0],
         "left out": choice[1],
         "looks unflagged": share,
     }

@@ -6,7 +6,7 @@ A finished image is decoded by `LatentDecoder`. What a guidance sees on the way 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -130,12 +130,12 @@ class LinearDecoder:
 
     Args:
         vae: of the pipeline.
-        images: (N, 3, H, W) in [−1, 1], of any resolution; some are encoded.
+        images: N of (3, H, W) in [−1, 1], of any resolution; those that are encoded are read one by one.
     Raises:
         ValueError: where the VAE does not encode single images.
     """
 
-    def __init__(self, vae: Any, images: Tensor):
+    def __init__(self, vae: Any, images: Sequence[Tensor] | Tensor):
         if not encodes(vae):
             raise ValueError(f"decoder=linear: no map is fitted to {type(vae).__name__}; take decoder=vae or tiny")
         self.vae, self.images, self._weights = vae, images, None
@@ -152,12 +152,12 @@ class LinearDecoder:
 
     def _fit(self) -> Tensor:
         """Returns slopes and offset, (C + 1, 3)."""
-        factor, (height, width) = magnification(self.vae), self.images.shape[2:]
+        factor, (height, width) = magnification(self.vae), self.images[0].shape[1:]
         shrink = min(1, FIT_SIDE / max(height, width))
         size = [max(1, round(side * shrink / factor)) * factor for side in (height, width)]
         count = max(16, FIT_LATENTS * factor**2 // (size[0] * size[1]))
-        some = torch.arange(0, len(self.images), max(1, len(self.images) // count))[:count]
-        images = F.interpolate(self.images[some.to(self.images.device)].float(), size, mode="area")
+        some = range(0, len(self.images), max(1, len(self.images) // count))[:count]
+        images = torch.cat([F.interpolate(self.images[i][None].float(), size, mode="area") for i in some])
         latents = encode_latents(self.vae, images)
         colours = F.avg_pool2d(images, factor).to(latents).movedim(1, 3).flatten(0, 2)
         rows = F.pad(latents.movedim(1, 3).flatten(0, 2), (0, 1), value=1.0)
