@@ -86,7 +86,8 @@ class Calibrate(Task):
             told = f"; ordinary samples are looked at in {facts_of['looks unflagged']:.0%} of their steps"
         file = Path(config.output_dir or CURVES) / f"{model}-{similarity}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(learned, indent=1) + "\n", encoding="utf8")
+        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in learned.items())
+        file.write_text(f"{{\n{lines}\n}}\n", encoding="utf8")
         print(
             f"{file}: learned on {half} trajectories that are no copies; of {ordinary.shape[1] - half} held out it "
             f"flags {found.held_out:.1%}, capped at the copy threshold {cap:g} {found.held_out_capped:.1%}{told}"

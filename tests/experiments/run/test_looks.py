@@ -13,7 +13,7 @@ from experiments.cli.main import main
 from experiments.run import records
 from experiments.tasks import calibrate
 
-QUICK = ["metrics.extractor=none", "trainer=cpu", "sampler.steps=12", "guidance=full", "n_samples=12"]
+QUICK = ["metrics.extractor=none", "trainer=cpu", "sampler.steps=12", "guidance=full", "n_samples=8"]
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def curves(tmp_path, monkeypatch):
     folder = shutil.copytree(presets.CURVES, tmp_path / "curves")
     learned = json.loads((folder / "closed_form-pca.json").read_text())
     rests = {"spans": [0.3], "gaps": [[0.0]] * len(learned["times"]), "last": 0.0, "rate": 0.005}
-    (folder / "closed_form-pca.json").write_text(json.dumps(learned | {"looks": rests}))
+    (folder / "closed_form-pca.json").write_text(json.dumps(learned | {"looks": rests, "sampler": "DDIMScheduler"}))
     for module in (presets, calibrate):
         monkeypatch.setattr(module, "CURVES", folder)
     monkeypatch.chdir(tmp_path)
