@@ -17,11 +17,11 @@ $(BIN)/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(BACKEND),)
 	$(BIN)/pip install -q torch torchvision
-	$(BIN)/pip install -q -e ".[experiments,parallel,slurm,faiss,dev]"
+	$(BIN)/pip install -q -e ".[experiments,parallel,slurm,bank,ray,dev]"
 else
 	$(BIN)/pip install -q uv
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --torch-backend=$(BACKEND) torch torchvision
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --torch-backend=$(BACKEND) -e ".[experiments,parallel,slurm,faiss,dev]"
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --torch-backend=$(BACKEND) -e ".[experiments,parallel,slurm,bank,ray,dev]"
 endif
 	touch $@
 

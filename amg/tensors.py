@@ -23,6 +23,11 @@ def broadcast(values: Tensor, like: Tensor | None = None) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
+def floats(pixels: Tensor) -> Tensor:
+    """8-bit values in [−1, 1]; floats as they are."""
+    return pixels.float().div_(127.5).sub_(1) if pixels.dtype == torch.uint8 else pixels
+
+
 def norm(values: Tensor) -> Tensor:
     """ℓ2 norm of each row, (B, ...) to (B,), computed and returned in float32 at least."""
     return torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.promote_types(values.dtype, torch.float32))

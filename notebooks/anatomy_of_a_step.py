@@ -113,7 +113,7 @@ def scaled(term: torch.Tensor) -> torch.Tensor:
 columns = {
     "$x_t$": step.x_t / 2,
     r"$\hat x_0$": step.x0,
-    "nearest $n_0$": bank.images[sight.index],
+    "nearest $n_0$": bank.pictures[sight.index],
     **{name: scaled(term) for name, term in terms.items()},
     r"$\hat x_0$ after": after,
 }

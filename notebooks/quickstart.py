@@ -65,7 +65,7 @@ print({name: [round(value, 3) for value in match.value.tolist()] for name, match
 print(copies)
 
 # %%
-rows = {"without": plain, "with AMG": guarded, "nearest": bank.images[found["without"].index]}
+rows = {"without": plain, "with AMG": guarded, "nearest": bank.pictures[found["without"].index]}
 figure, axes = plt.subplots(len(rows), len(prompts), figsize=(2 * len(prompts), 2 * len(rows)), squeeze=False)
 for line, (name, images) in zip(axes, rows.items(), strict=True):
     for axis, image, prompt in zip(line, images, prompts, strict=True):

@@ -17,7 +17,7 @@ ALONE = {  # besides the standard library
     "amg/step.py": {"torch", "amg"},
     "amg/schedule.py": {"torch", "amg"},
     "amg/tensors.py": {"torch"},
-    "amg/bank/exact.py": {"torch"},
+    "amg/bank/exact.py": {"torch", "amg"},
 }
 
 

@@ -1,72 +1,132 @@
-"""The training set made searchable: images, captions, multiplicity."""
+"""The training set made searchable: where its images lie, captions, multiplicity, descriptors."""
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from amg.bank.blocks import Blocks
+from amg.bank.cache import cache_folder
 from amg.bank.exact import nearest, square_norms
-from amg.bank.images import Size
+from amg.bank.images import LISTED, BankNote, Size, height_width
+from amg.bank.rows import VERIFIED, Rows, digest_of, digest_of_json, table_of
+from amg.bank.sources import opened
 from amg.bank.vectors import StoredVectors
+from amg.bank.view import View
+from amg.tensors import floats
+
+HELD = 2**30
+"""Bytes of float32 pixels, or of vectors, up to which they are held in memory; beyond, they are searched on disk."""
+PIXELS = 256
+"""Images per block of pixels."""
 
 
-def find(path: str | Path) -> None:
-    """Checks that a folder or a Parquet file is there, without reading it.
+def find(path: str | Path, kind: str | None = None) -> None:
+    """Checks that something is there, without reading it.
 
     Raises:
-        FileNotFoundError: in one line, with the ways on.
+        FileNotFoundError: in one line.
     """
     from amg.bank.images import suffixes
+    from amg.bank.sources.base import expanded
 
-    path = Path(path)
-    if path.is_file() or any(file.suffix.lower() in {*suffixes(), ".parquet"} for file in path.rglob("*")):
+    path = Path(os.path.expanduser(path))
+    if kind == "datasets" or path.is_file() or (path / "bank.json").is_file() or expanded(path):
         return
-    raise FileNotFoundError(
-        f"data.path: no images in {path}: name a folder of images with captions (data=folder data.path=…); "
-        "`python run.py task=download` fetches those of the memorized prompts into data/memorized_laion; "
-        "model=closed_form and model=lab_sd bring their own"
-    )
+    held = {*suffixes(), ".parquet", ".tar", ".arrow", ".lance"}
+    names = (name for _, folders, files in os.walk(path) for name in (*folders, *files))
+    if not any(os.path.splitext(name)[1].lower() in held for name in names):
+        raise FileNotFoundError(f"data.path: no images in {path}: name a folder of images with captions")
 
 
 class TrainingBank:
     """Distinct training images with their captions.
 
-    Exact repeats of an image are merged: it is kept once, with its multiplicity and all its captions, so that repeats
-    count once in a k-NN mean. Images live in memory as float32 on one device; vectors of each descriptor are computed
-    at first use and kept.
+    Exact repeats of an image are merged: it is one entry, with its multiplicity and all its captions, so that repeats
+    count once in a k-NN mean. `build` and `open` keep it in a folder: in memory are only the parts that are looked at.
+    Images are decoded when somebody looks at them; only pixel similarities keep pixels, 8 bits each.
+
+    `captions[i]`, `all_captions[i]`, `keys[i]` and `pictures[i]` are the first caption ("" where there is none), all
+    captions (most frequent first), the name and the image, (3, H, W) in [−1, 1], of entry i; `pictures[rows]` are
+    several, (n, 3, H, W).
 
     Args:
-        images: (N, 3, H, W) in [−1, 1], distinct.
-        captions: the captions of each image, most frequent first; empty where it has none.
-        multiplicity: how often each image occurs, (N,).
-        source: where they come from, in words.
-        cache: where descriptors are kept on disk, see `amg.bank.vectors`: a folder, "auto", or None for nowhere.
+        rows: see `amg.bank.rows`.
+        images: (N, 3, H, W), floats in [−1, 1] or 8 bits; None decodes them from where they lie.
+        size: that images are decoded to, see `from_folder`.
+        cache: where descriptors are kept on disk if the rows have no folder: a folder, "auto", or None for nowhere.
     """
 
     def __init__(
         self,
-        images: Tensor,
-        captions: Sequence[Sequence[str]],
-        multiplicity: Tensor,
-        source: str = "memory",
+        rows: Rows,
+        images: Tensor | None = None,
+        size: Size = None,
         cache: str | Path | None = None,
+        source: str = "",
     ):
-        self.images, self.all_captions, self.multiplicity = images, tuple(map(tuple, captions)), multiplicity
-        self.source, self.cache = source, cache
-        self.captions = [some[0] if some else "" for some in self.all_captions]
+        self.rows, self.size, self.cache = rows, height_width(size), cache
+        self.source = source or rows.name
         self.note = ""  # what a table should say of it, e.g. how many images of a list it has
-        self._flat = images.flatten(1)
-        self._square_norms = square_norms(self._flat)
+        self.keys = View(len(rows), lambda some: [row["key"] for row in self._look(some, ["key"])])
+        self.all_captions = View(len(rows), self._captions)
+        self.captions = View(len(rows), lambda some: [texts[0] if texts else "" for texts in self._captions(some)])
+        self._images = images
         self._vectors: dict[Any, Tensor] = {}
-        self._copies: dict[tuple, tuple[Tensor, Tensor]] = {}
-        self._digest: str | None = None
+        self._pixel_keys: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def build(
+        cls,
+        path: str | Path,
+        source: str | Path,
+        *,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        split: str | None = None,
+        revision: str | None = None,
+        kind: str | None = None,
+        size: Size = None,
+        on_rows: Callable[[int], None] | None = None,
+    ) -> TrainingBank:
+        """Reads a training set of any size into a folder, or goes on with what is missing there, and opens it.
+
+        Every image is read once and its header alone is decoded. A source that has grown at its end is appended; rows
+        that are there keep their numbers.
+
+        Args:
+            path: the bank's folder.
+            source: a folder of images, tars (`shards/{00000..01023}.tar`), Parquet, what `datasets` saved, Lance; with
+                kind="datasets" a name on the hub. See `amg.bank.sources`.
+            image_column, caption_column: names of columns; None takes the usual ones.
+            split, revision: of a data set that has several.
+            kind: expects a kind of source; None looks at what is there.
+            size: as `from_folder`'s.
+            on_rows: told how many rows were read, now and then.
+        Raises:
+            FileNotFoundError, ValueError, ImportError: one line that names the file and the fix.
+        """
+        path = Path(os.path.expanduser(path))
+        found = opened(source, kind, image_column, caption_column, split, revision)
+        return cls._told(cls(Rows.build(path, found, on_rows=on_rows), size=size))
+
+    @classmethod
+    def open(cls, path: str | Path, size: Size = None) -> TrainingBank:
+        """Opens a bank that `build` made; reads nothing but its manifest.
+
+        Raises:
+            FileNotFoundError, ValueError: where there is none, or none that is whole.
+        """
+        return cls(Rows.open(Path(os.path.expanduser(path))), size=size)
 
     @classmethod
     def from_tensors(
@@ -76,13 +136,14 @@ class TrainingBank:
         source: str = "memory",
         cache: str | Path | None = None,
     ) -> TrainingBank:
-        """Merges exact repeats.
+        """Holds images in memory; merges exact repeats.
 
         Args:
             images: (N, 3, H, W) floats in [−1, 1].
             captions: N captions, one per row; "" or None where an image has none. A list of captions stands for as
                 many occurrences of its image.
-            source, cache: as the class's.
+            source: where they come from, in words.
+            cache: as the class's.
         Raises:
             ValueError: for another shape, range, number or type of captions, or for an empty bank.
         """
@@ -101,76 +162,163 @@ class TrainingBank:
             )
         if captions is not None and len(captions) != len(images):
             raise ValueError(f"the bank got {len(images)} pictures and {len(captions)} captions: one caption each")
-        listed = [_captions(some, i) for i, some in enumerate([""] * len(images) if captions is None else captions)]
+        listed = [_texts(some, i) for i, some in enumerate([""] * len(images) if captions is None else captions)]
         images = images.detach().float().contiguous()
-        groups: dict[bytes, list[int]] = collections.defaultdict(list)
-        for i, picture in enumerate(images.cpu().numpy()):
-            groups[hashlib.blake2b(picture.tobytes(), digest_size=16).digest()].append(i)
-        rows = list(groups.values())
+        digests = [digest_of(picture.tobytes()) for picture in images.cpu().numpy()]
+        rows = Rows.of_tables(table_of(digests, listed, *images.shape[2:]))
         if len(rows) < len(images):  # without repeats a copy would double the memory
-            images = images[torch.tensor([group[0] for group in rows], device=images.device)]
-        counts = [collections.Counter(name for i in group for name in listed[i]) for group in rows]
-        names = [[name for name, _ in count.most_common() if name] for count in counts]
-        return cls(images, names, torch.tensor([count.total() for count in counts]), source, cache)
+            images = images[torch.from_numpy(rows.entries).to(images.device)]
+        return cls(rows, images, cache=cache, source=source)
 
     @classmethod
     def from_folder(
         cls,
         path: str | Path,
-        size: int | tuple[int, int] | None = None,
+        size: Size = None,
         deduplicate: float | None = None,
         cache: str | Path | None = "auto",
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        split: str | None = None,
+        revision: str | None = None,
+        kind: str | None = None,
+        captioned: bool = True,
     ) -> TrainingBank:
-        """Images of a folder with their captions; see `amg.bank.folder`.
+        """Images of a folder with their captions, or of any other source that `build` takes.
 
-        Transparent images are composed on white, deep grey ones scaled to 8 bits, and turned as their EXIF says. One
-        warning counts the images that cannot be read and those without caption.
+        They are read once and kept below the cache, as `build` does; the first 20,000 are decoded to their end then.
+        The bank of a source that has changed is made anew. One warning counts the images that cannot be read and those
+        without caption. Transparent images are composed on white, deep grey ones scaled to 8 bits, and turned as their
+        EXIF says.
 
         Args:
-            size: side of the squares that images are made, or (height, width); None keeps their own, which must then
-                be equal.
+            size: side of the squares that images are made, or (height, width); None keeps their own, which pixel
+                similarities need to be equal.
             deduplicate: threshold of `amg.bank.dedupe`, 1.0 in the paper; None keeps all.
-            cache: where descriptors are kept, so that they are computed once: a folder, or "auto" for one below
-                $AMG_CACHE, else ~/.cache/amg; None keeps them in memory only.
+            cache: where the bank is kept, with its descriptors: a folder, or "auto" for one below $AMG_CACHE, else
+                ~/.cache/amg; None keeps everything in memory.
+            image_column, caption_column, split, revision, kind: as `build`'s.
+            captioned: counts images without caption in the warning.
         """
-        from amg.bank.folder import download_note, read_folder
+        from amg.bank.sources.folder import download_note
 
-        bank = cls._read(read_folder, path, size, deduplicate, cache)
-        bank.note = download_note(path, int(bank.multiplicity.sum()))
-        return bank
-
-    @classmethod
-    def from_parquet(
-        cls,
-        path: str | Path,
-        size: int | tuple[int, int] | None = None,
-        deduplicate: float | None = None,
-        cache: str | Path | None = "auto",
-    ) -> TrainingBank:
-        """Images of Parquet files in the hub's layout, see `amg.bank.parquet`; keys as `from_folder`'s."""
-        from amg.bank.parquet import read_parquet
-
-        return cls._read(read_parquet, path, size, deduplicate, cache)
-
-    @classmethod
-    def _read(cls, reader: Callable, path: str | Path, size: Size, deduplicate: float | None, cache):
-        path = Path(os.path.expanduser(path))
-        # deduplication holds a second copy: centred images, then the subset
-        images, captions = reader(path, size, copies=1 if deduplicate is None else 2)
-        bank = cls.from_tensors(images, captions, source=str(path), cache=cache)
-        del images
+        height_width(size)
+        found = opened(path, kind, image_column, caption_column, split, revision)
+        if cache is None:
+            rows = Rows.read(found)
+        elif cache == "auto":
+            name = digest_of_json([os.path.abspath(os.path.expanduser(path)), found.spec, found.stamp()])
+            rows = Rows.build(cache_folder() / "banks" / name, found, VERIFIED)
+        else:
+            rows = Rows.build(cache_folder(cache), found, VERIFIED)
+        bank = cls._told(cls(rows, size=size, source=str(path)), captioned)
+        bank.note = download_note(path, lambda: int(bank.multiplicity.sum()))
         if deduplicate is None:
             return bank
         from amg.bank.dedupe import dedupe
 
         return dedupe(bank, deduplicate)
 
+    @classmethod
+    def _told(cls, bank: TrainingBank, captioned: bool = True) -> TrainingBank:
+        """Warns of what is left out and what has no caption; refuses a bank without an image."""
+        counts = bank.counts
+        unread = tuple(name for name, _ in zip(bank.rows.unread(), range(LISTED), strict=False))
+        if not len(bank):
+            images = counts["images"]
+            raise ValueError(f"{bank.source}: none of {images} images can be read, e.g. {', '.join(unread[:1])}")
+        bare = counts["without caption"] if captioned else 0
+        if counts["broken"] or bare:
+            captions_in = bank.rows.info.get("captions_in", "")
+            note = BankNote(bank.source, unread, counts["broken"], counts["images"], bare, captions_in)
+            warnings.warn(note, stacklevel=4)
+        return bank
+
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.rows)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it lies; None in memory."""
+        return self.rows.path
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Counts images, entries (distinct ones), repeats, broken ones, and those without caption."""
+        counts = self.rows.info["counts"]
+        return counts | {"broken": counts["broken"] + len(self.broken)}
+
+    @property
+    def grown(self) -> dict[str, int]:
+        """Digests that it had before it grew, each with its entries then."""
+        return self.rows.info.get("grown", {})
+
+    @property
+    def broken(self) -> dict[int, str]:
+        """Entries that turned out to be broken when they were decoded, and the reason; no search answers them."""
+        return self.rows.broken()
+
+    @cached_property
+    def multiplicity(self) -> Tensor:
+        """How often each entry occurs, (N,)."""
+        return torch.from_numpy(self.rows.multiplicity)
+
+    @property
+    def pictures(self) -> View:
+        """Images, decoded when they are asked for."""
+
+        def join(some: Tensor | list[Tensor]) -> Tensor:
+            return some if isinstance(some, Tensor) else torch.stack(some)
+
+        return View(len(self), self._pictures, join, self.digest())
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(3, H, W) of all images.
+
+        Raises:
+            ValueError: where they differ.
+        """
+        if self._images is not None:
+            return tuple(self._images.shape[1:])
+        if self.size:
+            return 3, *self.size
+        shapes = self.rows.info["shapes"]
+        if len(shapes) > 1:
+            (h, w, _), (height, width, key) = shapes[:2]
+            raise ValueError(
+                f"{self.source}: images of several sizes (height×width), {key} of {height}×{width} after {h}×{w}: set "
+                "data.size to one side, or to [height, width]"
+            )
+        return 3, *shapes[0][:2]
+
+    def subset(self, index: Tensor) -> TrainingBank:
+        """Some entries, with their captions and multiplicity."""
+        chosen = index.cpu().numpy()
+        number = np.full(len(self), -1)
+        number[chosen] = np.arange(len(chosen))
+        repeats = np.array(self.rows.repeats)
+        repeats = np.stack([number[repeats[:, 0]], repeats[:, 1]], 1)[number[repeats[:, 0]] >= 0]
+        repeats = repeats[np.lexsort((repeats[:, 1], repeats[:, 0]))]
+        some = hashlib.blake2b(np.ascontiguousarray(chosen), digest_size=16).hexdigest()
+        info = self.rows.info | {
+            "entries": len(chosen),
+            "digest": digest_of_json([self.rows.info["digest"], some]),
+            "counts": self.rows.info["counts"] | {"entries": len(chosen)},
+            "grown": {},
+        }
+        rows = Rows(self.rows.table, np.array(self.rows.entries)[chosen], repeats, info, self.rows.source)
+        images = None if self._images is None else self._images[index.to(self._images.device)]
+        bank = TrainingBank(rows, images, self.size, "auto" if self.folder else self.cache, self.source)
+        bank.note = self.note
+        return bank
+
+    # -- pixels ------------------------------------------------------------------------------------------------------
 
     def pixels(self, index: Tensor | None = None) -> Tensor:
-        """Flattened images, (n, 3·H·W)."""
-        return self._flat if index is None else self._flat[index.to(self._flat.device)]
+        """Flattened images, (n, 3·H·W) in [−1, 1]; of all, floats or 8 bits as they are held."""
+        held = self._held().flatten(1)
+        return held if index is None else floats(held[index.to(held.device)])
 
     def search(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
         """The k nearest training images in pixel space, exact.
@@ -181,46 +329,198 @@ class TrainingBank:
         Returns:
             ℓ2 distances (B, k), ascending, and indices (B, k).
         """
-        if queries.shape[1:] != self.images.shape[1:]:
+        if queries.shape[1:] != self.shape:
             raise ValueError(
-                f"queries are {tuple(queries.shape[1:])} but the bank's pictures {tuple(self.images.shape[1:])}: "
+                f"queries are {tuple(queries.shape[1:])} but the bank's pictures {self.shape}: "
                 f"load the bank with size={tuple(queries.shape[2:])}"
             )
         if not 1 <= k <= len(self):
             raise ValueError(f"k must lie in 1 … {len(self)} (the bank's distinct pictures), got {k}")
-        keys, norms = self.keys(queries.device, queries.dtype)
-        distances, indices = nearest(queries.flatten(1).to(keys.dtype), keys, norms, k)
+        keys, norms = self.pixel_keys(queries.device, queries.dtype)
+        distances, indices = nearest(queries.flatten(1).to(norms.dtype), keys, norms, k)
         return distances.to(queries.dtype), indices
 
-    def vectors(self, descriptor: Any, device: torch.device, dtype: torch.dtype, batch: int = 64) -> Tensor:
-        """Descriptors of all images, (N, D): `descriptor.descriptors(images)`, computed once per device and dtype.
+    def pixel_keys(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Flattened images and their square norms on the queries' device; float64 stays, half precision is float32.
 
-        Where the bank has a cache and the descriptor an `identity`, they are kept on disk in float32; float64 is
-        computed anew.
+        More than `HELD` bytes stay 8-bit pixels where they lie.
+        """
+        wanted = torch.float64 if dtype == torch.float64 else torch.float32
+        if (device, wanted) not in self._pixel_keys:
+            keys = self.pixels()
+            if keys.dtype == torch.uint8 and 4 * keys.numel() > HELD:
+                keys = keys if device.type == "cpu" else keys.to(device)
+            else:
+                keys = floats(keys.to(device)).to(wanted)
+            norms = square_norms(keys, wanted)
+            for entry in self.broken:
+                norms[entry] = torch.inf
+            self._pixel_keys[device, wanted] = keys, norms
+        return self._pixel_keys[device, wanted]
+
+    def _held(self) -> Tensor:
+        """The images that pixel similarities compare with, (N, 3, H, W): memory-mapped where the bank has a folder."""
+        if self._images is None:
+            name = "x".join(map(str, self.shape[1:]))
+            if self.folder is None:
+                self._images = torch.cat([self._block(range(len(self)))])
+            else:
+                blocks = Blocks(self.folder / "pixels" / f"{name}.npy", np.uint8, (len(self), *self.shape), PIXELS)
+                if blocks.missing():
+                    before = {self.grown[old] for old in self.grown if self.grown[old] % PIXELS}
+                    blocks.allocate(max(before, default=0))
+                for number in blocks.missing():
+                    rows = blocks.rows(number)
+                    blocks.write(number, self._block(range(rows.start, rows.stop)).numpy())
+                self._images = blocks.load()
+        return self._images
+
+    def _block(self, entries: Sequence[int]) -> Tensor:
+        """8-bit images, (n, 3, H, W); what is broken is grey."""
+        found, (_, *shape) = [], self.shape
+        for entry, pixels in zip(entries, self._decoded(entries), strict=True):
+            pixels = np.full((*shape, 3), 127, np.uint8) if isinstance(pixels, str) else pixels
+            if list(pixels.shape[:2]) != shape:
+                here, there = (f"{height}×{width}" for height, width in (pixels.shape[:2], shape))
+                raise ValueError(f"{self.source}: {self.keys[entry]} is {here}, its header says {there}: set data.size")
+            found.append(torch.from_numpy(pixels).permute(2, 0, 1))
+        return torch.stack(found)
+
+    def _decoded(self, entries: Sequence[int]) -> Iterator[np.ndarray | str]:
+        """8-bit images, (H, W, 3); the reason where one is broken, which is kept."""
+        broken = {}
+        for entry, pixels in zip(entries, self.rows.decoded(entries, self.size), strict=True):
+            if isinstance(pixels, str):
+                broken[int(entry)] = pixels
+            yield pixels
+        if broken:
+            self.rows.report(broken)
+
+    def _pictures(self, entries: Sequence[int]) -> Tensor | list[Tensor]:
+        if self._images is not None:
+            every = isinstance(entries, range) and len(entries) == len(self)
+            return floats(self._images if every else self._images[torch.as_tensor(entries)])
+        grey = np.full((*(self.size or (32, 32)), 3), 127, np.uint8)
+        return [
+            floats(torch.from_numpy(grey if isinstance(pixels, str) else pixels).permute(2, 0, 1))
+            for pixels in self._decoded(entries)
+        ]
+
+    # -- descriptors -------------------------------------------------------------------------------------------------
+
+    def vectors(self, descriptor: Any, device: torch.device, dtype: torch.dtype, batch: int = 64) -> Tensor:
+        """Descriptors of all images, (N, D): `descriptor.descriptors(images)`, computed once.
+
+        Where the bank has a place on disk and the descriptor an `identity`, they are kept there in float16; float64 is
+        computed anew. Kept ones of more than `HELD` bytes in float32 stay float16, on a CPU memory-mapped.
         """
         key = descriptor, device, dtype
         if key not in self._vectors:
             stored = None if dtype == torch.float64 else self.stored(descriptor)
             if stored is None:
-                found = self.describe(descriptor, slice(None), device, dtype, batch)
+                found = self.describe(descriptor, slice(None), device, dtype, batch).to(device, dtype)
             else:
-                for shard in stored.missing():
-                    stored.write(shard, self.describe(descriptor, stored.rows(shard), device, torch.float32, batch))
+                missing = len(stored.missing()) * stored.rows(0).stop
+                if missing > VERIFIED and not self.rows.imageless:
+                    have = ", ".join(stored.others) or "none"
+                    raise ValueError(
+                        f"data.path: {self.source} lacks the vectors of {stored.folder.name} (it has {have}): "
+                        "bank.embed computes them first; or choose the descriptor and preprocessing that it has"
+                    )
+                self.embed(descriptor, device, batch)
                 found = stored.load()
-            self._vectors[key] = found.to(device, dtype)
+                found = found.to(device, dtype if 4 * found.numel() <= HELD else torch.float16)
+            self._vectors[key] = found
         return self._vectors[key]
 
-    @torch.no_grad()
+    def embed(
+        self,
+        descriptor: Any,
+        device: str | torch.device = "cpu",
+        batch: int = 64,
+        on_images: Callable[[int], None] | None = None,
+    ) -> None:
+        """Computes what is missing of a descriptor's vectors on disk, block by block; killed, the next call goes on.
+
+        Args:
+            descriptor: as `vectors`'s, with an `identity`.
+            device: where it runs.
+            batch: images at once.
+            on_images: told how many were embedded, block by block.
+        """
+        stored = self.stored(descriptor)
+        if stored is None:
+            raise ValueError("bank.embed: the bank has no place on disk, or the descriptor no identity")
+        for number in stored.missing():
+            rows = stored.rows(number)
+            stored.write(number, self.describe(descriptor, rows, torch.device(device), torch.float32, batch))
+            if on_images is not None:
+                on_images(rows.stop - rows.start)
+
     def describe(
         self, descriptor: Any, rows: slice, device: torch.device, dtype: torch.dtype, batch: int = 64
     ) -> Tensor:
-        """Descriptors of some images, (n, D)."""
-        parts = self.images[rows].split(batch)
-        vectors = torch.cat([descriptor.descriptors(images.to(device, dtype)) for images in parts])
-        if not (finite := vectors.isfinite().all(1)).all():
-            index = int((~finite).nonzero()[0]) + (rows.start or 0)
-            raise ValueError(f"similarity: the descriptor of training image {index} of {self.source} is not finite")
-        return vectors
+        """Descriptors of some images, (n, D); 0 for a broken one."""
+        start, stop, _ = rows.indices(len(self))
+        if self.rows.imageless:
+            found = torch.from_numpy(self.rows.vectors(start, stop)).to(device, dtype)
+            return torch.nn.functional.normalize(found, dim=1)
+        return self.describe_images(descriptor, start, self.decoded(range(start, stop)), device, dtype, batch)
+
+    @torch.no_grad()
+    def describe_images(
+        self,
+        descriptor: Any,
+        first: int,
+        images: Iterable[Tensor | None],
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int = 64,
+    ) -> Tensor:
+        """Descriptors of images that are already decoded, (n, D).
+
+        Args:
+            first: entry of the first image.
+            images: see `decoded`.
+            batch: images of one size that are described at once.
+        """
+        found: dict[int, Tensor] = {}
+        waiting: list[Tensor] = []
+        places: list[int] = []
+
+        def flush() -> None:
+            described = descriptor.descriptors(floats(torch.stack(waiting).to(device)).to(dtype))
+            if not (finite := described.isfinite().all(1)).all():
+                entry = first + places[int((~finite).nonzero()[0])]
+                raise ValueError(f"similarity: the descriptor of training image {entry} of {self.source} is not finite")
+            found.update(zip(places, described, strict=True))
+            waiting.clear()
+            places.clear()
+
+        total = 0
+        for place, image in enumerate(images):
+            total += 1
+            if image is None:
+                continue
+            if waiting and (len(waiting) == batch or waiting[0].shape != image.shape):
+                flush()
+            waiting.append(image)
+            places.append(place)
+        if waiting:
+            flush()
+        if not found:
+            raise ValueError(f"data.path: none of images {first} to {first + total - 1} of {self.source} can be read")
+        nothing = torch.zeros_like(next(iter(found.values())))
+        return torch.stack([found.get(place, nothing) for place in range(total)])
+
+    def decoded(self, entries: Sequence[int]) -> Iterator[Tensor | None]:
+        """Images as they are held, (3, H, W): floats or 8 bits, each of its own size; None for a broken one."""
+        if self._images is not None:
+            broken = self.broken
+            yield from (None if entry in broken else self._images[entry] for entry in entries)
+        else:
+            for pixels in self._decoded(entries):
+                yield None if isinstance(pixels, str) else torch.from_numpy(pixels).permute(2, 0, 1)
 
     def stored(self, descriptor: Any) -> StoredVectors | None:
         """Returns the folder of a descriptor's vectors on disk; None if they are not kept.
@@ -229,28 +529,44 @@ class TrainingBank:
             ValueError: where others' vectors are kept there.
         """
         identity = getattr(descriptor, "identity", None)
-        return None if self.cache is None or identity is None else StoredVectors(self, identity)
+        nowhere = self.cache is None and self.folder is None
+        return None if nowhere or identity is None else StoredVectors(self, identity)
 
     def digest(self) -> str:
         """A hash of images, captions and multiplicity: it names the bank in a run's record."""
-        if self._digest is None:
-            content = hashlib.blake2b(self.images.cpu().contiguous().numpy(), digest_size=16)
-            content.update(repr((self.all_captions, self.multiplicity.tolist())).encode())
-            self._digest = content.hexdigest()
-        return self._digest
+        digest = self.rows.info["digest"]
+        return digest_of_json([digest, self.size]) if self.size else digest
 
-    def keys(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Images and their square norms on the queries' device; float64 stays, half precision becomes float32."""
-        wanted = torch.float64 if dtype == torch.float64 else torch.float32
-        if (self._flat.device, wanted) == (device, self._flat.dtype):
-            return self._flat, self._square_norms
-        if (device, wanted) not in self._copies:
-            keys = self._flat.to(device, wanted)
-            self._copies[device, wanted] = keys, square_norms(keys)
-        return self._copies[device, wanted]
+    # -- captions ----------------------------------------------------------------------------------------------------
+
+    def _look(self, entries: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        return self.rows.look([int(self.rows.entries[entry]) for entry in entries], columns)
+
+    def _captions(self, entries: Sequence[int]) -> list[tuple[str, ...]]:
+        wanted = [entry for entry in dict.fromkeys(entries) if entry not in self._known]
+        if len(self._known) + len(wanted) > 100_000:
+            self._known.clear()
+            wanted = list(dict.fromkeys(entries))
+        self._known.update(zip(wanted, self.rows.captions(wanted), strict=True))
+        return [self._known[entry] for entry in entries]
+
+    @cached_property
+    def _known(self) -> dict[int, tuple[str, ...]]:
+        """Captions that were asked for: a chain asks for the same neighbours again and again."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A bank with a folder is opened again by the process that gets it."""
+        names = ("rows", "size", "cache", "source", "note", "_images")
+        state = {name: getattr(self, name) for name in names}
+        return state | {"_images": None} if self.folder else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["rows"], state["_images"], state["size"], state["cache"], state["source"])
+        self.note = state["note"]
 
 
-def _captions(captions: str | Sequence[str] | None, row: int) -> Sequence[str]:
+def _texts(captions: str | Sequence[str] | None, row: int) -> Sequence[str]:
     """The captions of an image's occurrences, "" for one without."""
     listed = list(captions) or [""] if isinstance(captions, (list, tuple)) else [captions or ""]
     for caption in listed:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from amg.bank.cache import cache_folder, write_array
 from amg.bank.exact import nearest, square_norms
+from amg.tensors import floats
 
 if TYPE_CHECKING:
     from amg.bank.bank import TrainingBank
@@ -41,7 +42,7 @@ def dedupe(
         k, scale: those of `NormalizedL2`.
         cache: folder for the answer, named by a hash of images and settings; default $AMG_CACHE or ~/.cache/amg.
     """
-    return subset(bank, reference(bank, threshold, k, scale, cache)[0])
+    return bank.subset(reference(bank, threshold, k, scale, cache)[0])
 
 
 def reference(
@@ -65,7 +66,7 @@ def reference(
     if file.is_file():
         with suppress(ValueError, EOFError):  # cut off: made anew
             return torch.from_numpy(np.load(file, allow_pickle=False)), file
-    kept = kept_pictures(bank.pixels(), threshold, k, scale, on_block=on_block)
+    kept = kept_pictures(floats(bank.pixels()), threshold, k, scale, on_block=on_block)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_array(file, [kept.numpy()])
     return kept, file
@@ -106,12 +107,6 @@ def kept_pictures(
     return there.nonzero().flatten()
 
 
-def subset(bank: TrainingBank, index: Tensor) -> TrainingBank:
-    """Some images of a bank, with their captions and multiplicity."""
-    images, captions = bank.images[index.to(bank.images.device)], [bank.all_captions[i] for i in index.tolist()]
-    return type(bank)(images, captions, bank.multiplicity[index], bank.source, bank.cache)
-
-
 def _neighbours(pixels: Tensor, k: int, block: int, on_block: Callable[[int], None] | None) -> tuple[Tensor, Tensor]:
     """Distances and indices of each image's k nearest others, ascending, (N, k)."""
     pixels = pixels - pixels.mean(0)  # smaller norms cancel fewer digits
@@ -134,3 +129,40 @@ def _exact(pixels: Tensor, i: int, candidates: Tensor) -> Tensor:
     own = pixels[i].double()
     parts = [torch.linalg.vector_norm(pixels[some].double() - own, dim=1) for some in others.split(4096)]
     return torch.cat(parts).sort().values.cpu()
+
+
+def clusters(
+    vectors: Tensor, index: Any, above: float, k: int = 16, on_block: Callable[[int], None] | None = None
+) -> list[tuple[list[int], list[float]]]:
+    """Groups of vectors that a chain of cosines above a threshold connects, the largest group first.
+
+    Args:
+        vectors: (N, D), of unit length; 0 for none.
+        index: searches them.
+        k: neighbours of each that are looked at.
+        on_block: told how many were compared, block by block.
+    Returns:
+        for each group its members, ascending, and the cosine of each to the first.
+    """
+    parent: dict[int, int] = {}
+
+    def root(i: int) -> int:
+        while parent.setdefault(i, i) != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for start in range(0, len(vectors), 1024):
+        queries = vectors[start : start + 1024].float()
+        values, places = index.search(queries, min(k + 1, len(vectors)))
+        own = torch.arange(start, start + len(queries), device=places.device)[:, None]
+        for row, column in ((values > above) & (places != own)).nonzero().tolist():
+            one, other = root(start + row), root(int(places[row, column]))
+            parent[max(one, other)] = min(one, other)
+        if on_block is not None:
+            on_block(len(queries))
+    groups: dict[int, list[int]] = {}
+    for i in sorted(parent):
+        groups.setdefault(root(i), []).append(i)
+    found = sorted((some for some in groups.values() if len(some) > 1), key=lambda some: (-len(some), some))
+    return [(some, (vectors[some].float() @ vectors[some[0]].float()).tolist()) for some in found]

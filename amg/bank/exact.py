@@ -1,9 +1,11 @@
 """Exact nearest neighbours by matrix products: images by distance, descriptors by cosine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from amg.tensors import floats
 
 CHUNK = 2**24
 """Values squared at once, 67 MB: from 32 MB on, an allocator returns to the system what is freed."""
@@ -18,7 +20,7 @@ def nearest(queries: Tensor, keys: Tensor, norms: Tensor, k: int, chunk: int | N
 
     Args:
         queries: (B, D).
-        keys: (N, D), same device and dtype.
+        keys: (N, D), same device; 8-bit pixels are made floats chunk by chunk.
         norms: ‖z‖², (N,).
         k: 1 … N.
         chunk: keys per matrix product; by default 1024 on a CPU, whose cache then holds what the next product needs
@@ -29,7 +31,7 @@ def nearest(queries: Tensor, keys: Tensor, norms: Tensor, k: int, chunk: int | N
     chunk = chunk or (1024 if keys.device.type == "cpu" else 16384)
     # ‖q‖² is the same for every key: left out of the ranking, added at the end
     values, indices = _best(
-        lambda part: torch.addmm(norms[part], queries, keys[part].T, alpha=-2),
+        lambda part: torch.addmm(norms[part], queries, floats(keys[part]).to(queries.dtype).T, alpha=-2),
         len(keys),
         k,
         chunk,
@@ -39,27 +41,67 @@ def nearest(queries: Tensor, keys: Tensor, norms: Tensor, k: int, chunk: int | N
     return distances, indices
 
 
-def square_norms(keys: Tensor) -> Tensor:
-    """‖z‖² of each key, (N,), without a second copy of all keys."""
-    return torch.cat([part.square().sum(1) for part in keys.split(max(1, CHUNK // keys.shape[1]))])
+def square_norms(keys: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """‖z‖² of each key, (N,), in a dtype or the keys' own, without a second copy of all keys."""
+    parts = keys.split(max(1, CHUNK // keys.shape[1]))
+    return torch.cat([floats(part).to(dtype or part.dtype).square().sum(1) for part in parts])
 
 
 class ExactIndex:
     """Nearest vectors by inner product; of vectors of unit length, by cosine.
 
     Args:
-        vectors: (N, D).
+        vectors: (N, D), of any precision.
+        dead: numbers that are no answer, as of images that cannot be read.
         chunk: vectors per matrix product: memory stays at B × chunk however large the bank is.
+        coarse: multiplies in the vectors' own half precision and ranks the best anew in the queries'; None does so on
+            an accelerator.
     """
 
-    def __init__(self, vectors: Tensor, chunk: int = 65536):
-        self.vectors, self.chunk = vectors, chunk
+    def __init__(self, vectors: Tensor, dead: Sequence[int] = (), chunk: int = 65536, coarse: bool | None = None):
+        self.vectors, self.dead, self.chunk = vectors, sorted(dead), chunk
+        half = vectors.dtype in (torch.float16, torch.bfloat16)
+        self.coarse = half and (vectors.device.type != "cpu" if coarse is None else coarse)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
 
     def search(self, queries: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-        """Products (B, k), descending, and indices (B, k), for queries (B, D)."""
-        if not 1 <= k <= len(self.vectors):
-            raise ValueError(f"k must lie in 1 … {len(self.vectors)} (the index's vectors), got {k}")
-        return _best(lambda part: queries @ self.vectors[part].T, len(self.vectors), k, self.chunk, largest=True)
+        """Products (B, k), descending, in the queries' precision, and indices (B, k), for queries (B, D)."""
+        check_k(k, len(self))
+        dtype = self.vectors.dtype if self.coarse else queries.dtype
+        asked = queries.to(dtype)
+
+        def scores(part: slice) -> Tensor:
+            found = asked @ self.vectors[part].to(dtype).T
+            for row in self.dead:
+                if part.start <= row < part.start + found.shape[1]:
+                    found[:, row - part.start] = -torch.inf
+            return found
+
+        wanted = min(k + SPARE, len(self)) if self.coarse else k
+        values, index = _best(scores, len(self), wanted, self.chunk, largest=True)
+        return ranked(queries, self.vectors, index, k, self.dead) if self.coarse else (values, index)
+
+
+SPARE = 32
+"""Vectors beyond those asked for that are ranked anew after products in half precision."""
+
+
+def ranked(queries: Tensor, vectors: Tensor, index: Tensor, k: int, dead: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """The k best of candidates (B, C): products in the queries' precision, descending, and their indices, (B, k)."""
+    rows = vectors[index.to(vectors.device)].to(queries.device, queries.dtype)
+    products = torch.bmm(rows, queries[:, :, None])[:, :, 0]
+    if dead:
+        products = products.masked_fill(torch.isin(index, torch.tensor(dead, device=index.device)), -torch.inf)
+    values, places = products.topk(k, dim=1)
+    return values, index.gather(1, places)
+
+
+def check_k(k: int, n: int) -> None:
+    """Refuses to list more vectors than there are."""
+    if not 1 <= k <= n:
+        raise ValueError(f"k must lie in 1 … {n} (the index's vectors), got {k}")
 
 
 def _best(scores_of: Callable[[slice], Tensor], n: int, k: int, chunk: int, largest: bool) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,8 @@
-"""Encoded images as arrays and tensors: the one place in which all readers decode, skip, merge and count."""
+"""Encoded images as arrays and tensors: the one place in which all sources are decoded."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from amg.bank.room import check_room
+from amg.tensors import floats
 
 Size = int | tuple[int, int] | None
 """Side of a square, or (height, width), in pixels; None keeps an image's own."""
@@ -24,18 +20,6 @@ NO_IMAGES = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 UNDECODED = (".arw", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".heic", ".heif", ".jxl", ".nef", ".orf", ".svg", ".wmf")
 """Suffixes of images that Pillow alone does not decode: counted among those that cannot be read."""
 LISTED = 5
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image of a source."""
-
-    name: str
-    """For messages."""
-    data: bytes | Path | None
-    """The encoded image, or its file."""
-    captions: Sequence[str]
-    """Each stands for one occurrence in the training set; "" is an occurrence without caption."""
 
 
 class UnreadableImage(ValueError):
@@ -47,85 +31,30 @@ class BankNote(UserWarning):
 
     Args:
         path: of the data.
-        unread: names of the images that cannot be read, each with its reason.
+        unread: names of images that cannot be read, each with its reason; LISTED of them are told.
+        broken: how many cannot be read.
         total: images of the source.
         bare: images without caption among those read.
         captions_in: where captions are looked for.
     """
 
-    def __init__(self, path: str, unread: tuple[str, ...], total: int, bare: int = 0, captions_in: str = ""):
-        super().__init__(path, unread, total, bare, captions_in)  # so that it can be pickled
-        self.path, self.unread, self.total, self.bare, self.captions_in = path, unread, total, bare, captions_in
+    def __init__(
+        self, path: str, unread: tuple[str, ...], broken: int, total: int, bare: int = 0, captions_in: str = ""
+    ):
+        super().__init__(path, unread, broken, total, bare, captions_in)  # so that it can be pickled
+        self.path, self.unread, self.broken, self.total = path, unread, broken, total
+        self.bare, self.captions_in = bare, captions_in
 
     def __str__(self) -> str:
         notes = []
-        if self.unread:
-            more = f" and {len(self.unread) - LISTED} more" if len(self.unread) > LISTED else ""
+        if self.broken:
+            more = f" and {self.broken - LISTED} more" if self.broken > LISTED else ""
             listed = ", ".join(self.unread[:LISTED]) + more
-            notes.append(f"{len(self.unread)} of {self.total} images cannot be read and are left out: {listed}")
+            notes.append(f"{self.broken} of {self.total} images cannot be read and are left out: {listed}")
         if self.bare:
-            notes.append(self.without_caption)
+            read = self.total - self.broken
+            notes.append(f"{self.bare:,} of {read:,} images have no caption (captions are {self.captions_in})")
         return f"{self.path}: {'; '.join(notes)}"
-
-    @property
-    def without_caption(self) -> str:
-        """The second part of the note."""
-        read = self.total - len(self.unread)
-        return f"{self.bare:,} of {read:,} images have no caption (captions are {self.captions_in})"
-
-
-def load(
-    path: Path, items: Iterable[Item], total: int, size: Size, captions_in: str | None, copies: float = 1
-) -> tuple[Tensor, list[list[str]]]:
-    """Distinct images of a source with the captions of all their occurrences.
-
-    What cannot be read is left out; one `BankNote` counts it, and the images without caption. Memory is asked for
-    before the first image is decoded, and holds one copy of the images.
-
-    Args:
-        path: of the data, for messages.
-        items: at most `total` of them.
-        size: that images are resized to; None keeps their own, which must then be equal.
-        captions_in: where captions are looked for, in words; None where images need none.
-        copies: of all images that the caller will hold at once.
-    Returns:
-        images (N, 3, H, W) in [−1, 1] and the captions of each, "" for an occurrence without.
-    Raises:
-        ValueError: for images of several sizes, where none can be read, or where memory is too small.
-    """
-    shape = height_width(size)
-    images, captions, rows = None, [], {}
-    unread, seen, bare = [], 0, 0
-    for item in items:
-        seen += 1
-        if images is None and (first := shape or header(item.data)):
-            check_room(total, *first, copies)
-        try:
-            pixels = decode_pixels(item.data, shape)
-        except UnreadableImage as error:
-            unread.append(f"{item.name} ({error})")
-            continue
-        if images is None:
-            images = torch.empty(total, 3, *pixels.shape[:2])  # pages that stay unused are never taken
-        if pixels.shape[:2] != images.shape[2:]:
-            here, there = (f"{height}×{width}" for height, width in (pixels.shape[:2], images.shape[2:]))
-            raise ValueError(
-                f"{path}: images of several sizes (height×width), {item.name} of {here} after {there}: set data.size "
-                "to one side, or to [height, width]"
-            )
-        bare += not any(item.captions)
-        row = rows.setdefault(hashlib.blake2b(pixels.data, digest_size=16).digest(), len(rows))
-        if row < len(captions):
-            captions[row] += item.captions
-        else:
-            images[row] = _tensor(pixels)
-            captions.append(list(item.captions))
-    if images is None:
-        raise ValueError(f"{path}: none of {seen} images can be read, e.g. {', '.join(unread[:1])}")
-    bare = 0 if captions_in is None else bare
-    if unread or bare:
-        warnings.warn(BankNote(str(path), tuple(unread), seen, bare, captions_in or ""), stacklevel=5)
-    return images[: len(captions)], captions
 
 
 def decode(data: bytes | Path | None, size: Size = None) -> Tensor:
@@ -160,10 +89,13 @@ def decode_pixels(data: bytes | Path | None, shape: tuple[int, int] | None = Non
 
 
 def header(data: bytes | Path | None) -> tuple[int, int] | None:
-    """Height and width as an image's first bytes say them; None where they say nothing. Nothing is decoded."""
+    """Height and width as an image's first bytes say them, upright; None where they say nothing. Nothing is decoded."""
     try:
         with _opened(data) as image:
-            return image.height, image.width
+            # Pillow decodes a PNG to its end to look for an EXIF block behind the pixels
+            exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
+            turned = exif.get(0x0112, 1) > 4
+            return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:
         return None
 
@@ -223,4 +155,4 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(127.5).sub_(1)
+    return floats(torch.from_numpy(pixels).permute(2, 0, 1))

@@ -1,4 +1,4 @@
-"""Descriptors of a bank's images, kept on disk: shards that become one memory-mapped file, and a manifest."""
+"""Descriptors of a bank's images, kept on disk in half precision beside a manifest."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from amg.bank.cache import cache_folder, write_array
+from amg.bank.blocks import Blocks
+from amg.bank.cache import cache_folder
 from amg.tensors import digest_of, replacing
 
 if TYPE_CHECKING:
     from amg.bank.bank import TrainingBank
 
-SHARD = 256
-"""Images per file: what a killed run loses at most."""
+BLOCK = 1024
+"""Images per block: what a killed run loses at most."""
 
 
 @dataclass(frozen=True)
@@ -40,95 +39,90 @@ class Identity:
 
 
 class StoredVectors:
-    """The float32 descriptors of a bank's images in one folder: `manifest.json`, `00000.npy`, `00001.npy` …
-
-    A shard is whole or not there, so that whoever is killed goes on with those missing. At the first `load` the shards
-    become one file, `vectors.npy`, which is searched where it lies on disk.
+    """The float16 descriptors of a bank's images in one folder: `vectors.npy`, `vectors.done`, `manifest.json`.
 
     Args:
-        bank: whose `cache` names the place: a folder, in which each descriptor has its own; or "auto", which is below
-            $AMG_CACHE, else ~/.cache/amg, under a name made of all that decides the vectors.
+        bank: names the place: its own folder, its `cache`, or below $AMG_CACHE, else ~/.cache/amg, for "auto". Each
+            descriptor has a folder of its own, named by all that decides the vectors but the images.
         identity: of the descriptor.
     Raises:
-        ValueError: where the folder holds vectors of another bank or descriptor; one line that says both sides.
+        ValueError: where the folder holds vectors of another bank; one line that says both sides.
     """
 
     def __init__(self, bank: TrainingBank, identity: Identity):
-        name = f"{identity.descriptor}-{identity.preprocessing}"
-        if bank.cache == "auto":
-            decides = f"{bank.digest()} {identity} {SHARD}"
-            name += f"-{hashlib.blake2b(decides.encode(), digest_size=8).hexdigest()}"
-        self.folder = (cache_folder() / "vectors" if bank.cache == "auto" else cache_folder(bank.cache)) / name
-        self.expected = {
-            **asdict(identity),
-            "bank": bank.digest(),
-            "count": len(bank),
-            "dtype": "float32",
-            "shard": SHARD,
-        }
-        self.source, self._manifest = bank.source, self.folder / "manifest.json"
-        self._whole = self.folder / "vectors.npy"
+        self.identity, self.count, self.source, self.digest = identity, len(bank), bank.source, bank.digest()
+        self.grown = bank.grown
+        root = bank.folder / "vectors" if bank.folder else None
+        decides = f"{identity} {bank.size}"
+        if root is None and bank.cache == "auto":
+            root, decides = cache_folder() / "vectors", f"{decides} {bank.digest()}"
+        mark = hashlib.blake2b(decides.encode(), digest_size=4).hexdigest()
+        self.root = root or cache_folder(bank.cache)
+        self.folder = self.root / f"{identity.descriptor}-{identity.preprocessing}-{mark}"
+        self._manifest = self.folder / "manifest.json"
         self.codes = self.folder / "codes.faiss"
         """Place for the codes of `amg.bank.faiss`."""
         if self._manifest.is_file():
-            self._compare(self.manifest())
+            there = self.manifest()
+            before = self.grown.get(there["bank"])
+            if there["bank"] != self.digest and before != there["count"]:
+                raise ValueError(
+                    f"data.cache: {self.folder} holds vectors of {there['count']} images of {there.get('source')}, "
+                    f"this run has {self.count} of {self.source}: delete that folder, or name another by data.cache"
+                )
+
+    @property
+    def others(self) -> list[str]:
+        """Descriptors that have vectors of this bank."""
+        return sorted(file.parent.name for file in self.root.glob("*/manifest.json"))
 
     def manifest(self) -> dict[str, Any]:
-        """Source, descriptor, digest of its weights, preprocessing, dimension, dtype, count and the bank's digest."""
+        """Source, descriptor, digest of its weights, preprocessing, dimension, count and the bank's digest."""
         try:
             return json.loads(self._manifest.read_text(encoding="utf-8"))
         except ValueError:
             raise ValueError(f"data.cache: {self._manifest} is no readable manifest: delete {self.folder}") from None
 
-    def rows(self, shard: int) -> slice:
-        """The images of a shard."""
-        return slice(shard * SHARD, min((shard + 1) * SHARD, self.expected["count"]))
+    def rows(self, block: int) -> slice:
+        """The images of a block."""
+        return slice(block * BLOCK, min((block + 1) * BLOCK, self.count))
 
     def missing(self) -> list[int]:
-        """Shards that are still to be computed."""
-        if self._whole.is_file():
-            return []
-        return [shard for shard in self._shards() if not self._file(shard).is_file()]
+        """Blocks that are still to be computed."""
+        if not self._manifest.is_file():
+            return list(range(-(-self.count // BLOCK)))
+        there = self.manifest()
+        blocks = self._blocks(there["dimension"])
+        if there["bank"] != self.digest:
+            self._allocate(there["dimension"])
+        return blocks.missing()
 
-    def write(self, shard: int, vectors: Tensor) -> None:
-        """Keeps the descriptors of one shard's images, (n, D); the first of all writes the manifest.
+    def write(self, block: int, vectors: Tensor) -> None:
+        """Keeps the descriptors of one block's images, (n, D); the first of all takes the room for all.
 
         Raises:
             OSError: where nothing can be written; it names the folder and the mend.
         """
-        content = {"source": self.source, **self.expected, "dimension": vectors.shape[1]}
         with self._named():
             if not self._manifest.is_file():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with replacing(self._manifest) as part:
-                    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            write_array(self._file(shard), [vectors.detach().float().cpu().numpy()])
+                self._allocate(vectors.shape[1])
+            self._blocks(vectors.shape[1]).write(block, vectors.detach().float().cpu().numpy().astype(np.float16))
 
-    def load(self) -> Tensor:
-        """All descriptors, (N, D), float32; memory-mapped, so that they are read from disk as they are needed.
+    def load(self, random: bool = False) -> Tensor:
+        """All descriptors, (N, D), float16, memory-mapped; see `Blocks.load`."""
+        return self._blocks(self.manifest()["dimension"]).load(random)
 
-        Raises:
-            ValueError: for a file of another size or one that cannot be read.
-            OSError: as `write`.
-        """
-        shape = self.expected["count"], self.manifest()["dimension"]
-        if not self._whole.is_file():
-            try:
-                with self._named():
-                    self._join(shape)
-            except (OSError, ValueError):
-                if not self._whole.is_file():  # it is where another process has joined them meanwhile
-                    raise
-        return torch.from_numpy(self._read(self._whole, shape))
+    def _blocks(self, dimension: int) -> Blocks:
+        return Blocks(self.folder / "vectors.npy", np.float16, (self.count, dimension), BLOCK)
 
-    def _join(self, shape: tuple[int, int]) -> None:
-        """Makes one file of the shards, a shard at a time."""
-        rows = [self.rows(shard) for shard in self._shards()]
-        files = [self._file(shard) for shard in self._shards()]
-        shards = [self._read(file, (some.stop - some.start, shape[1])) for file, some in zip(files, rows, strict=True)]
-        write_array(self._whole, shards)
-        for file in files:
-            file.unlink(missing_ok=True)  # another process may have joined them as well
+    def _allocate(self, dimension: int) -> None:
+        before = self.manifest()["count"] if self._manifest.is_file() else 0
+        with self._named():
+            self._blocks(dimension).allocate(before)
+            content = {"source": self.source, **asdict(self.identity), "bank": self.digest, "count": self.count}
+            with replacing(self._manifest) as part:
+                text = json.dumps({**content, "dimension": dimension, "block": BLOCK}, indent=2, ensure_ascii=False)
+                part.write_text(text + "\n", encoding="utf-8")
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -138,34 +132,3 @@ class StoredVectors:
         except OSError as error:
             why = f"{error.strerror} (data.cache names another folder, data.cache=null keeps them in memory)"
             raise OSError(error.errno, why, str(self.folder)) from None
-
-    def _read(self, file: Path, expected: tuple[int, int]) -> np.ndarray:
-        try:
-            # nothing is ever written to it, but torch wants what it wraps writable
-            vectors = np.load(file, mmap_mode="c", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"data.cache: {file} cannot be read ({error}): delete it to have it made anew") from None
-        if vectors.shape != expected or vectors.dtype != np.float32:
-            raise ValueError(
-                f"data.cache: {file} holds {vectors.dtype} {vectors.shape} where its manifest says float32 {expected}: "
-                "delete it to have it made anew"
-            )
-        return vectors
-
-    def _compare(self, there: dict[str, Any]) -> None:
-        differ = [
-            f"{key} {there.get(key)} there, {here} here"
-            for key, here in self.expected.items()
-            if there.get(key) != here
-        ]
-        if differ:
-            raise ValueError(
-                f"data.cache: {self.folder} holds vectors of {there.get('source')}, this run has {self.source}: "
-                f"{'; '.join(differ)}; delete that folder, or name another by data.cache"
-            )
-
-    def _shards(self) -> range:
-        return range(-(-self.expected["count"] // SHARD))
-
-    def _file(self, shard: int) -> Path:
-        return self.folder / f"{shard:05d}.npy"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from amg.bank.view import View
+
 
 class CommonCaption:
     """The most common caption among a sample's nearest training images, if it occurs often enough.
+
+    Captions are looked up as their images are met, so that a bank of any size costs nothing before. Of captions that
+    are equally common, that of the nearer image is taken.
 
     Args:
         captions: of each training image, most frequent first; empty where it has none.
@@ -18,25 +25,35 @@ class CommonCaption:
     """
 
     def __init__(self, captions: Sequence[Sequence[str]], multiplicity: Tensor, count: int):
-        self.count = count
-        self.names = list(dict.fromkeys(name for names in captions for name in names if name))
-        """The distinct captions; what a call answers are indices into them."""
-        place = {name: i for i, name in enumerate(self.names)}
-        counts = torch.zeros(len(captions), max((len(names) for names in captions), default=0) or 1)
-        ids = torch.full(counts.shape, len(self.names))
-        for i, names in enumerate(captions):
-            for j, name in enumerate(name for name in names if name):
-                ids[i, j], counts[i, j] = place[name], 1
-            if names:
-                counts[i, 0] += max(int(multiplicity[i]) - len(names), 0)
-        self._ids, self._counts = ids, counts
+        self.count, self._captions, self._multiplicity = count, captions, multiplicity
+        self.names: list[str] = []
+        """Captions that were answered; what a call answers are indices into them."""
+        self._numbers: dict[str, int] = {}
+
+    @cached_property
+    def any(self) -> bool:
+        """Whether there is a caption at all."""
+        return any(any(names) for names in self._captions)
 
     def __call__(self, near: Tensor) -> Tensor:
         """Index of the most common caption among the pictures `near`, (R, k), or −1 where none is common, (R,)."""
-        if not self.names:
-            return torch.full((len(near),), -1)
         near = near.cpu()
-        totals = torch.zeros(len(near), len(self.names) + 1)  # the last for pictures without a caption
-        totals.scatter_add_(1, self._ids[near].flatten(1), self._counts[near].flatten(1))
-        best = totals[:, :-1].max(1)
-        return torch.where(best.values > self.count, best.indices, -1)
+        rows = near.unique().tolist()
+        listed = self._captions[rows] if isinstance(self._captions, View) else [self._captions[row] for row in rows]
+        known = dict(zip(rows, listed, strict=True))
+        return torch.tensor([self._common(row, known) for row in near.tolist()])
+
+    def _common(self, near: list[int], known: dict[int, Sequence[str]]) -> int:
+        counts: Counter[str] = Counter()
+        for image in near:
+            names = [name for name in known[image] if name]
+            counts.update(names)
+            if names:
+                counts[names[0]] += max(int(self._multiplicity[image]) - len(known[image]), 0)
+        name, most = counts.most_common(1)[0] if counts else ("", 0)
+        if most <= self.count:
+            return -1
+        if name not in self._numbers:
+            self._numbers[name] = len(self.names)
+            self.names.append(name)
+        return self._numbers[name]

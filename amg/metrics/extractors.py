@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amg.bank.view import View
 from amg.tensors import replacing
 
 BATCH = 32
@@ -110,19 +111,24 @@ def inception_file(weights: str | Path | None = None) -> Path:
     return path
 
 
-def features_of(pictures: Tensor, extractor: Extractor, cache_dir: str | Path | None) -> Tensor:
-    """Features of images held in memory.
+def features_of(pictures: Tensor | View, extractor: Extractor, cache_dir: str | Path | None) -> Tensor:
+    """Features of images held in memory, or of a bank's.
 
     Args:
-        images: (N, 3, H, W) in [−1, 1].
+        pictures: (N, 3, H, W) in [−1, 1]; of a bank's `pictures` a batch is held at a time.
         extractor: see `amg.metrics.extractors`.
         cache_dir: a folder that may serve many runs; None keeps nothing.
     Returns:
         (N, D) float32.
     """
-    content = hashlib.blake2b(repr(tuple(pictures.shape)).encode(), digest_size=16)
-    content.update(pictures.detach().float().cpu().contiguous().numpy().tobytes())
-    return _cached(content, pictures.split(BATCH), extractor, cache_dir)
+    content = hashlib.blake2b(digest_size=16)
+    if isinstance(pictures, Tensor):
+        content.update(repr(tuple(pictures.shape)).encode())
+        content.update(pictures.detach().float().cpu().contiguous().numpy().tobytes())
+    else:
+        content.update(pictures.digest.encode())
+    batches = (pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH))
+    return _cached(content, batches, extractor, cache_dir)
 
 
 def features_of_files(files: Sequence[Path], extractor: Extractor, cache_dir: str | Path | None) -> Tensor:

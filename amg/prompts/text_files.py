@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CAPTION_COLUMNS = ("captions", "text", "caption", "prompt")
-"""Columns of a caption, in folders, Parquet files and lists of prompts alike; the first that holds one counts."""
+CAPTION_COLUMNS = ("captions", "text", "caption", "prompt", "txt")
+"""Columns of a caption, in every source of images and in lists of prompts alike; the first that holds one counts."""
 
 
 def read_text(path: Path) -> str:
@@ -75,21 +75,37 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
         raise ValueError(f"{path}, line {line}: no CSV (a quote that is not closed?): {error}") from None
 
 
+def parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """Number and columns of each row of a Parquet file.
+
+    Raises:
+        ValueError: for what is none.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        yield from enumerate(pq.read_table(path).to_pylist(), 1)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is no readable Parquet file (truncated?): {str(error).splitlines()[0]}") from None
+
+
 def columns(row: object) -> dict[str, Any]:
     """Values of a row by the names of its columns in lower case; none for what is no table's row."""
     return {str(name).strip().lower(): value for name, value in row.items()} if isinstance(row, dict) else {}
 
 
-def captions_of(row: dict[str, Any], place: str) -> list[str] | None:
-    """Captions of a row: none for null or blanks, several for a list; None without a column of CAPTION_COLUMNS.
+def captions_of(row: dict[str, Any], place: str, column: str | None = None) -> list[str] | None:
+    """Captions of a row: none for null or blanks, several for a list; None without a column of captions.
 
     Args:
         row: as `columns` returns it.
         place: file and line, for the error.
+        column: of the caption; None looks at CAPTION_COLUMNS.
     Raises:
         ValueError: for a value that is neither text, list of texts nor null.
     """
-    named = [name for name in CAPTION_COLUMNS if name in row]
+    named = [name for name in ([column.lower()] if column else CAPTION_COLUMNS) if name in row]
     for name in named:
         values = row[name] if isinstance(row[name], list) else [row[name]]
         for value in values:

@@ -122,4 +122,4 @@ def tiny_of(pipe: Any) -> nn.Module:
 def _linear(pipe: Any, bank: TrainingBank | None) -> LinearDecoder:
     if bank is None:
         raise ValueError("decoder=linear: a map is fitted on training images, and this guidance has no bank of them")
-    return LinearDecoder(pipe.vae, bank.images)
+    return LinearDecoder(pipe.vae, bank.pictures)

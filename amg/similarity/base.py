@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -51,3 +51,17 @@ def measure(similarity: Similarity, images: Tensor) -> Match:
             "check its bank and weights"
         )
     return match if finite.all() else match._replace(value=match.value.where(finite, torch.nan))
+
+
+@torch.no_grad()
+def exactly(similarity: Similarity, images: Tensor) -> Match:
+    """σ by exact search, also where guidance searches an index: what is reported of finished images."""
+    if not hasattr(similarity, "training"):
+        return similarity(images)
+    values, index = similarity.nearest(images)
+    return Match(values[:, 0], index[:, 0])
+
+
+def by_descriptor(similarity: Similarity) -> list[Any]:
+    """The similarities by descriptors that one is made of: itself, its stages, or none."""
+    return [stage for stage in getattr(similarity, "stages", (similarity,)) if hasattr(stage, "training")]

@@ -23,7 +23,7 @@ class CLIP(DescriptorSimilarity):
         bank: training images.
         source: a folder in transformers' format, or a name in the hub's local cache. Nothing is downloaded.
         device: where the encoder runs; images are moved there and embeddings back.
-        index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
+        index: how the nearest is found, "auto", "exact" or "faiss"; see `DescriptorSimilarity`.
     Raises:
         FileNotFoundError: where the weights are not there.
     """
@@ -33,7 +33,7 @@ class CLIP(DescriptorSimilarity):
         bank: TrainingBank,
         source: str | Path = "openai/clip-vit-large-patch14",
         device: str | torch.device = "cpu",
-        index: str = "exact",
+        index: str = "auto",
     ):
         self.encoder = load(source).to(device)
         self.side = self.encoder.config.image_size

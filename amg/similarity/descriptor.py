@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,8 +12,12 @@ from torch import Tensor
 from amg.bank import TrainingBank
 from amg.bank.exact import ExactIndex
 from amg.bank.faiss import FaissIndex, require
+from amg.bank.remote import RemoteIndex
 from amg.bank.vectors import Identity
 from amg.similarity.base import Match
+
+SCAN_FROM = 20_000
+"""Vectors from which a CPU scans codes."""
 
 
 class DescriptorSimilarity:
@@ -29,8 +34,9 @@ class DescriptorSimilarity:
         identity: names the embedding, its weights and preprocessing, so that a bank with a cache keeps its embeddings
             on disk; in memory only where None.
         index: how the nearest is found: "exact"; "faiss", which proposes candidates by a scan of short codes and ranks
-            them exactly (see `amg.bank.faiss`), its codes kept beside the vectors; or a function that makes such an
-            index of vectors, e.g. `partial(FaissIndex, candidates=512)`.
+            them exactly (see `amg.bank.faiss`), its codes kept beside the vectors; "auto", which is exact below 20,000
+            vectors, on an accelerator and without FAISS, else a scan; `milvus://host:port/collection` or `qdrant://…`
+            (see `amg.bank.remote`); or a function that makes such an index, e.g. `partial(FaissIndex, candidates=512)`.
     """
 
     def __init__(
@@ -42,14 +48,16 @@ class DescriptorSimilarity:
         strict: float = 0.4,
         norm_gradient: bool = False,
         identity: Identity | None = None,
-        index: str | Callable[[Tensor], Any] = "exact",
+        index: str | Callable[[Tensor], Any] = "auto",
     ):
         self.bank, self.embed, self.preprocess = bank, embed, preprocess
         self.copy, self.strict, self.norm_gradient, self.identity = copy, strict, norm_gradient, identity
         self.training = self
         """Returns the network that embeds the training images."""
-        if isinstance(index, str) and index not in ("exact", "faiss"):
-            raise ValueError(f"similarity.index: unknown {index!r}; choose exact or faiss")
+        if isinstance(index, str) and index not in ("auto", "exact", "faiss") and "://" not in index:
+            raise ValueError(
+                f"similarity.index: unknown {index!r}; choose auto, exact, faiss, milvus://… or qdrant://…"
+            )
         if index == "faiss":
             require()
         self.index = index
@@ -74,7 +82,7 @@ class DescriptorSimilarity:
     def __call__(self, images: Tensor) -> Match:
         descriptors = self.descriptors(images)
         index = self._search(descriptors, 1)[:, 0]
-        return Match((descriptors * self.vectors(descriptors)[index]).sum(1), index)
+        return self._match(descriptors, index)
 
     @torch.no_grad()
     def neighbours(self, images: Tensor, k: int) -> Tensor:
@@ -82,16 +90,38 @@ class DescriptorSimilarity:
         return self._search(self.descriptors(images), k)
 
     @torch.no_grad()
+    def nearest(self, images: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+        """Cosines and indices of the k nearest training images by exact search, (B, k): what is reported."""
+        descriptors = self.descriptors(images)
+        return ExactIndex(self.vectors(descriptors), list(self.bank.broken)).search(descriptors, k)
+
+    def _match(self, descriptors: Tensor, index: Tensor) -> Match:
+        vectors = self.vectors(descriptors)
+        return Match((descriptors * vectors[index.to(vectors.device)].to(descriptors)).sum(1), index)
+
+    @torch.no_grad()
     def _search(self, descriptors: Tensor, k: int) -> Tensor:
-        key = descriptors.device, descriptors.dtype
+        return self.index_of(descriptors).search(descriptors.detach(), k)[1]
+
+    def index_of(self, like: Tensor) -> Any:
+        """The index of all training images for queries such as `like`, made at first use."""
+        key = like.device, like.dtype
         if key not in self._indexes:
-            self._indexes[key] = self._indexed(self.vectors(descriptors))
-        return self._indexes[key].search(descriptors.detach(), k)[1]
+            self._indexes[key] = self._indexed(self.vectors(like))
+        return self._indexes[key]
 
     def _indexed(self, vectors: Tensor) -> Any:
         if callable(self.index):
             return self.index(vectors)
-        if self.index == "exact":
-            return ExactIndex(vectors)
+        dead = list(self.bank.broken)
+        few = len(vectors) < SCAN_FROM or vectors.device.type != "cpu" or find_spec("faiss") is None
+        if self.index == "exact" or self.index == "auto" and few:
+            return ExactIndex(vectors, dead)
+        if "://" in self.index:
+            return RemoteIndex(vectors, self.index, dead=dead)
         stored = self.bank.stored(self.training)
-        return FaissIndex(vectors, stored and stored.codes)
+        if stored is None:
+            return FaissIndex(vectors, dead=dead)
+        # candidates lie here and there: nothing around them is worth reading ahead
+        there = stored.load(random=True) if vectors.dtype == torch.float16 else vectors
+        return FaissIndex(there, stored.codes, dead=dead, state=[self.bank.digest(), dead])

@@ -55,6 +55,13 @@ class NormalizedL2:
             mean = torch.maximum(distances.to(pixels).mean(1), distance.detach()).clamp(min=TINY)
         return Match(-distance / (self.scale * mean), indices[:, 0])
 
+    @torch.no_grad()
+    def nearest(self, images: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+        """σ and indices of the k nearest training images, (B, k); exact but for rounding near distance 0."""
+        distances, indices = self.bank.search(images, max(k, self.k))
+        mean = distances[:, : self.k].mean(1, keepdim=True).clamp(min=TINY)
+        return -distances[:, :k] / (self.scale * mean), indices[:, :k]
+
     def neighbours(self, images: Tensor, k: int) -> Tensor:
         """Indices of the k nearest training images, nearest first, (B, k)."""
         return self.bank.search(images, k)[1]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from amg.bank import TrainingBank
 from amg.similarity.descriptor import DescriptorSimilarity
+from amg.tensors import floats
 
 CHUNK = 2**24
 """Pixel values in float64 at once, 134 MB."""
@@ -24,9 +25,10 @@ class PCAWhitening:
     """
 
     def __init__(self, bank: TrainingBank, directions: int = 128, standardize: bool = False):
-        self.shape, self.standardize = tuple(bank.images.shape[1:]), standardize
-        pixels = standardized(bank.pixels(), self.shape[0]) if standardize else bank.pixels()
-        self.mean = torch.stack([part.double().sum(0) for part in pixels.split(_rows(pixels))]).sum(0) / len(pixels)
+        self.shape, self.standardize = bank.shape, standardize
+        pixels = standardized(floats(bank.pixels()), self.shape[0]) if standardize else bank.pixels()
+        sums = [floats(part).double().sum(0) for part in pixels.split(_rows(pixels))]
+        self.mean = torch.stack(sums).sum(0) / len(pixels)
         fit = by_covariance if len(pixels) > pixels.shape[1] else by_gram
         self.whiten = fit(pixels, self.mean, min(directions, len(pixels) - 1, pixels.shape[1]))
 
@@ -60,9 +62,9 @@ def by_gram(pixels: Tensor, mean: Tensor, rank: int) -> Tensor:
     """
     width = max(1, CHUNK // len(pixels))
     columns = list(zip(pixels.split(width, 1), mean.split(width), strict=True))
-    gram = sum((centred := part.double() - middle) @ centred.T for part, middle in columns)
+    gram = sum((centred := floats(part).double() - middle) @ centred.T for part, middle in columns)
     values, left = _leading(gram, rank)
-    parts = [(part.double() - middle).T @ left for part, middle in columns]
+    parts = [(floats(part).double() - middle).T @ left for part, middle in columns]
     return torch.cat(parts) / values * len(pixels) ** 0.5
 
 
@@ -70,7 +72,7 @@ def by_covariance(pixels: Tensor, mean: Tensor, rank: int) -> Tensor:
     """The same up to sign from the D × D covariance matrix; for N > D."""
     scatter = mean.new_zeros(pixels.shape[1], pixels.shape[1])
     for part in pixels.split(_rows(pixels)):
-        centred = part.double() - mean
+        centred = floats(part).double() - mean
         scatter.addmm_(centred.T, centred)
     values, directions = _leading(scatter, rank)
     return directions / values.sqrt() * len(pixels) ** 0.5
@@ -98,7 +100,7 @@ class PCASimilarity(DescriptorSimilarity):
     Args:
         bank, directions, standardize: as `PCAWhitening`'s.
         norm_gradient: as `DescriptorSimilarity`'s.
-        index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
+        index: how the nearest is found, "auto", "exact" or "faiss"; see `DescriptorSimilarity`.
     Raises:
         ValueError: for fewer than 2 directions, in which every cosine is 1, −1 or not a number.
     """
@@ -114,7 +116,7 @@ class PCASimilarity(DescriptorSimilarity):
         copy: float = 0.9,
         strict: float = 0.8,
         norm_gradient: bool = False,
-        index: str = "exact",
+        index: str = "auto",
     ):
         if len(bank) < 3:
             raise ValueError(f"PCA needs a bank of at least 3 distinct images, got {len(bank)}")

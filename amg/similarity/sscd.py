@@ -68,7 +68,7 @@ class SSCD(DescriptorSimilarity):
         norm_gradient: as `DescriptorSimilarity`'s. The published files normalise inside; the vector before is taken
             from their own children. Where a file has none that lead there (`pre_norm` is False), its norm stays in
             the gradient, which then vanishes at a copy.
-        index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
+        index: how the nearest is found, "auto", "exact" or "faiss"; see `DescriptorSimilarity`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class SSCD(DescriptorSimilarity):
         sha256: str | None = None,
         device: str | torch.device = "cpu",
         norm_gradient: bool = False,
-        index: str = "exact",
+        index: str = "auto",
     ):
         if preset not in PRESETS:
             raise ValueError(f"similarity.preset: unknown {preset!r}; choose among {', '.join(PRESETS)}")

@@ -31,7 +31,7 @@ class TwoStage:
     def __call__(self, images: Tensor) -> Match:
         descriptors = self.fine.descriptors(images)
         index = self._ranked(images, descriptors, self.candidates)[:, 0]
-        return Match((descriptors * self.fine.vectors(descriptors)[index]).sum(1), index)
+        return Match((descriptors * self._fine(index, descriptors)).sum(1), index)
 
     @torch.no_grad()
     def neighbours(self, images: Tensor, k: int) -> Tensor:
@@ -39,8 +39,19 @@ class TwoStage:
         return self._ranked(images, self.fine.descriptors(images), max(k, self.candidates))[:, :k]
 
     @torch.no_grad()
+    def nearest(self, images: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+        """Cosines and indices of the k nearest training images among the candidates, (B, k)."""
+        descriptors = self.fine.descriptors(images)
+        index = self._ranked(images, descriptors, max(k, self.candidates))[:, :k]
+        return (self._fine(index, descriptors) * descriptors[:, None]).sum(2), index
+
+    @torch.no_grad()
     def _ranked(self, images: Tensor, descriptors: Tensor, candidates: int) -> Tensor:
         """Candidates, the most alike by the fine descriptor first."""
         found = self.coarse.neighbours(images.detach(), min(candidates, len(self.bank)))
-        products = (self.fine.vectors(descriptors)[found] * descriptors[:, None]).sum(2)
+        products = (self._fine(found, descriptors) * descriptors[:, None]).sum(2)
         return found.gather(1, products.argsort(1, descending=True))
+
+    def _fine(self, index: Tensor, like: Tensor) -> Tensor:
+        vectors = self.fine.vectors(like)
+        return vectors[index.to(vectors.device)].to(like)

@@ -118,7 +118,7 @@ class LabDescriptor(DescriptorSimilarity):
         strict: the stricter threshold.
         norm_gradient: as `DescriptorSimilarity`'s.
         device: where the descriptor runs, and the images are.
-        index: how the nearest is found, "exact" or "faiss"; see `DescriptorSimilarity`.
+        index: how the nearest is found, "auto", "exact" or "faiss"; see `DescriptorSimilarity`.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class LabDescriptor(DescriptorSimilarity):
         strict: float = 0.9,
         norm_gradient: bool = False,
         device: str | torch.device = "cpu",
-        index: str = "exact",
+        index: str = "auto",
     ):
         net = descriptor(which).to(device)
         identity = Identity.of(net, f"lab_{which}")
@@ -143,7 +143,7 @@ class LabScorer(DescriptorSimilarity):
         device, index: as `LabDescriptor`'s.
     """
 
-    def __init__(self, bank: TrainingBank, device: str | torch.device = "cpu", index: str = "exact"):
+    def __init__(self, bank: TrainingBank, device: str | torch.device = "cpu", index: str = "auto"):
         tower = scorer().image_tower.to(device)
         super().__init__(bank, tower.embed, identity=Identity.of(tower, "lab_scorer"), index=index)
 

@@ -33,7 +33,7 @@ PROVIDED = {
 }  # handed to components that ask for them by name
 PATHS = (
     *("addresses", "cache", "default_root_dir", "ordinary", "output_dir", "path", "prompts", "reference", "root"),
-    *("runs", "scorer", "source"),
+    *("runs", "scorer", "source", "out", "query"),
 )
 """Last parts of the keys that hold a path, or may hold one."""
 

@@ -110,9 +110,13 @@ def same_size(run: RunConfig, world: World, parts: dict[str, Any]) -> None:
     Raises:
         ConfigError: where a part cannot compare them.
     """
-    side, (height, width) = world.model.side, world.bank.images.shape[2:]
+    side = world.model.side
     key = next((key for key, part in parts.items() if getattr(part, "compares_pixels", False)), None)
-    if side is None or key is None or (height, width) == (side, side):
+    if side is None or key is None:
+        return
+    with told("data"):
+        height, width = world.bank.shape[1:]
+    if (height, width) == (side, side):
         return
     name, drawn = run.model.get("name"), f"{side}×{side}"
     raise ConfigError(
@@ -223,8 +227,18 @@ def dtype(name: str) -> Any:
 def own_bank(world: World) -> TrainingBank:
     """The training set that a model ships with."""
     if world.bank is None:
-        raise ValueError("this model brings no training set: data=folder data.path=… or data=parquet data.path=…")
+        raise ValueError("this model brings no training set: data=folder data.path=…")
     return world.bank
+
+
+COMMANDS = {
+    "name a folder of images with captions": "name a folder of images with captions (data=folder data.path=…); "
+    "`python run.py task=download` fetches those of the memorized prompts into data/memorized_laion; "
+    "model=closed_form and model=lab_sd bring their own",
+    "TrainingBank.build": "`python run.py task=bank task.out=…`",
+    "bank.embed": "`python run.py task=bank` with this run's data and similarity",
+}
+"""What a library's error calls, as a command."""
 
 
 class told:
@@ -239,6 +253,8 @@ class told:
     def __exit__(self, kind, error, trace):
         if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, ImportError)):
             text = " ".join(str(error).split())
+            for call, command in COMMANDS.items():
+                text = text.replace(call, command)
             if self.key.startswith(
                 ("similarity", "judge")
             ):  # a class does not know where in the configuration it stands
@@ -282,7 +298,7 @@ def _extractor(metrics: MetricsConfig) -> None:
 def _reference(metrics: MetricsConfig) -> None:
     if metrics.extractor == "none" or metrics.reference == "bank":
         return
-    from amg.bank.folder import pictures_in
+    from amg.bank.sources.folder import pictures_in
 
     pictures_in(Path(metrics.reference))
 

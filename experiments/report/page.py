@@ -48,7 +48,7 @@ def write_report(
         figures: (file, caption) each; None draws those that the runs allow into `<folder>/figures`.
         runs: run folders by the name of their row; None takes `folder` itself, or all run folders in it.
         metrics: a run's metrics by the name of its row, for the scatter; None takes those of the manifests.
-        bank_images: (N, 3, H, W) in [−1, 1], for the nearest pairs and Figure 4; None leaves them out.
+        bank_images: `bank_images[i]` is (3, H, W) in [−1, 1], for the nearest pairs and Figure 4; None leaves them out.
         title: of the page; the experiment's name where None.
         command: what was typed to make all of it; those of the runs where "". Each run's own is told beside its
             configuration then.

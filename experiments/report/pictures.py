@@ -27,8 +27,8 @@ def picture(run_dir: str | Path, seed: int) -> np.ndarray:
     return np.asarray(Image.open(records.picture_path(run_dir, seed)).convert("RGB"))
 
 
-def training_picture(images: Tensor, index: int) -> np.ndarray:
-    """Image of a bank, (N, 3, H, W) in [−1, 1], as (H, W, 3) uint8."""
+def training_picture(images: Sequence[Tensor] | Tensor, index: int) -> np.ndarray:
+    """Image of a bank, of which `images[index]` is (3, H, W) in [−1, 1], as (H, W, 3) uint8."""
     pixels = images[index].detach().cpu().float().clamp(-1, 1).permute(1, 2, 0).numpy()
     return ((pixels + 1) * 127.5).round().astype(np.uint8)
 
@@ -68,7 +68,7 @@ def figure4(
 
     Args:
         run_none, run_guided: folders of the two runs.
-        bank_images: (N, 3, H, W) in [−1, 1], what `nearest_index` counts in.
+        bank_images: `bank_images[i]` is (3, H, W) in [−1, 1], what `nearest_index` counts in.
         n: columns.
         distance: whether similarities are negated nL2, printed as distances.
         seeds: columns to show; None takes the unguided copies first.

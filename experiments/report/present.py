@@ -38,7 +38,7 @@ def present(run: RunConfig, parts: Any, run_dir: Path, metrics: dict[str, Any], 
     if in_sweep:
         return
     _print_upright(table)
-    report = write_report(run_dir, tables=[table], bank_images=parts.bank.images)
+    report = write_report(run_dir, tables=[table], bank_images=parts.bank.pictures)
     word = f"{drawn} drawn" if drawn else "nothing left to draw"
     print(f"{word}; pictures, records and report: {report}")
 
@@ -86,7 +86,7 @@ def present_sweep(results: list[dict[str, Any]], command: str = "") -> Path:
     named = {job_name(result, results): i for i, result in enumerate(results) if by_job[i] is not None}
     runs = {name: Path(results[i]["run_dir"]) for name, i in named.items()}
     each = {name: by_job[i] for name, i in named.items()}
-    images = parts_of(str(next(iter(runs.values())))).bank.images
+    images = parts_of(str(next(iter(runs.values())))).bank.pictures
     report = write_report(
         folder, tables=tables, runs=runs, claims=claims(metrics), metrics=each, bank_images=images, command=command
     )

@@ -146,7 +146,7 @@ def nearest_pairs(
 
     Args:
         runs, frames, manifests: folder, records and manifest by the name of the row.
-        bank_images: (N, 3, H, W) in [−1, 1], what `nearest_index` counts in.
+        bank_images: `bank_images[i]` is (3, H, W) in [−1, 1], what `nearest_index` counts in.
     """
     out = []
     for name, frame in frames.items():

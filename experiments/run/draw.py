@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from amg.guidance import Guidance, Sight, Watch
 from amg.sampling import sample
+from amg.similarity.base import exactly
 from amg.step import Step
 from amg.worlds.world import World
 from experiments.config.build import Parts
@@ -119,7 +120,8 @@ class Trace:
 
     def rows(self, x0: torch.Tensor, images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
         """Returns one record per sample; the final image's similarity is measured anew."""
-        world, match, judged = self.parts.world, self.parts.similarity(images), self.parts.judge(images)
+        world = self.parts.world
+        match, judged = (exactly(one, images) for one in (self.parts.similarity, self.parts.judge))
         truth = {"truth": None, "component": None, "bits": None, "aligned": None}
         if world.truth is not None:
             truth = {

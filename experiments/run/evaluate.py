@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from amg.bank.view import View
 from amg.metrics import (
     Averaged,
     Counted,
@@ -36,7 +37,7 @@ def evaluate(
     similarity_strict: float,
     judge_copy: float,
     extractor: Extractor | None,
-    reference_pictures: Tensor | None,
+    reference_pictures: Tensor | View | None,
     cache_dir: str | Path | None,
     seeds: Collection[int] | None = None,
 ) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def matched(
     unguided_dir: str | Path,
     similarity_copy: float,
     extractor: Extractor,
-    reference_pictures: Tensor,
+    reference_pictures: Tensor | View,
     cache_dir: str | Path | None,
     seeds: Collection[int] | None = None,
 ) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def _fid(
     run_dir: str | Path,
     rows: pd.DataFrame,
     extractor: Extractor | None,
-    reference: Tensor | None,
+    reference: Tensor | View | None,
     cache_dir: str | Path | None,
 ) -> dict[str, Any]:
     if extractor is None or reference is None or len(rows) < 2:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from amg.bank.folder import read_folder
+from amg.bank import TrainingBank
+from amg.bank.view import View
 from amg.metrics.alignment import Scorer, alignment
 from amg.metrics.counts import Averaged
 from amg.metrics.extractors import Extractor, features_of_files
@@ -91,7 +91,7 @@ def extractor(run: RunConfig):
         raise ValueError(f"{run.metrics.extractor} is none of {', '.join(EXTRACTORS)}")
 
 
-def reference(run: RunConfig, parts: Parts) -> Tensor:
+def reference(run: RunConfig, parts: Parts) -> View:
     """The images that the Fréchet distance compares with, at the model's own size, else the bank's.
 
     Raises:
@@ -99,10 +99,13 @@ def reference(run: RunConfig, parts: Parts) -> Tensor:
     """
     folder = run.metrics.reference
     if folder == "bank":
-        return parts.bank.images
-    size = parts.model.side or tuple(parts.bank.images.shape[2:])
+        bank = parts.bank
+        if bank.folder is None:
+            return bank.pictures
+        return TrainingBank(bank.rows, size=parts.model.side or bank.size).pictures
+    size = parts.model.side or parts.bank.shape[1:]
     try:
-        return read_folder(folder, size, captioned=False)[0]
+        return TrainingBank.from_folder(folder, size, cache=None, captioned=False).pictures
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError([complaint(run.metrics, "reference", error)]) from None
 

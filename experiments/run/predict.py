@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, LambdaCallback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from experiments.config.build import component
 
@@ -28,6 +29,26 @@ def progress(**options: Any) -> Progress:
     """A bar that counts, says how long is left, and takes a `note`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, TextColumn("{task.fields[note]}"), **options)
+
+
+class Trainer(L.Trainer):
+    """Lightning's Trainer, and how many processes beside each device read and decode images.
+
+    Args:
+        num_workers: 0 reads in the process itself.
+        options: Lightning's.
+    """
+
+    def __init__(self, num_workers: int = 0, **options: Any):
+        self.num_workers = num_workers
+        super().__init__(**options)
+
+    __signature__ = inspect.Signature(
+        [
+            inspect.Parameter("num_workers", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=int),
+            *list(inspect.signature(L.Trainer).parameters.values()),
+        ]
+    )
 
 
 class Bar(Callback):
@@ -45,7 +66,11 @@ class Bar(Callback):
             yield
 
     def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-        self.done = min(self.done + self.made(outputs) * trainer.world_size, self.total)
+        self.add(self.made(outputs) * trainer.world_size)
+
+    def add(self, count: int) -> None:
+        """Counts what was made."""
+        self.done = min(self.done + count, self.total)
         speed = self.done / (time.perf_counter() - self.start)
         self.progress.update(self.task, completed=self.done, note=f"{speed:.1f} {self.unit}/s{self.note()}")
 
@@ -61,7 +86,7 @@ class Bar(Callback):
 def predict(
     trainer: dict[str, Any],
     module: L.LightningModule,
-    missing: Sequence[int],
+    missing: Sequence[int] | Dataset,
     bar: Bar,
     writer: BasePredictionWriter,
     **loading: Any,
@@ -70,7 +95,7 @@ def predict(
 
     Args:
         trainer: the node; a device without a share would crash, so that there are at most as many as is missing.
-        missing: at least one number.
+        missing: at least one item.
         loading: keys of the DataLoader.
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, where Lightning would exit: a sweep must end too.
@@ -92,6 +117,7 @@ def predict(
             chosen = component(trainer | options | {"devices": devices})
         with bar.shown(chosen.is_global_zero):
             try:
+                loading = {"num_workers": getattr(chosen, "num_workers", 0)} | loading
                 chosen.predict(module, DataLoader(missing, **loading), return_predictions=False)
             except SystemExit as error:
                 if isinstance(error.__context__, KeyboardInterrupt):

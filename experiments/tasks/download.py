@@ -19,7 +19,7 @@ import requests
 from PIL import Image
 from requests.adapters import HTTPAdapter
 
-from amg.bank.folder import FAILED
+from amg.bank.sources.folder import FAILED
 from amg.fetch import HEADERS, NotFetched, body, explained, offline, retry
 from amg.prompts import read_addresses
 from amg.prompts.text_files import json_lines

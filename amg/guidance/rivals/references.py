@@ -29,7 +29,8 @@ def of_bank(bank: TrainingBank, model: Any) -> Tensor:
     """
     vae = getattr(getattr(model, "pipe", model), "vae", None)
     # on the model's device once, not at every step
-    references = bank.images.to(model.device) if vae is None else encode_latents(vae, bank.images)
+    images = bank.pictures[:]
+    references = images.to(model.device) if vae is None else encode_latents(vae, images)
     shape = getattr(model, "shape", None)
     if shape is not None and references.shape[1:] != tuple(shape):
         raise _wrong_shape(references, shape)

@@ -12,7 +12,7 @@ from amg.bank import TrainingBank
 from amg.guidance.anti_memorization import MIN_ALPHA_BAR
 from amg.guidance.base import Guidance
 from amg.step import Step
-from amg.tensors import broadcast, norm
+from amg.tensors import broadcast, floats, norm
 from amg.thresholds import Exponential, Threshold
 
 
@@ -160,16 +160,17 @@ class ReleasedIDDPM(Guidance):
 
     def _near(self, step: Step, rows: Tensor, draws: list[np.random.Generator | None]):
         x = step.x_t[rows].flatten(1)
-        keys, norms = self.bank.keys(x.device, x.dtype)
-        if step.x_t.shape[1:] != self.bank.images.shape[1:]:
+        keys, norms = self.bank.pixel_keys(x.device, x.dtype)
+        if step.x_t.shape[1:] != self.bank.shape:
             raise ValueError(
-                f"samples are {tuple(step.x_t.shape[1:])}, the bank's pictures {tuple(self.bank.images.shape[1:])}: "
+                f"samples are {tuple(step.x_t.shape[1:])}, the bank's pictures {self.bank.shape}: "
                 "released_iddpm compares pixels: load the bank with size=(height, width) of the samples"
             )
-        x = x.to(keys)
+        x = x.to(norms)
         signal = step.alpha_bar[rows][:, None].sqrt().to(x)
         noise = (1 - signal.square()).clamp(min=0).sqrt()
-        squares = x.square().sum(1, keepdim=True) - 2 * signal * (x @ keys.T) + signal.square() * norms
+        products = torch.cat([x @ floats(part).to(x).T for part in keys.split(16384)], 1)
+        squares = x.square().sum(1, keepdim=True) - 2 * signal * products + signal.square() * norms
         distances = squares.clamp(min=0).sqrt()  # of x_t to √ᾱ z, (R, N)
         along = across = None
         if draws[0] is not None:
@@ -179,7 +180,7 @@ class ReleasedIDDPM(Guidance):
             distances = ((distances - noise * along).square() + noise.square() * across).sqrt()
         near, places = distances.topk(self.k, dim=1, largest=False)
         mean, index = near.mean(1), places[:, 0]
-        target = signal * keys[index]
+        target = signal * floats(keys[index]).to(x)
         if draws[0] is not None:
             found = (table.gather(1, index[:, None]) for table in (along, across))
             target = target + noise * self._neighbour_noise(draws, x - target, *found)

@@ -34,7 +34,7 @@ class ReleasedState:
     hold: Tensor
     """Steps for which G_dup stays armed after this one, (B,)."""
     caption: Tensor
-    """The caption that armed it, as an index into the bank's distinct captions, (B,); −1 for none."""
+    """The caption that armed it, as an index into the captions that were met, (B,); −1 for none."""
     after: Tensor
     """σ_t measured again, after G_spe and G_dup, (B,)."""
     s1: Tensor
@@ -106,7 +106,7 @@ class ReleasedSD(Guidance):
 
     @property
     def embeds_captions(self) -> bool:
-        return bool(self._common.names)
+        return self._common.any
 
     def attach(self, model: Any, asked: Asked) -> AbstractContextManager:
         """Changes nothing; refuses weights that G_sim cannot take a gradient through."""

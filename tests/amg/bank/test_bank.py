@@ -35,7 +35,7 @@ def test_search_equals_brute_force_whatever_the_chunk(n, b, chunk, seed, data):
 def test_search_takes_every_float_and_answers_in_it(dtype, tolerance):
     bank, queries = TrainingBank.from_tensors(pictures(50)), pictures(5, seed=1).to(dtype)
     distances, indices = bank.search(queries, 7)
-    expected, places = brute_force(queries, bank.images, 7)
+    expected, places = brute_force(queries, bank.pictures[:], 7)
     assert distances.dtype == dtype and indices.dtype == torch.int64
     assert torch.allclose(distances.double(), expected, rtol=tolerance)
     assert torch.equal(indices, places)
@@ -43,7 +43,7 @@ def test_search_takes_every_float_and_answers_in_it(dtype, tolerance):
 
 def test_a_training_picture_finds_itself_first():
     bank = TrainingBank.from_tensors(pictures(50))
-    distances, indices = bank.search(bank.images, 3)
+    distances, indices = bank.search(bank.pictures[:], 3)
     assert indices[:, 0].tolist() == list(range(50))
     assert distances[:, 0].max() < 1e-2 and distances[:, 1].min() > 1  # root of float32 cancellation: not exactly 0
     assert (distances.diff(dim=1) >= 0).all()
@@ -90,16 +90,16 @@ def test_one_caption_per_picture_is_asked_for():
 def test_repeats_are_merged_with_their_number_and_captions_most_frequent_first():
     a, b = pictures(2)
     bank = TrainingBank.from_tensors(torch.stack([a, b, a, a, b]), ["rare", "b", "common", "common", ""])
-    assert len(bank) == 2 and torch.equal(bank.images, torch.stack([a, b]))
+    assert len(bank) == 2 and torch.equal(bank.pictures[:], torch.stack([a, b]))
     assert bank.multiplicity.tolist() == [3, 2]
-    assert bank.all_captions == (("common", "rare"), ("b",))
+    assert bank.all_captions == [("common", "rare"), ("b",)]
     assert bank.captions == ["common", "b"]
 
 
 def test_a_list_of_captions_counts_as_many_occurrences():
     a, b, c = pictures(3)
     bank = TrainingBank.from_tensors(torch.stack([a, b, a, c]), [["x", "y", ""], None, "y", []])
-    assert bank.all_captions == (("y", "x"), (), ()) and bank.multiplicity.tolist() == [4, 1, 1]
+    assert bank.all_captions == [("y", "x"), (), ()] and bank.multiplicity.tolist() == [4, 1, 1]
 
 
 @pytest.mark.parametrize("caption, kind", [(3, "int"), (["x", 1.5], "float"), (b"x", "bytes")])
@@ -112,12 +112,12 @@ def test_captions_that_are_no_text_are_refused(caption, kind):
 
 def test_building_a_bank_of_distinct_images_copies_none():
     images = pictures(50)
-    assert TrainingBank.from_tensors(images).images.data_ptr() == images.data_ptr()
+    assert TrainingBank.from_tensors(images).pictures[:].data_ptr() == images.data_ptr()
 
 
 def test_pictures_without_captions_have_empty_ones():
     bank = TrainingBank.from_tensors(pictures(2))
-    assert bank.captions == ["", ""] and bank.all_captions == ((), ())
+    assert bank.captions == ["", ""] and bank.all_captions == [(), ()]
 
 
 def test_digest_names_pictures_captions_and_multiplicity():

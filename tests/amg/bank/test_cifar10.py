@@ -15,7 +15,6 @@ from amg import TrainingBank
 from amg.bank import dedupe as dedupe_module
 from amg.bank.cifar10 import CLASSES, cifar10_bank, read_cifar10
 from amg.bank.dedupe import dedupe, kept_pictures
-from amg.bank.room import check_room
 
 PICTURES = Path(__file__).parents[2] / "data" / "cifar10_200.parquet"
 
@@ -97,10 +96,10 @@ def test_bank_is_captioned_by_class_and_its_count_is_told(tmp_path, monkeypatch,
     assert f"200 distinct pictures, {gone} near-copies left out, {200 - gone} to refer to" in capsys.readouterr().err
     _, labels = read_cifar10(PICTURES)
     assert everything.captions == [CLASSES[label] for label in labels]
-    kept = {picture.numpy().tobytes(): i for i, picture in enumerate(everything.images)}
+    kept = {picture.numpy().tobytes(): i for i, picture in enumerate(everything.pictures)}
     assert all(
         bank.captions[i] == everything.captions[kept[picture.numpy().tobytes()]]
-        for i, picture in enumerate(bank.images)
+        for i, picture in enumerate(bank.pictures[:])
     )
 
 
@@ -216,9 +215,3 @@ def test_missing_column_file_or_split_is_one_line(tmp_path, table):
         read_cifar10(tmp_path)
     with pytest.raises(ValueError, match="train and test, got 'val'"):
         read_cifar10(tmp_path, split="val")
-
-
-def test_too_little_memory_is_told_before_it_is_taken():
-    check_room(1000, 32, 32)
-    with pytest.raises(ValueError, match=r"1,000,000,000 images of 24×32 pixels needs 10137.6 GB .* are free"):
-        check_room(1_000_000_000, 32, 24)

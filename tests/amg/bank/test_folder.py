@@ -2,23 +2,36 @@
 
 import json
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from amg.bank import TrainingBank
-from amg.bank.folder import pictures_in, read_folder
 from amg.bank.images import BankNote
+from amg.bank.sources.folder import pictures_in
 from amg.similarity import NormalizedL2, PCASimilarity
 
 
 def save(path, value, size=(4, 4)):
     path.parent.mkdir(exist_ok=True, parents=True)
     Image.fromarray(np.full((*size, 3), value, dtype=np.uint8)).save(path)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*have no caption", BankNote)
+        yield
+
+
+def read_folder(path, size=None):
+    """Distinct pictures and their captions, most frequent first, "" for none."""
+    bank = TrainingBank.from_folder(path, size, cache=None)
+    return bank.pictures[:], [list(texts) or [""] for texts in bank.all_captions]
 
 
 def test_pictures_come_in_the_order_of_names_with_the_text_beside_them(tmp_path):
@@ -35,7 +48,7 @@ def test_pictures_come_in_the_order_of_names_with_the_text_beside_them(tmp_path)
 
 def test_without_any_caption_there_are_none(tmp_path):
     save(tmp_path / "a.png", 0)
-    assert TrainingBank.from_folder(tmp_path, cache=None).all_captions == ((),)
+    assert TrainingBank.from_folder(tmp_path, cache=None).all_captions == [()]
 
 
 def test_size_makes_squares_by_averaging(tmp_path):
@@ -94,22 +107,6 @@ def test_a_picture_that_pillow_only_warns_of_is_read(tmp_path, monkeypatch):
     save(tmp_path / "a.png", 0, (40, 50))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)
     assert len(read_folder(tmp_path)[0]) == 1
-
-
-def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):
-    save(tmp_path / "a.png", 0, (40, 50))
-    for name in "bcde":
-        save(tmp_path / f"{name}.png", ord(name), (40, 50))
-    monkeypatch.setattr("amg.bank.room.psutil.virtual_memory", lambda: SimpleNamespace(available=120_000))
-    with monkeypatch.context() as patch:
-        patch.setattr("amg.bank.images.decode_pixels", lambda *_: pytest.fail("decoded"))
-        with pytest.raises(ValueError, match="a bank of 5 images of 50×40 pixels needs 0.0 GB"):  # 5 · 24,000 bytes
-            read_folder(tmp_path)
-    assert len(read_folder(tmp_path, size=10)[0]) == 5
-    with pytest.raises(ValueError, match="a bank of 5 images of 35×35 pixels"):  # twice 73,500 bytes
-        TrainingBank.from_folder(tmp_path, size=35, deduplicate=1.0)
-    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "a.png,again\n" * 30)  # repeats take no memory
-    assert len(read_folder(tmp_path, size=(20, 45))[0]) == 5
 
 
 @pytest.mark.parametrize(
@@ -183,7 +180,7 @@ def test_folders_that_cannot_serve_say_why(tmp_path):
     save(tmp_path / "a.png", 0)
     save(tmp_path / "b.png", 0, (5, 5))
     with pytest.raises(ValueError, match="images of several sizes .*b.png of 5×5 after 4×4: set data.size"):
-        read_folder(tmp_path)
+        NormalizedL2(TrainingBank.from_folder(tmp_path, cache=None))(torch.zeros(1, 3, 4, 4))
 
 
 def test_captions_are_found_whatever_the_case_and_what_has_none_is_counted_once(tmp_path):
@@ -193,7 +190,7 @@ def test_captions_are_found_whatever_the_case_and_what_has_none_is_counted_once(
     with pytest.warns(BankNote) as notes:
         bank = TrainingBank.from_folder(tmp_path, cache=None)
     assert bank.captions == ["a red fox", "", ""]
-    said = "2 of 3 images have no caption (captions are .txt, metadata.jsonl, metadata.csv)"
+    said = "2 of 3 images have no caption (captions are .txt, metadata.jsonl, metadata.csv, metadata.parquet)"
     assert [str(note.message) for note in notes] == [f"{tmp_path}: {said}"]
     (tmp_path / "Metadata.CSV").write_text("File_Name, Text\nb.png, b\nc.png, c\n")
     assert TrainingBank.from_folder(tmp_path, cache=None).captions == ["a red fox", "b", "c"]
@@ -290,8 +287,8 @@ def test_a_table_written_on_windows_is_read(tmp_path):
     assert read_folder(tmp_path)[1] == [["x"]]
 
 
-@pytest.mark.parametrize("reader", ["from_folder", "from_parquet"])
-def test_height_and_width_may_differ_and_pixels_compare_then_too(tmp_path, reader):
+@pytest.mark.parametrize("source", [".", "a.parquet"])
+def test_height_and_width_may_differ_and_pixels_compare_then_too(tmp_path, source):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 48, 40, 3), dtype=np.uint8)
     for name, image in zip("abcde", pixels, strict=True):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
@@ -299,10 +296,12 @@ def test_height_and_width_may_differ_and_pixels_compare_then_too(tmp_path, reade
     pq.write_table(pa.table({"image": data, "text": list("abcde")}), tmp_path / "a.parquet")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BankNote)
-        bank = getattr(TrainingBank, reader)(tmp_path, size=(24, 16), cache=None)
-    assert bank.images.shape == (5, 3, 24, 16)
+        bank = TrainingBank.from_folder(tmp_path / source, size=(24, 16), cache=None)
+    assert bank.pictures[:].shape == (5, 3, 24, 16)
     assert (
-        NormalizedL2(bank)(bank.images).index.tolist() == PCASimilarity(bank)(bank.images).index.tolist() == [*range(5)]
+        NormalizedL2(bank)(bank.pictures[:]).index.tolist()
+        == PCASimilarity(bank)(bank.pictures[:]).index.tolist()
+        == [*range(5)]
     )
     with pytest.raises(ValueError, match=r"load the bank with size=\(16, 24\)"):
-        NormalizedL2(bank)(bank.images.mT)
+        NormalizedL2(bank)(bank.pictures[:].mT)

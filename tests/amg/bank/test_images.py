@@ -119,8 +119,8 @@ def test_every_reader_decodes_alike(tmp_path):
     pq.write_table(pa.table({"image": cell, "text": ["x"]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"img": cell, "label": [3]}), tmp_path / "train.parquet")
     expected = decode(deep)[None]
-    assert torch.equal(TrainingBank.from_folder(tmp_path, cache=None).images, expected)
-    assert torch.equal(TrainingBank.from_parquet(tmp_path / "a.parquet", cache=None).images, expected)
+    assert torch.equal(TrainingBank.from_folder(tmp_path, cache=None).pictures[:], expected)
+    assert torch.equal(TrainingBank.from_folder(tmp_path / "a.parquet", cache=None).pictures[:], expected)
     assert torch.equal(read_cifar10(tmp_path / "train.parquet")[0], expected)
 
 

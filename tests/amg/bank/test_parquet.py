@@ -1,7 +1,6 @@
 """Banks read from Parquet files in the layouts that data sets come in."""
 
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -29,27 +28,27 @@ def test_pixels_and_captions_come_through_exactly(tmp_path):
     path = write(
         tmp_path / "a.parquet", image=[{"bytes": png(v), "path": None} for v in (0, 51, 255)], text=list("xyz")
     )
-    bank = TrainingBank.from_parquet(path)
-    assert bank.images[:, 0, 0, 0].tolist() == pytest.approx([-1, -0.6, 1])
+    bank = TrainingBank.from_folder(path)
+    assert bank.pictures[:][:, 0, 0, 0].tolist() == pytest.approx([-1, -0.6, 1])
     assert bank.captions == ["x", "y", "z"]
 
 
 def test_plain_bytes_and_several_files_of_a_folder_are_read_in_order(tmp_path):
     write(tmp_path / "b.parquet", img=[png(2)], caption=["second"])
     write(tmp_path / "a.parquet", img=[png(1)], caption=["first"])
-    assert TrainingBank.from_parquet(tmp_path).captions == ["first", "second"]
+    assert TrainingBank.from_folder(tmp_path).captions == ["first", "second"]
 
 
 def test_a_list_of_captions_stands_for_repeats(tmp_path):
     path = write(tmp_path / "a.parquet", image=[png(1), png(2)], captions=[["u", "v", "v"], []])
-    bank = TrainingBank.from_parquet(path)
+    bank = TrainingBank.from_folder(path)
     assert bank.multiplicity.tolist() == [3, 1]
-    assert bank.all_captions == (("v", "u"), ())
+    assert bank.all_captions == [("v", "u"), ()]
 
 
 def test_missing_captions_leave_the_others_alone(tmp_path):
     path = write(tmp_path / "a.parquet", image=[png(1), png(2)], caption=[None, "kept"])
-    assert TrainingBank.from_parquet(path).captions == ["", "kept"]
+    assert TrainingBank.from_folder(path).captions == ["", "kept"]
 
 
 def test_pictures_are_resized_by_averaging(tmp_path):
@@ -58,62 +57,51 @@ def test_pictures_are_resized_by_averaging(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(checks).save(buffer, "PNG")
     path = write(tmp_path / "a.parquet", image=[buffer.getvalue(), png(0, size=8)])
-    bank = TrainingBank.from_parquet(path, size=2)
-    assert bank.images.shape == (2, 3, 2, 2)
-    assert torch.allclose(bank.images[0], torch.tensor(153 / 127.5 - 1))
+    bank = TrainingBank.from_folder(path, size=2)
+    assert bank.pictures[:].shape == (2, 3, 2, 2)
+    assert torch.allclose(bank.pictures[0], torch.tensor(153 / 127.5 - 1))
 
 
 @pytest.mark.parametrize(
     "columns, message",
     [
-        ({"picture": [png(1)]}, "has no image column; it has picture"),
+        ({"scan": [png(1)]}, "no image column in .*bad.parquet, which has scan: data.image_column names another"),
         ({"image": [b"no png", None]}, r"none of 2 images can be read, e.g. bad.parquet, row 0 \(Unidentified"),
-        ({"image": [png(1), png(1, size=8)]}, "images of several sizes.*data.size"),
         ({"image": pa.array([], pa.binary())}, "holds no rows"),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path, columns, message):
     path = write(tmp_path / "bad.parquet", **columns)
-    with pytest.raises(ValueError, match=rf"bad.parquet.*{message}"):
-        TrainingBank.from_parquet(path)
+    with pytest.raises(ValueError, match=message):
+        TrainingBank.from_folder(path)
 
 
 def test_corrupt_pictures_are_left_out_counted_and_listed(tmp_path):
     path = write(tmp_path / "a.parquet", image=[png(1), b"no png", None, png(2)], caption=list("wxyz"))
     with pytest.warns(BankNote, match=r"2 of 4 images cannot be read.*a.parquet, row 1 \(Uni.*, row 2 \(Uni"):
-        bank = TrainingBank.from_parquet(path)
+        bank = TrainingBank.from_folder(path)
     assert bank.captions == ["w", "z"]
-
-
-def test_room_is_asked_for_before_memory_is_filled(tmp_path, monkeypatch):
-    monkeypatch.setattr("amg.bank.room.psutil.virtual_memory", lambda: SimpleNamespace(available=400))
-    path = write(tmp_path / "a.parquet", image=[b"no png", png(1), png(2)], captions=[["t"], ["u", "v"], []])
-    with monkeypatch.context() as patch:
-        patch.setattr("amg.bank.images._tensor", lambda *_: pytest.fail("decoded"))
-        with pytest.raises(ValueError, match="a bank of 3 images of 4×4 pixels needs"):  # 3 · 4 · 48 bytes = 576
-            TrainingBank.from_parquet(path)
-    with pytest.warns(BankNote):
-        assert len(TrainingBank.from_parquet(path, size=2)) == 2  # 144 bytes
 
 
 def test_a_truncated_file_is_refused_by_name(tmp_path):
     path = write(tmp_path / "cut.parquet", image=[png(1)])
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match="cut.parquet is no readable Parquet file"):
-        TrainingBank.from_parquet(path)
+        TrainingBank.from_folder(path)
 
 
-@pytest.mark.parametrize("name", ["missing.parquet", "."])
-def test_a_missing_file_is_refused_by_name(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match="no Parquet file at"):
-        TrainingBank.from_parquet(tmp_path / name)
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no .parquet file at .*: give a .parquet file or a folder that holds"):
+        TrainingBank.from_folder(tmp_path, kind="parquet")
+    with pytest.raises(FileNotFoundError, match="there is no folder .*missing.parquet"):
+        TrainingBank.from_folder(tmp_path / "missing.parquet")
 
 
 @pytest.mark.parametrize("values, kind", [([3], "int64"), ([1.5], "double"), ([[3]], "list<"), ([b"x"], "binary")])
 def test_captions_that_are_no_text_are_refused_by_column_and_type_before_anything_is_decoded(tmp_path, values, kind):
     path = write(tmp_path / "int.parquet", image=[b"no png"], text=values)
     with pytest.raises(ValueError, match=rf"int.parquet: column text holds {kind}.*; captions are text or lists of it"):
-        TrainingBank.from_parquet(path)
+        TrainingBank.from_folder(path)
 
 
 def test_text_in_every_form_that_parquet_has_is_read(tmp_path):
@@ -126,6 +114,6 @@ def test_text_in_every_form_that_parquet_has_is_read(tmp_path):
         with pytest.warns(
             BankNote, match="1 of 2 images have no caption .captions are columns captions, text, caption"
         ):
-            assert TrainingBank.from_parquet(path, cache=None).captions == ["x", ""]
+            assert TrainingBank.from_folder(path, cache=None).captions == ["x", ""]
     path = write(tmp_path / "a.parquet", image=[png(1)], text=pa.nulls(1), caption=["y"])
-    assert TrainingBank.from_parquet(path, cache=None).captions == ["y"]
+    assert TrainingBank.from_folder(path, cache=None).captions == ["y"]

@@ -173,7 +173,7 @@ def test_gradients_without_a_direction_are_replaced_by_one_of_the_seed_and_the_o
 def test_amg_with_nl2_leaves_an_exact_copy(normalize):
     g = torch.Generator().manual_seed(0)
     bank = TrainingBank.from_tensors(torch.rand(40, 3, 4, 4, generator=g) * 1.6 - 0.8)
-    x0 = bank.images[:4].double()
+    x0 = bank.pictures[:4].double()
     noise = torch.randn(4, 3, 4, 4, generator=g, dtype=torch.float64)
     step = made(x_t=0.8 * x0 + 0.6 * noise, x0=x0, eps=noise, eps_uncond=noise, eps_cond=None)
     method = amg(similarity=NormalizedL2(bank), threshold=Constant(-1.4), terms="sim", normalize=normalize)
@@ -226,7 +226,7 @@ def test_a_small_guided_step_lowers_the_similarity(kind, normalize):
 
 def test_an_exact_copy_is_guided_without_nan():
     bank, step = near_copies(torch.float32)
-    step = made(**vars(step) | {"x0": bank.images[:4].clone()})
+    step = made(**vars(step) | {"x0": bank.pictures[:4].clone()})
     for kind in (NormalizedL2, PCASimilarity):
         eps, _ = AntiMemorizationGuidance(kind(bank), Always(), c3=100, terms="sim")(step, None)
         assert eps.isfinite().all()

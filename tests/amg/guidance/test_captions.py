@@ -22,8 +22,9 @@ class Line:
 
     def __init__(self, captions, repeats=None):
         images = torch.cat([torch.full((1, *SHAPE), n / 20) for n in range(len(captions))])
-        repeats = torch.ones(len(captions), dtype=torch.long) if repeats is None else torch.tensor(repeats)
-        self.bank = TrainingBank(images, [(c,) if c else () for c in captions], repeats)
+        repeats = repeats or [1] * len(captions)
+        listed = [[caption, *[""] * (n - 1)] for caption, n in zip(captions, repeats, strict=True)]
+        self.bank = TrainingBank.from_tensors(images, listed)
 
     def __call__(self, images):
         return Match(images.new_full((len(images),), 0.5), self.neighbours(images, 1)[:, 0])
@@ -128,7 +129,7 @@ def test_without_captions_nothing_is_armed():
 
 def test_counting_by_hand():
     common = CommonCaption([("a", "b"), ("b",), (), ("a",)], torch.tensor([4, 1, 9, 1]), count=1)
-    assert common.names == ["a", "b"]
+    assert common.any and not CommonCaption([(), ("",)], torch.ones(2), 1).any
     near = torch.tensor([[0, 1], [1, 2], [0, 3], [1, 3]])
     # 0 and 1: a 1 + 2 (repeats whose caption is not known), b 2.  1 and 2: b 1.  0 and 3: a 4.  1 and 3: one each
     assert common(near).tolist() == [0, -1, 0, -1]

@@ -215,7 +215,7 @@ def test_sgf_alone_with_an_exact_copy_has_no_force_as_its_gradient_is_zero():
 def test_procreate_leaves_an_exact_copy_by_a_descriptor_whose_norm_is_held_fixed():
     g = torch.Generator().manual_seed(0)
     bank = TrainingBank.from_tensors(torch.rand(40, 3, 4, 4, generator=g) * 1.6 - 0.8)
-    similarity, step = PCASimilarity(bank), at(bank.images[:3].double())
+    similarity, step = PCASimilarity(bank), at(bank.pictures[:3].double())
     moved = x0_after(ProCreate(similarity, 10.0, gradient="fixed_eps"), step)
     assert (similarity(step.x0).value > 0.999).all()
     assert (similarity(moved).value < 0.99).all()
@@ -227,7 +227,7 @@ def test_procreate_leaves_an_exact_copy_by_a_descriptor_whose_norm_is_held_fixed
 
 def test_references_are_pixels_or_the_latents_that_the_decoder_takes_back():
     model, bank = toy_and_bank()
-    assert of_bank(bank, model) is bank.images
+    assert torch.equal(of_bank(bank, model), bank.pictures[:])
     pipe = stable_diffusion()
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = torch.cat([pipe.vae.encode(images[i : i + 1]).latent_dist.mode() for i in range(3)])
@@ -242,7 +242,7 @@ def test_the_shape_of_references_is_compared_and_the_fix_is_named():
     with pytest.raises(ValueError, match=r"references are \(3, 4, 4\), the samples \(3, 8, 8\): load the bank"):
         of_bank(wrong, model)
     with pytest.raises(ValueError, match="load the bank"):
-        sample(model, [1], guidance=SparseRepellency(wrong.images), steps=1)
+        sample(model, [1], guidance=SparseRepellency(wrong.pictures[:]), steps=1)
 
 
 def test_one_guidance_serves_a_guarded_pipeline_and_sample():

@@ -215,7 +215,7 @@ def test_once_armed_the_chain_keeps_farther_from_its_neighbour_than_its_twin():
     for guidance in (ReleasedIDDPM(bank, arm=0.0), ReleasedIDDPM(bank)):
         trace = []
         sample(
-            Memorizer(bank.images[17]),
+            Memorizer(bank.pictures[17]),
             [1],
             guidance=guidance,
             steps=50,
@@ -228,7 +228,7 @@ def test_once_armed_the_chain_keeps_farther_from_its_neighbour_than_its_twin():
     assert 5 < first < 40 and not any(state.flagged for _, state in plain)
 
     def distance(step):
-        noiseless = step.alpha_bar.sqrt() * bank.images[17]
+        noiseless = step.alpha_bar.sqrt() * bank.pictures[17]
         return torch.linalg.vector_norm(step.x_t - noiseless).item()
 
     assert guided[first][1].index.item() == 17 and guided[first][1].similarity > -1.5

@@ -69,7 +69,7 @@ def test_slices_change_neither_images_nor_gradients(monkeypatch):
 
 
 def test_the_linear_map_is_the_least_squares_one_and_shows_the_lab_its_images():
-    pipe, images = lab_sd(), training_images(32).bank().images
+    pipe, images = lab_sd(), training_images(32).bank().pictures[:]
     decoder, z = LinearDecoder(pipe.vae, images), encode_latents(pipe.vae, images[:256])
     decoded = decoder(z)
     assert decoded.shape == images[:256].shape

@@ -58,8 +58,8 @@ def test_files_hold_the_same_prompts_in_each_format(tmp_path, name, text):
         ("p.jsonl", '{"text": "a"}\n{"text": \n', "p.jsonl, line 2: no JSON"),
         (
             "p.jsonl",
-            '{"text": "a"}\n{"txt": "b"}\n',
-            "p.jsonl, line 2: no column captions or text or caption or prompt; it has txt",
+            '{"text": "a"}\n{"words": "b"}\n',
+            "p.jsonl, line 2: no column captions or text or caption or prompt or txt; it has words",
         ),
         ("p.csv", "text\na\n  \n", "p.csv, line 3: no prompt"),
         ("p.csv", "title\na\n", "line 2: no column.*it has title"),
@@ -141,7 +141,8 @@ def test_a_row_is_captioned_alike_by_folders_parquet_files_and_lists_of_prompts(
     assert expected == next(
         [ROW[name]] if isinstance(ROW[name], str) else ROW[name] for name in CAPTION_COLUMNS if name in row
     )
-    for bank in (TrainingBank.from_folder(tmp_path, cache=None), TrainingBank.from_parquet(tmp_path, cache=None)):
+    for name in (".", "a.parquet"):
+        bank = TrainingBank.from_folder(tmp_path / name, cache=None)
         assert list(bank.all_captions[0]) == expected
     plain = {key: value for key, value in named.items() if isinstance(value, str)}
     if len(plain) > 1:

@@ -54,7 +54,7 @@ def test_so_in_bfloat16(name):
 @pytest.mark.parametrize("name", FLOWS)
 def test_similarity_falls_by_g_sim(name):
     build, options = PIPELINES[name]
-    image, fell = bank(size_of(name)).images[0], []
+    image, fell = bank(size_of(name)).pictures[:][0], []
 
     def similarity(images):
         return Match(3 - (images - image).square().mean((1, 2, 3)), torch.zeros(len(images), dtype=torch.long))

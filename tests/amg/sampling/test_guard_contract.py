@@ -144,7 +144,7 @@ def test_a_freed_text_encoder_is_noticed_before_the_first_step_and_only_where_g_
     for guidance in (
         AntiMemorizationGuidance(similarity, Always(), c1=2.0, c3=5.0, terms=["spe", "sim"]),
         AntiMemorizationGuidance(
-            NormalizedL2(TrainingBank.from_tensors(bank().images), k=3), Always(), c1=2.0, c2=9.0, c3=5.0
+            NormalizedL2(TrainingBank.from_tensors(bank().pictures[:]), k=3), Always(), c1=2.0, c2=9.0, c3=5.0
         ),
     ):
         assert not torch.equal(call(guard(pipe, guidance), options), expected)

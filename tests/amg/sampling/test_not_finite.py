@@ -100,7 +100,7 @@ def test_a_similarity_that_is_not_finite_for_a_finite_image_is_refused(value):
 
 def test_the_similarity_of_an_image_that_is_not_finite_is_nan_and_leaves_the_others_alone():
     nl2 = NormalizedL2(bank(), k=3)
-    images = bank().images[:3] * 0.5
+    images = bank().pictures[:][:3] * 0.5
     expected = nl2(images)
     images[1, 2, 3, 4] = torch.inf
     got = measure(nl2, images)

@@ -16,7 +16,7 @@ def pictures(n: int, seed: int = 0) -> torch.Tensor:
 
 def test_pca_whitening_has_zero_mean_and_identity_covariance_on_the_bank():
     bank = TrainingBank.from_tensors(pictures(80))
-    vectors = PCAWhitening(bank, directions=20)(bank.images.double())
+    vectors = PCAWhitening(bank, directions=20)(bank.pictures[:].double())
     assert vectors.shape == (80, 20)
     assert vectors.mean(0).abs().max() < 1e-12
     assert torch.allclose(vectors.T @ vectors / 80, torch.eye(20, dtype=torch.float64), atol=1e-10)
@@ -36,7 +36,7 @@ def test_the_smaller_matrix_is_decomposed(n, size, monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigh", lambda m, eigh=torch.linalg.eigh: sizes.append(len(m)) or eigh(m))
     monkeypatch.setattr(pca, "CHUNK", 7)
     bank = TrainingBank.from_tensors(pictures(n))
-    vectors = PCAWhitening(bank, directions=64)(bank.images.double())
+    vectors = PCAWhitening(bank, directions=64)(bank.pictures[:].double())
     assert sizes == [size] and vectors.shape == (n, min(n - 1, 48))
     assert torch.allclose(vectors.T @ vectors / n, torch.eye(vectors.shape[1], dtype=torch.float64), atol=1e-8)
 
@@ -52,7 +52,7 @@ def test_pca_keeps_the_directions_of_largest_variance():
 
 def test_pca_of_few_pictures_keeps_one_direction_less_than_pictures():
     bank = TrainingBank.from_tensors(pictures(5))
-    assert PCAWhitening(bank, directions=64)(bank.images).shape == (5, 4)
+    assert PCAWhitening(bank, directions=64)(bank.pictures[:]).shape == (5, 4)
 
 
 def test_pca_counts_repeats_once():
@@ -65,7 +65,7 @@ def test_pca_counts_repeats_once():
 def test_copies_have_cosine_1_and_find_themselves():
     bank = TrainingBank.from_tensors(pictures(40))
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        value, index = PCASimilarity(bank, directions=16)(bank.images.to(dtype))
+        value, index = PCASimilarity(bank, directions=16)(bank.pictures[:].to(dtype))
         assert value.dtype == dtype and (value - 1).abs().max() < tolerance
         assert index.tolist() == list(range(40))
 
@@ -74,7 +74,7 @@ def test_value_is_the_largest_cosine():
     bank, x = TrainingBank.from_tensors(pictures(40)), pictures(5, seed=1).double()
     similarity = PCASimilarity(bank, directions=16)
     whiten = similarity.embed
-    cosines = F.cosine_similarity(whiten(x)[:, None], whiten(bank.images.double())[None], dim=2)
+    cosines = F.cosine_similarity(whiten(x)[:, None], whiten(bank.pictures[:].double())[None], dim=2)
     assert torch.allclose(similarity(x).value, cosines.max(1).values, atol=1e-12)
     assert torch.equal(similarity(x).index, cosines.argmax(1))
 
@@ -82,7 +82,7 @@ def test_value_is_the_largest_cosine():
 def test_preprocessing_comes_before_the_embedding_on_both_sides():
     bank = TrainingBank.from_tensors(pictures(10))
     similarity = DescriptorSimilarity(bank, lambda x: x.flatten(1), preprocess=lambda x: F.avg_pool2d(x, 2))
-    x = F.interpolate(F.avg_pool2d(bank.images, 2), scale_factor=2)  # other pictures, the same after preprocessing
+    x = F.interpolate(F.avg_pool2d(bank.pictures[:], 2), scale_factor=2)  # other pictures, the same after preprocessing
     assert torch.allclose(similarity(x).value, torch.ones(10), atol=1e-6)
 
 
@@ -114,7 +114,7 @@ def test_gradient_equals_finite_differences():
 def test_a_standardized_descriptor_sees_through_tint_and_contrast():
     bank = TrainingBank.from_tensors(pictures(40))
     tint = torch.tensor([0.3, -0.2, 0.1]).view(3, 1, 1)
-    pale = 0.4 * bank.images[:8] + tint
+    pale = 0.4 * bank.pictures[:8] + tint
     value, index = PCASimilarity(bank, directions=16, standardize=True)(pale)
     assert index.tolist() == [*range(8)]
     assert value.min() > 0.999  # but for MIN_VARIANCE
@@ -126,7 +126,7 @@ def test_the_norm_is_held_fixed_in_the_gradient():
     similarity = PCASimilarity(bank, directions=16)
     value, index = similarity(x)
     (gradient,) = torch.autograd.grad(value.sum(), x)
-    neighbour = F.normalize(similarity.embed(bank.images[index].double()), dim=1)
+    neighbour = F.normalize(similarity.embed(bank.pictures[index].double()), dim=1)
     by_hand = similarity.embed.whiten @ neighbour[0] / similarity.embed(x).norm()  # E is linear: ∇(E(x)ᵀ n̂) / ‖E(x)‖
     assert torch.allclose(gradient.flatten(), by_hand, atol=1e-12)
 
@@ -135,7 +135,7 @@ def test_the_gradient_survives_at_an_exact_copy_and_through_the_norm_it_does_not
     bank = TrainingBank.from_tensors(pictures(40))
 
     def slope(**options):
-        x = bank.images[:1].double().requires_grad_()
+        x = bank.pictures[:1].double().requires_grad_()
         (gradient,) = torch.autograd.grad(PCASimilarity(bank, 16, **options)(x).value.sum(), x)
         return gradient.norm().item()
 
@@ -164,7 +164,7 @@ def test_banks_that_span_no_two_directions_are_refused_by_pca():
     with pytest.raises(ValueError, match="at least 2 directions, got directions=1"):
         PCASimilarity(TrainingBank.from_tensors(torch.rand(5, 3, 8, 8)), directions=1)
     few = TrainingBank.from_tensors(torch.rand(3, 3, 8, 8))
-    torch.testing.assert_close(PCASimilarity(few)(few.images).value, torch.ones(3))
+    torch.testing.assert_close(PCASimilarity(few)(few.pictures[:]).value, torch.ones(3))
 
 
 def test_a_descriptor_that_is_not_finite_is_refused_by_the_image():
@@ -179,7 +179,7 @@ def test_a_descriptor_that_is_not_finite_is_refused_by_the_image():
 def test_a_run_tells_pictures_of_another_size_than_the_networks_in_a_line(command, tmp_path):
     (tmp_path / "small").mkdir()
     for i in range(3):
-        Image.new("RGB", (16, 16), (80 * i, 40 * i * i, 9)).save(tmp_path / "small" / f"{i}.png")
+        Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "small" / f"{i}.png")
     quick = ["n_samples=1", "sampler.steps=1", "trainer=cpu", "metrics.extractor=none", "output_dir=out"]
     code, _, told = command("model=lab_sd", "prompt=x", "data=folder", "data.path=small", *quick)
     assert code == 2 and "error: model: lab_sd draws pictures of 32×32, the bank's are 16×16" in told

@@ -120,5 +120,5 @@ def test_training_images_that_differ_by_rounding_alone_give_a_finite_similarity(
     images[1, 0, 0, 0] = 0.1000001
     bank = TrainingBank.from_tensors(images)
     assert len(bank) == 2
-    value = NormalizedL2(bank)(bank.images).value
+    value = NormalizedL2(bank)(bank.pictures[:]).value
     assert value.isfinite().all() and (value >= -2).all()  # −1/α: the nearest is no farther than the mean

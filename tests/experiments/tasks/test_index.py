@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from amg.bank import TrainingBank
 from amg.bank.exact import ExactIndex
-from amg.bank.faiss import FaissIndex
+from amg.bank.faiss import FaissIndex, interval, near
+from amg.bank.remote import RemoteIndex
 from amg.bank.vectors import Identity
 from amg.similarity import DescriptorSimilarity, NormalizedL2, PCASimilarity
 from experiments.cli.main import main
@@ -39,7 +40,7 @@ def vectors_and_queries(cosine: float, n: int = 10_000, d: int = 512, b: int = 1
 @pytest.fixture(scope="module")
 def clustered():
     vectors, *_ = vectors_and_queries(0.5)
-    return FaissIndex(vectors)
+    return FaissIndex(vectors, exact_below=0)
 
 
 @pytest.mark.parametrize("cosine", [0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
@@ -54,12 +55,12 @@ def test_faiss_finds_copies_at_every_cosine_at_which_guidance_works(clustered, c
 
 @pytest.mark.parametrize("d, codes", [(5, 6), (33, 34), (128, 128), (129, 66), (512, 128), (515, 130), (1024, 256)])
 def test_faiss_takes_vectors_of_every_dimension(d, codes):
-    """Dimensions that do not divide are padded; candidates are ranked exactly, in the vectors' own precision."""
+    """Dimensions that do not divide are padded; candidates are ranked exactly, in the queries' precision."""
     vectors = F.normalize(torch.randn(700, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
     index = FaissIndex(vectors, exact_below=0, candidates=700)
     assert index.codes == codes
-    products, places = index.search(vectors[:20].float() + 0.01, 5)
-    expected = ((vectors[:20].float() + 0.01).double() @ vectors.T).topk(5)
+    products, places = index.search(vectors[:20] + 0.01, 5)
+    expected = ((vectors[:20] + 0.01) @ vectors.T).topk(5)
     assert torch.equal(places, expected.indices)
     torch.testing.assert_close(products, expected.values)
 
@@ -75,26 +76,70 @@ def test_few_vectors_are_searched_exactly_and_more_neighbours_than_vectors_refus
 
 def test_codes_are_made_once_and_again_where_they_do_not_fit(tmp_path, monkeypatch):
     file, vectors = tmp_path / "codes.faiss", torch.randn(700, 16, generator=torch.Generator().manual_seed(0))
-    first = FaissIndex(vectors, file, exact_below=0).search(vectors[:9], 3)
+    options = {"exact_below": 0, "candidates": 128}
+    first = FaissIndex(vectors, file, **options).search(vectors[:9], 3)
     with monkeypatch.context() as patch:
-        patch.setattr(FaissIndex, "_made", lambda *_: pytest.fail("made again"))
-        torch.testing.assert_close(first, FaissIndex(vectors, file, exact_below=0).search(vectors[:9], 3))
-    assert len(FaissIndex(vectors[:650], file, exact_below=0)) == 650  # of other vectors
+        patch.setattr(FaissIndex, "_make", lambda *_: pytest.fail("made again"))
+        torch.testing.assert_close(first, FaissIndex(vectors, file, **options).search(vectors[:9], 3))
+    assert FaissIndex(vectors[:650], file, **options)._index.ntotal == 650  # of other vectors
+    assert FaissIndex(vectors, file, state="another bank", **options)._index.ntotal == 700
     file.write_bytes(file.read_bytes()[:-100])
-    again = FaissIndex(vectors, file, exact_below=0).search(vectors[:9], 3)
+    again = FaissIndex(vectors, file, **options).search(vectors[:9], 3)
     torch.testing.assert_close(first, again)
-    assert [path.name for path in tmp_path.iterdir()] == ["codes.faiss"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.faiss", "index.json"]
+
+
+def test_recall_is_measured_when_the_codes_are_made_and_kept_with_them(tmp_path):
+    vectors, *_ = vectors_and_queries(0.5, n=3000)
+    file = tmp_path / "codes.faiss"
+    index = FaissIndex(vectors, file, exact_below=0)
+    assert list(index.recall) == [0.4, 0.5, 0.7, 0.9]
+    assert all(low <= value <= high and value >= 0.99 for value, low, high in index.recall.values())
+    assert FaissIndex(vectors, file, exact_below=0).recall == index.recall
+    assert interval(0, 256)[1:] == pytest.approx((0, 0.01479), abs=1e-5)  # Wilson's, by hand
+
+
+def test_an_index_that_loses_copies_is_made_finer_and_what_it_still_loses_is_warned_of(monkeypatch):
+    vectors, *_ = vectors_and_queries(0.5, n=3000)
+    monkeypatch.setattr("amg.bank.faiss.ENOUGH", 1.01)
+    with pytest.warns(UserWarning, match=r"the index finds \d.\d+ at cosine 0.4, .*: index=exact finds all"):
+        index = FaissIndex(vectors, exact_below=0)
+    assert index.codes == 256 and index.candidates == 512
+    queries = near(vectors, 0.9, 256)
+    found = index.search(queries)[1] == ExactIndex(vectors).search(queries)[1]
+    assert found.float().mean().item() == pytest.approx(index.recall[0.9][0])
+
+
+def test_queries_lie_at_their_cosine():
+    vectors = F.normalize(torch.randn(300, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    queries = near(vectors, 0.7, 50)
+    torch.testing.assert_close(queries.norm(dim=1), torch.ones(50))
+    torch.testing.assert_close((queries @ vectors.T).amax(1), torch.full((50,), 0.7), atol=1e-4, rtol=0)
+
+
+def test_numbers_that_are_no_answer_are_never_found():
+    vectors = F.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    for index in (
+        ExactIndex(vectors, dead=[3, 8]),
+        ExactIndex(vectors.half(), dead=[3, 8], coarse=True, chunk=100),
+        FaissIndex(vectors, exact_below=0, candidates=700, dead=[3, 8]),
+    ):
+        products, found = index.search(vectors[:10], 4)
+        expected = (vectors[:10] @ vectors.T).index_fill(1, torch.tensor([3, 8]), -2).topk(4)
+        assert torch.equal(found, expected.indices)
+        torch.testing.assert_close(products, expected.values, atol=2e-3, rtol=0)
 
 
 def test_codes_are_kept_beside_the_vectors(tmp_path, monkeypatch):
-    monkeypatch.setattr(FaissIndex.__init__, "__defaults__", (None, 128, 500, 0))
+    monkeypatch.setattr("amg.similarity.descriptor.SCAN_FROM", 500)
+    monkeypatch.setattr(FaissIndex.__init__, "__defaults__", (None, None, None, 500, (), None, 0))
     bank = TrainingBank.from_tensors(pictures(600), cache=tmp_path)
     identity = Identity("pixels", "none")
-    similarity = DescriptorSimilarity(bank, lambda x: x.flatten(1), identity=identity, index="faiss")
-    assert similarity(bank.images[:50]).index.tolist() == [*range(50)]
-    assert sorted(path.name for path in (tmp_path / "pixels-none").iterdir()) == [
-        "codes.faiss", "manifest.json", "vectors.npy",
-    ]  # fmt: skip
+    similarity = DescriptorSimilarity(bank, lambda x: x.flatten(1), identity=identity)  # index="auto"
+    assert similarity(bank.pictures[:50]).index.tolist() == [*range(50)]
+    assert similarity.nearest(bank.pictures[:50])[1].flatten().tolist() == [*range(50)]
+    (folder,) = tmp_path.glob("pixels-none-*")
+    assert {"codes.faiss", "index.json", "manifest.json", "vectors.npy"} <= {path.name for path in folder.iterdir()}
 
 
 def test_the_exact_index_equals_brute_force_and_knows_its_size():
@@ -111,7 +156,7 @@ def test_the_exact_index_equals_brute_force_and_knows_its_size():
 def test_chunks_of_vectors_change_nothing(chunk):
     vectors, queries = torch.randn(30, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
     for k in (1, 8, 30):
-        products, index = ExactIndex(vectors, chunk).search(queries, k)
+        products, index = ExactIndex(vectors, chunk=chunk).search(queries, k)
         expected = (queries @ vectors.T).topk(k, dim=1)
         assert torch.equal(index, expected.indices)
         torch.testing.assert_close(products, expected.values)
@@ -138,13 +183,31 @@ def test_neighbours_come_nearest_first_and_begin_with_the_match():
         near = similarity.neighbours(x, 60)
         assert torch.equal(near[:, 0], similarity(x).index)
         assert (near.sort(1).values == torch.arange(60)).all()
-    pixels = torch.cdist(x.double().flatten(1), bank.images.double().flatten(1))
+    pixels = torch.cdist(x.double().flatten(1), bank.pictures[:].double().flatten(1))
     assert torch.equal(NormalizedL2(bank).neighbours(x.double(), 60), pixels.argsort(1))
 
 
 def test_an_unknown_index_is_refused():
-    with pytest.raises(ValueError, match="similarity.index: unknown 'hnsw'; choose exact or faiss"):
+    with pytest.raises(ValueError, match="similarity.index: unknown 'hnsw'; choose auto, exact, faiss, milvus"):
         PCASimilarity(TrainingBank.from_tensors(pictures(9)), index="hnsw")
+
+
+@pytest.mark.parametrize("url", ["milvus://{folder}/a.db/bank", "qdrant://:memory:/bank"])
+def test_a_vector_data_base_answers_as_exact_search_and_is_filled_once(tmp_path, url):
+    vectors = F.normalize(torch.randn(1500, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    index = RemoteIndex(vectors[:1200], url.format(folder=tmp_path), dead=[7])
+    if "memory" not in url:
+        index = RemoteIndex(vectors, url.format(folder=tmp_path), dead=[7])  # grown
+    expected = ExactIndex(index.vectors, dead=[7]).search(vectors[:20], 5)
+    products, found = index.search(vectors[:20], 5)
+    assert torch.equal(found, expected[1])
+    torch.testing.assert_close(products, expected[0])
+
+
+def test_what_is_no_data_base_is_told():
+    for url in ("mongo://here/bank", "qdrant://bank"):
+        with pytest.raises(ValueError, match=r"similarity.index: '.*' is no milvus://host:port/collection or qdrant"):
+            RemoteIndex(torch.zeros(9, 4), url)
 
 
 RUN = ["trainer=cpu", "sampler.steps=3", "n_samples=4", "metrics.extractor=none", "similarity=pca"]

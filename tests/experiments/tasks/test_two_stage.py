@@ -48,8 +48,8 @@ def test_the_best_of_the_coarse_candidates_by_the_fine_cosine_wins(lab, x):
     coarse, fine = lab
     value, index = TwoStage(coarse, fine, candidates=5)(x)
     with torch.no_grad():
-        proposed = (coarse.descriptors(x) @ coarse.descriptors(coarse.bank.images).T).topk(5).indices
-        cosines = fine.descriptors(x) @ fine.descriptors(fine.bank.images).T
+        proposed = (coarse.descriptors(x) @ coarse.descriptors(coarse.bank.pictures[:]).T).topk(5).indices
+        cosines = fine.descriptors(x) @ fine.descriptors(fine.bank.pictures[:]).T
         best = cosines.gather(1, proposed).max(1)
     assert torch.equal(index, proposed.gather(1, best.indices[:, None])[:, 0])
     torch.testing.assert_close(value, best.values)
@@ -126,14 +126,14 @@ def test_clips_sizes_and_crops_are_those_of_transformers_over_many_shapes(monkey
 def test_clip_finds_training_pictures_and_is_kept_on_disk(clip_folder, tmp_path):
     bank = TrainingBank.from_tensors(training_images(32).images[:20], cache=tmp_path)
     clip = CLIP(bank, clip_folder)
-    assert clip(bank.images).index.tolist() == list(range(20))
+    assert clip(bank.pictures[:]).index.tolist() == list(range(20))
     assert [path.name for path in tmp_path.iterdir()] == ["clip-tiny-crop24"]
     direct = CLIPVisionModelWithProjection.from_pretrained(clip_folder).eval()
     with torch.no_grad():
-        expected = F.normalize(direct(pixel_values=preprocess(bank.images, 24)).image_embeds, dim=1)
-    torch.testing.assert_close(clip.vectors(bank.images), expected)
+        expected = F.normalize(direct(pixel_values=preprocess(bank.pictures[:], 24)).image_embeds, dim=1)
+    torch.testing.assert_close(clip.vectors(bank.pictures[:]), expected)
     fine = DescriptorSimilarity(bank, lambda images: images.flatten(1))
-    assert TwoStage(clip, fine, 3)(bank.images).index.tolist() == list(range(20))
+    assert TwoStage(clip, fine, 3)(bank.pictures[:]).index.tolist() == list(range(20))
 
 
 def test_missing_clip_weights_say_what_to_do_in_a_line(bank, tmp_path):
