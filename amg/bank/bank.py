@@ -117,16 +117,22 @@ class TrainingBank:
         """
         path = Path(os.path.expanduser(path))
         found = opened(source, kind, image_column, caption_column, split, revision)
-        return cls._told(cls(Rows.build(path, found, on_rows=on_rows), size=size))
+        rows = Rows.build(path, found, on_rows=on_rows)
+        if size is not None:
+            rows.remember(size=height_width(size))
+        return cls._told(cls(rows, size=rows.info.get("size")))
 
     @classmethod
     def open(cls, path: str | Path, size: Size = None) -> TrainingBank:
         """Opens a bank that `build` made; reads nothing but its manifest.
 
+        Args:
+            size: that images are decoded to; None takes that of `build`.
         Raises:
             FileNotFoundError, ValueError: where there is none, or none that is whole.
         """
-        return cls(Rows.open(Path(os.path.expanduser(path))), size=size)
+        rows = Rows.open(Path(os.path.expanduser(path)))
+        return cls(rows, size=size or rows.info.get("size"))
 
     @classmethod
     def from_tensors(
@@ -206,11 +212,16 @@ class TrainingBank:
         found = opened(path, kind, image_column, caption_column, split, revision)
         if cache is None:
             rows = Rows.read(found)
-        elif cache == "auto":
-            name = digest_of_json([os.path.abspath(os.path.expanduser(path)), found.spec, found.stamp()])
-            rows = Rows.build(cache_folder() / "banks" / name, found, VERIFIED)
         else:
-            rows = Rows.build(cache_folder(cache), found, VERIFIED)
+            name = digest_of_json([os.path.abspath(os.path.expanduser(path)), found.spec, found.stamp()])
+            folder = cache_folder() / "banks" / name if cache == "auto" else cache_folder(cache)
+            try:
+                rows = Rows.build(folder, found, VERIFIED)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                why = f"{error.strerror} (data.cache names another folder, data.cache=null keeps everything in memory)"
+                raise OSError(error.errno, why, str(folder)) from None
         bank = cls._told(cls(rows, size=size, source=str(path)), captioned)
         bank.note = download_note(path, lambda: int(bank.multiplicity.sum()))
         if deduplicate is None:

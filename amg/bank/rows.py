@@ -126,6 +126,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def remember(self, **facts: Any) -> None:
+        """Keeps more facts in `bank.json`."""
+        self.info |= facts
+        if self.path is not None:
+            write_info(self.path, self.info)
+
     def rows_of(self, entry: int) -> list[int]:
         """The rows of an entry, its first one first."""
         lo, hi = np.searchsorted(self.repeats[:, 0], [entry, entry + 1])
@@ -379,7 +385,7 @@ def _finish(path: Path, source: Source, stamp: str, before: dict[str, Any]) -> N
     if before.get("rows") is not None:
         grown = grown | {before["digest"]: before["entries"]}
     about = {"version": VERSION, "source": source.spec, "captions_in": source.captions_in, "stamp": stamp}
-    write_info(path, about | facts | {"grown": grown})
+    write_info(path, before | about | facts | {"grown": grown})
 
 
 def _looked_at(

@@ -91,6 +91,19 @@ def test_a_source_that_grows_at_its_end_is_appended_and_vectors_are_kept(tmp_pat
     torch.testing.assert_close(kept, expected, atol=2e-3, rtol=0)
 
 
+def test_the_size_that_images_are_decoded_to_is_remembered(tmp_path):
+    folder = save(tmp_path / "train", names(3))
+    TrainingBank.build(tmp_path / "bank", folder, size=(4, 6))
+    assert TrainingBank.open(tmp_path / "bank").shape == (3, 4, 6)
+    assert TrainingBank.open(tmp_path / "bank", size=2).pictures[:].shape == (3, 3, 2, 2)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match="data.cache=null keeps everything in memory.*/file"):
+        TrainingBank.from_folder(save(tmp_path / "train", names(3)), cache=tmp_path / "file")
+
+
 def test_a_source_that_changed_or_is_another_is_refused(tmp_path):
     folder = save(tmp_path / "train", names(40))
     TrainingBank.build(tmp_path / "bank", folder)
