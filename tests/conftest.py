@@ -22,6 +22,12 @@ def _deterministic():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _on_this_machine(monkeypatch):
+    """No command in a test's own process fetches what is missing."""
+    monkeypatch.setattr("experiments.tasks.run.offline", lambda: True)
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Runs a command line below tmp_path; returns exit code, stdout and stderr."""

@@ -100,8 +100,8 @@ class TrainingBank:
     ) -> TrainingBank:
         """Reads a training set of any size into a folder, or goes on with what is missing there, and opens it.
 
-        Every image is read once and its header alone is decoded. A source that has grown at its end is appended; rows
-        that are there keep their numbers.
+        Every image is read once and its header alone is decoded. A source that has grown is appended: a folder by its
+        new images, others at their end. Rows that are there keep their numbers.
 
         Args:
             path: the bank's folder.
@@ -117,7 +117,7 @@ class TrainingBank:
         """
         path = Path(os.path.expanduser(path))
         found = opened(source, kind, image_column, caption_column, split, revision)
-        rows = Rows.build(path, found, on_rows=on_rows)
+        rows = Rows.build(path, found, on_rows=on_rows, grow=True)
         if size is not None:
             rows.remember(size=height_width(size))
         return cls._told(cls(rows, size=rows.info.get("size")))

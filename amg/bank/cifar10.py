@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from torch import Tensor
 from amg.bank.bank import TrainingBank
 from amg.bank.dedupe import dedupe
 from amg.bank.images import UnreadableImage, decode_pixels
+from amg.fetch import fetch_file
 
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+SIZE, SHA256 = 170_498_071, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
 
@@ -60,6 +64,25 @@ def find(path: str | Path = "data/cifar10", split: str = "train", download: bool
             raise FileNotFoundError(f"data.path: there is no {path}")
     elif not (download or (path / "cifar-10-batches-py").is_dir() or any(path.glob(f"{split}*.parquet"))):
         raise _missing(path, split)
+
+
+def fetch(path: str | Path = "data/cifar10", split: str = "train") -> None:
+    """Fetches CIFAR-10 from its authors where there is nothing of it, 170 MB.
+
+    Raises:
+        NotFetched, OSError, ValueError: as `amg.fetch.fetch_file`.
+    """
+    path = Path(os.path.expanduser(path))
+    try:
+        find(path, split)
+    except FileNotFoundError:
+        if path.suffix == ".parquet":
+            return
+        archive = fetch_file(URL, path / "cifar-10-python.tar.gz", SHA256, SIZE)
+        part = path / ".part"
+        with tarfile.open(archive) as tar:
+            tar.extractall(part, filter="data")
+        os.replace(part / "cifar-10-batches-py", path / "cifar-10-batches-py")
 
 
 def read_cifar10(

@@ -57,8 +57,8 @@ class BankNote(UserWarning):
         return f"{self.path}: {'; '.join(notes)}"
 
 
-def decode(data: bytes | Path | None, size: Size = None) -> Tensor:
-    """Decodes one image to (3, H, W) in [−1, 1]; resized by averaging where a size is given.
+def decode(data: bytes | Path | Image.Image | None, size: Size = None) -> Tensor:
+    """Decodes one image, encoded or Pillow's, to (3, H, W) in [−1, 1]; resized by averaging where a size is given.
 
     Raises:
         UnreadableImage: as `decode_pixels`.
@@ -66,7 +66,7 @@ def decode(data: bytes | Path | None, size: Size = None) -> Tensor:
     return _tensor(decode_pixels(data, height_width(size)))
 
 
-def decode_pixels(data: bytes | Path | None, shape: tuple[int, int] | None = None) -> np.ndarray:
+def decode_pixels(data: bytes | Path | Image.Image | None, shape: tuple[int, int] | None = None) -> np.ndarray:
     """Decodes one image to 8-bit RGB, (H, W, 3), upright, as viewers show it.
 
     EXIF orientation is applied, transparency is composed on white, and 16-bit grey becomes 8-bit grey. Of an animation
@@ -127,7 +127,9 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in Image.OPEN if name not in NO_IMAGES)
 
 
-def _opened(data: bytes | Path | None) -> Image.Image:
+def _opened(data: bytes | Path | Image.Image | None) -> Image.Image:
+    if isinstance(data, Image.Image):
+        return data.copy()
     return Image.open(data if isinstance(data, Path) else io.BytesIO(data or b""), formats=_formats())
 
 

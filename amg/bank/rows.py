@@ -78,6 +78,7 @@ class Rows:
         source: Source,
         verify: int = 0,
         on_rows: Callable[[int], None] | None = None,
+        grow: bool = False,
     ) -> Rows:
         """Reads what the folder lacks of a source; whoever is killed goes on at the last whole file.
 
@@ -85,6 +86,7 @@ class Rows:
             verify: rows that are decoded to their end, so that broken ones are no entries. Of the others the header is
                 read alone; what is broken behind it is found when it is embedded.
             on_rows: told how many rows were read, block by block.
+            grow: appends the new images of a folder, wherever they stand in it; else only those at its end.
         Raises:
             ValueError: for a folder of another source, or a source that changed.
         """
@@ -103,7 +105,10 @@ class Rows:
                 return cls.open(path)
             if not info:
                 write_info(path, {"version": VERSION, "source": source.spec, "rows": None})
-            _write_rows(path / "rows", source, verify, on_rows)
+            known = None
+            if grow and info.get("rows") is not None and source.spec["kind"] == "folder":
+                known = dict(pair for file in _files(path / "rows") for pair in _sizes(read_table(file)))
+            _write_rows(path / "rows", source, verify, on_rows, known)
             _finish(path, source, stamp, info)
         return cls.open(path)
 
@@ -338,8 +343,13 @@ def _write_rows(
     source: Source,
     verify: int,
     on_rows: Callable[[int], None] | None,
+    known: dict[str, int] | None,
 ) -> None:
-    """Writes the files that are missing, whole or not at all; a last file that is not full is written again."""
+    """Writes the files that are missing, whole or not at all; a last file that is not full is written again.
+
+    Args:
+        known: images of a folder that are there, which its new ones follow.
+    """
     import pyarrow as pa
 
     there = _files(folder)
@@ -348,7 +358,13 @@ def _write_rows(
     if on_rows is not None and full:
         on_rows(full * FILE)
     number = full
-    for part in _blocks(_looked_at(source.rows(full * FILE), verify - full * FILE, hasattr(source, "vectors"))):
+    if known is None:
+        rows = _looked_at(source.rows(full * FILE), verify - full * FILE, hasattr(source, "vectors"))
+        parts = _blocks(rows)
+    else:
+        begun = zip(*(column.to_pylist() for column in last.columns), strict=True) if full < len(there) else ()
+        parts = _blocks(_looked_at(source.rows(known=known), 0), list(begun))
+    for part in parts:
         table = _table(part)
         if number == full and full < len(there):  # grown, or as it was
             assert last is not None
@@ -405,8 +421,13 @@ def _looked_at(
         yield row, shape, reason
 
 
-def _blocks(rows: Iterator[Any]) -> Iterator[list[Any]]:
-    block = []
+def _sizes(table: pa.Table) -> Iterator[tuple[str, int]]:
+    return zip(table["key"].to_pylist(), table["size"].to_pylist(), strict=True)
+
+
+def _blocks(rows: Iterator[Any], block: list[Any] | None = None) -> Iterator[list[Any]]:
+    """FILE rows at a time; the first follow those of a block that was begun."""
+    block = block or []
     for row, shape, reason in rows:
         block.append((*row[:5], digest_of(row.data), *(shape or (0, 0)), reason))
         if len(block) == FILE:

@@ -73,6 +73,7 @@ class AntiMemorizationGuidance(Guidance):
         looks: when a sample that was never flagged is looked at again, see `Watch`; None looks at every step.
         neighbours, count: G_dup acts by the most common caption among so many nearest training pictures, if it occurs
             more than `count` times. Paper (1, 0): by the nearest picture's caption, always; released code: 1000, 20.
+        strong: the same with stronger constants, for images that came out as copies and are drawn again.
 
     At an exact copy ∇σ_t may be zero (nL2) or not finite. G_sim of such a flagged sample takes a random direction of
     unit length in its place, which the sample's seed alone decides and which is the same at every step.
@@ -95,6 +96,7 @@ class AntiMemorizationGuidance(Guidance):
         neighbours: int = 1,
         count: int = 0,
         looks: Looks | None = None,
+        strong: AntiMemorizationGuidance | None = None,
     ):
         terms = (terms,) if isinstance(terms, str) else tuple(terms)
         unknown = sorted(set(terms) - set(TERMS))
@@ -108,25 +110,37 @@ class AntiMemorizationGuidance(Guidance):
                 raise ValueError(f"guidance.{name} must be >= 0, got {value}")
         if neighbours < 1 or count < 0:
             raise ValueError(f"guidance: neighbours must be >= 1 and count >= 0, got {neighbours} and {count}")
+        if "sim" in terms and c3 > 0 and not getattr(similarity, "differentiable", True):
+            raise ValueError(
+                f"{type(similarity).__name__} has no gradient for G_sim: take it as judge, or guidance.terms=[spe,dup]"
+            )
         self.watch = Watch(similarity, threshold, margin, looks)
         self.similarity = similarity
         self.c1, self.c2, self.c3, self.normalize, self.terms = c1, c2, c3, normalize, terms
         self.captions, self.gradient, self.neighbours = captions, gradient, neighbours
         self._common = None if (neighbours, count) == (1, 0) else self._counter(count)
         self.needs_prompts = "sim" not in self.terms
+        self.strong = strong
+
+    def stronger(self) -> AntiMemorizationGuidance:
+        return self.strong or self
 
     @classmethod
     def preset(cls, name: str, bank: TrainingBank, similarity: Similarity | None = None) -> AntiMemorizationGuidance:
         """Named settings, e.g. "sd-main"; see `amg.guidance.presets`."""
         from amg.guidance.presets import preset
 
-        return cls(**preset(name, bank, similarity))
+        given = preset(name, bank, similarity)
+        strong = name.replace("main", "strong")
+        strong = None if strong == name else cls(**preset(strong, bank, given["similarity"]))
+        return cls(**given, strong=strong)
 
     def looking(self, looks: Looks | None) -> AntiMemorizationGuidance:
         if looks is self.watch.looks:
             return self
         other = copy.copy(self)
         other.watch = Watch(self.similarity, self.watch.threshold, self.watch.margin, looks)
+        other.strong = self.strong and self.strong.looking(looks)
         return other
 
     def attach(self, model: Any, asked: Asked) -> AbstractContextManager:

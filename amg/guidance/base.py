@@ -49,6 +49,10 @@ class Guidance:
         """Returns this guidance with other rests between its looks at predicted images, if it rests."""
         return self
 
+    def stronger(self) -> Guidance:
+        """Returns this guidance with its strong constants, for an image that came out as a copy; itself without any."""
+        return self
+
     def __call__(self, step: Step, state: Any) -> tuple[Tensor, Any]:
         """Returns the noise prediction to use, (B, C, H, W), and the next state."""
         return step.eps, state
@@ -118,6 +122,9 @@ class Chain(Guidance):
     def looking(self, looks: Looks | None) -> Chain:
         guidances = [guidance.looking(looks) for guidance in self.guidances]
         return self if all(map(operator.is_, guidances, self.guidances)) else Chain(guidances)
+
+    def stronger(self) -> Chain:
+        return Chain([guidance.stronger() for guidance in self.guidances])
 
     def __call__(self, step: Step, state: tuple | None) -> tuple[Tensor, tuple]:
         states = []

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ SD = Presets(
     main=Preset(13, 6.5 / 0.3, 100, Exponential(0.4, 0.3, 4.995), 0.5, 0.6, RELEASED_SD),
     strong=Preset(13, 6.5 / 0.3, 100, Exponential(0.3, 0.2, 4.995), 0.4, 0.5, RELEASED_SD + "; λ a tenth lower"),
 )
+TODAY = Presets(*(replace(one, source=f"untuned: Stable Diffusion's, {one.source}") for one in (SD.main, SD.strong)))
+"""For transformers and flows, in whose variance-preserving view a guidance acts."""
 CIFAR10 = Presets(  # c1 and c2 have no effect: nL2 is negative, and Eqs. 13 and 15 then give 0
     main=Preset(0, 0, 12, Parabolic(-1.5, -1.2), -1.4, -1.2, "untuned", normalize=True),
     strong=Preset(0, 0, 12, Parabolic(-1.7, -1.4), -1.6, -1.4, "untuned", normalize=True),
@@ -70,6 +72,11 @@ PRESETS: dict[tuple[str, str], Presets] = {
     ("ddpm_cifar10", "nl2"): CIFAR10,
     ("iddpm_cifar10", "nl2"): CIFAR10,
     ("iddpm_cifar10_cond", "nl2"): CIFAR10,
+    **{
+        (model, similarity): TODAY
+        for model in ("sd3", "flux", "flux2", "qwen_image", "pixart", "sana", "z_image", "pipeline")
+        for similarity in ("sscd", "clip_sscd")
+    },
     **{(model, similarity): SD for model in ("sd", "sd_v2", "sdxl", "local") for similarity in ("sscd", "clip_sscd")},
     ("lab_ddpm", "nl2"): Presets(
         main=Preset(0, 0, 21, Parabolic(-1.45, -1.1), -1.4, -1.2, CARD, normalize=True, margin=0.35),

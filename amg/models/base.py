@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -77,21 +76,3 @@ def join(first: Condition, second: Condition) -> Condition:
     if isinstance(first, dict):
         return {name: torch.cat([first[name], second[name]]) for name in first}
     return torch.cat([first, second])
-
-
-def reachable() -> bool:
-    """One try an address and process: the hub's own client tries for half a minute before it gives up."""
-    from huggingface_hub import constants
-
-    return _answers(constants.ENDPOINT)
-
-
-@cache
-def _answers(endpoint: str) -> bool:
-    from huggingface_hub import get_session
-
-    try:
-        get_session().head(endpoint, timeout=10)
-    except Exception:  # of whichever HTTP library the hub's client is built on, or its offline mode
-        return False
-    return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +16,10 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from amg.bank.cifar10 import CLASSES
-from amg.models.base import Model, reachable
-from amg.models.iddpm import SETTINGS, URL
+from amg.fetch import fetch_file
+from amg.hub import reachable
+from amg.models.base import Model
+from amg.models.iddpm import SETTINGS, URL, convert
 from amg.tensors import digest_of
 
 CIFAR10 = "google/ddpm-cifar10-32"
@@ -156,8 +160,18 @@ def _find_iddpm_cond(path: str | Path = "weights/iddpm_cifar10_cond") -> None:
     _need(path, f"no weights are public, train some by `{command}`")
 
 
+def _fetch_iddpm(path: str | Path = "weights/iddpm_cifar10") -> None:
+    """Fetches the published checkpoint and converts it, where the folder is missing."""
+    if not Path(path).exists():
+        part = Path(f"{path}.part")
+        checkpoint = fetch_file(URL, Path(path).parent / Path(URL).name)
+        shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
+        os.replace(convert(checkpoint, part), path)
+
+
 # what experiments asks before a network is loaded
 ddpm_cifar10.find, iddpm_cifar10.find, iddpm_cifar10_cond.find = _find_ddpm, _find_iddpm, _find_iddpm_cond
+iddpm_cifar10.fetch = _fetch_iddpm
 iddpm_cifar10.learns_variance = iddpm_cifar10_cond.learns_variance = True
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from amg.models.base import Condition, Model
 from amg.models.latents import LatentDecoder
 from amg.models.stable_diffusion import check_prompts, load
+from amg.models.stable_diffusion import fetch as fetch
 from amg.models.stable_diffusion import find as find  # what a component's module says of files that are missing
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amg.models.base import Condition, Model, reachable, take
+from amg.hub import fetch as fetch  # what a component's module says of how its files come
+from amg.hub import reachable
+from amg.models.base import Condition, Model, take
 from amg.models.latents import LatentDecoder
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")

@@ -12,7 +12,7 @@ from torch import nn
 
 from amg.bank import TrainingBank
 from amg.guidance.base import Guidance, flat
-from amg.models.base import reachable
+from amg.hub import reachable
 from amg.models.latents import (
     Decoder,
     EarlyLinear,

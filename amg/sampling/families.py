@@ -105,7 +105,7 @@ class Family:
     calls: int = 1
     """Whether both come of 1 call of 2B rows or of 2 calls of B."""
     scale: str = "guidance_scale"
-    """Argument of a call that says s0 of Eq. 7."""
+    """Argument of a call that says s0 of Eq. 7; "" where there never is CFG."""
     scale_offset: float = 0.0
     """s0 less that argument."""
     combine: Callable[[Tensor, Tensor, float, Mapping[str, Any]], Tensor] = eq7
@@ -238,7 +238,7 @@ FLUX = Packed(
     refuses=("ip_adapter_image", "ip_adapter_image_embeds", "negative_ip_adapter_image"),
     tiny=TAEF1,
 )
-FLUX2 = Packed(patch=1, by_row=("img_ids", "txt_ids"), uses_cfg=lambda pipe, call: False)
+FLUX2 = Packed(patch=1, by_row=("img_ids", "txt_ids"), uses_cfg=lambda pipe, call: False, scale="")  # all embedded
 MASKED = Family(encoded=("encoder_hidden_states", "encoder_attention_mask"))
 PIXELS = Family("unet", latents=False, encoded=(), uses_cfg=lambda pipe, call: False)
 
@@ -247,7 +247,7 @@ MODULAR = {"guider": True, "uses_cfg": by_guider, "order": COND_FIRST, "calls": 
 FAMILIES = {
     "DDIMPipeline": PIXELS,
     "DDPMPipeline": PIXELS,
-    "Flux2KleinPipeline": replace(FLUX2, uses_cfg=by_property, order=COND_FIRST, calls=2),
+    "Flux2KleinPipeline": replace(FLUX2, uses_cfg=by_property, scale="guidance_scale", order=COND_FIRST, calls=2),
     "Flux2Pipeline": FLUX2,
     "FluxImg2ImgPipeline": FLUX,
     "FluxPipeline": FLUX,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,10 +17,12 @@ from amg.guidance.base import Guidance, flat, preparers, rewriters
 from amg.guidance.looks import Looks
 from amg.guidance.presets import named_looks
 from amg.models.base import Model
-from amg.models.latents import Decoder, decoder_at
+from amg.models.latents import Decoder, LatentDecoder, decoder_at
+from amg.sampling import on_copy as on_copies
 from amg.sampling.decoders import bank_of, decoder_of
-from amg.sampling.families import family_of, true_cfg
+from amg.sampling.families import Family, family_of, true_cfg
 from amg.sampling.recorded_call import IN_USE, Records, cfg_scale, conditioned, conditions
+from amg.similarity.base import Similarity
 from amg.step import Asked, Start, Step, guide, report_unguarded, shift, variance_preserving, view
 
 
@@ -31,6 +33,9 @@ def guard(
     *,
     decoder: Any = "auto",
     looks: str | Looks | None = None,
+    on_copy: str | None = None,
+    tries: int = 3,
+    judge: Similarity | None = None,
 ) -> GuardedPipeline:
     """A pipeline of diffusers under a guidance: the same call, the same output, its attributes at hand.
 
@@ -46,15 +51,23 @@ def guard(
         pipe: an instance of a class in `families.FAMILIES`, with a scheduler that calls the network once a step.
         guidance: it may rewrite prompts, edit embeddings, the first noise and predictions, shift x_{t−1} and attach to
             the pipe.
-        on_step: sees each step and the guidance's state.
+        on_step: sees each step and the guidance's state; not those of images that are drawn again.
         decoder: what shows the guidance predicted images: auto, vae, tiny, linear, or an `AutoencoderTiny`; see
             `amg.sampling.decoders.decoder_of`. The finished image is always decoded by the VAE.
         looks: every looks at each sample in each step, as the paper does. adaptive lets a sample rest as was learned
             for a preset's model, similarity and sampler; where nothing was, a warning says so. A file of
             `task=calibrate`, the name of one in `amg.guidance.presets.CURVES`, or a `Looks` serves too. None leaves it
             to the guidance.
+        on_copy: what happens to a finished image beyond the copy threshold of the guidance's similarity, or of the
+            judge. "flag" reports it. "resample" draws it again, `tries` times at most, and then refuses it; try k
+            draws from a seed made of the image's own and k, from the second on with the strong constants of a preset.
+            "refuse" puts a black image in its place. None looks at no finished image. The call's report, one
+            `SampleReport` per image, is `guarded.report`.
+        tries: redraws of an image at most.
+        judge: a similarity that gives no gradient, whose `copy` threshold counts beside the guide's.
     Raises:
-        ValueError: for an untested pipeline, scheduler or guidance, by name. Before the first step of a call: for a
+        ValueError: for an untested pipeline, scheduler or guidance, by name; for `on_copy` where neither guidance nor
+            judge knows the training images. Before the first step of a call: for a
             method that rewrites prompts where only embeddings are given, or that works on CFG where there is none; for
             G_dup where the text encoder was freed; for weights loaded under `torch.inference_mode` where a gradient
             passes them.
@@ -64,7 +77,7 @@ def guard(
     do nothing, and a warning says so once. Seeds come from the generators passed to the call: each one's
     `initial_seed()`, or that of a single one plus the row.
     """
-    return GuardedPipeline(pipe, guidance, on_step, decoder, looks)
+    return GuardedPipeline(pipe, guidance, on_step, decoder, looks, on_copy, tries, judge)
 
 
 def sample_pipeline(
@@ -90,7 +103,6 @@ def sample_pipeline(
     pipe, family = model.pipeline, family_of(model.pipeline)
     call = {
         "prompt": [""] * len(seeds) if prompts is None else list(prompts),
-        family.scale: (1.0 if prompts is None else s0) - family.scale_offset,
         "num_inference_steps": steps,
         "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
         "height": model.side,
@@ -98,22 +110,27 @@ def sample_pipeline(
         "output_type": "latent",
     } | model.options
     accepted = inspect.signature(pipe.__call__).parameters
+    if family.scale:
+        call[family.scale] = (1.0 if prompts is None else s0) - family.scale_offset
     if family.uses_cfg is true_cfg and s0 > 1:
         call["negative_prompt"] = [""] * len(seeds)
     if "eta" in accepted:
         call["eta"] = eta
     before, pipe.scheduler = pipe.scheduler, schedule.own_scheduler(model, scheduler, steps)
     try:
-        return guard(pipe, guidance, on_step, decoder=decoder or "vae")._run(**call)[1]
+        return guard(pipe, guidance, on_step, decoder=decoder or "vae").run((), call)[1].x_prev
     finally:
         pipe.scheduler = before
+
+
+GUARDS_OWN = ("pipe", "guidance", "on_step", "decoder", "on_copy", "tries", "judge", "report", "_told")
 
 
 class GuardedPipeline:
     """A diffusers pipeline whose calls run under a guidance. All other attributes are the pipeline's own.
 
-    They are read from the pipeline and set on it. The arguments of `guard` cannot be replaced; `components` is refused,
-    since a pipeline made of them, e.g. by `from_pipe`, would be unguarded.
+    They are read from the pipeline and set on it. The arguments of `guard` and `report` cannot be replaced;
+    `components` is refused, since a pipeline made of them, e.g. by `from_pipe`, would be unguarded.
     """
 
     def __init__(
@@ -123,22 +140,37 @@ class GuardedPipeline:
         on_step: Callable[[Step, Any], None] | None = None,
         decoder: Any = "auto",
         looks: str | Looks | None = None,
+        on_copy: str | None = None,
+        tries: int = 3,
+        judge: Similarity | None = None,
     ):
         # `__setattr__` writes to the pipeline; these are the guard's own
-        vars(self).update(pipe=pipe, guidance=guidance, on_step=on_step, _told=set())
+        vars(self).update(pipe=pipe, guidance=guidance, on_step=on_step, on_copy=on_copy, tries=tries, judge=judge)
+        vars(self).update(report=[], _told=set())
         self._check()
+        on_copies.check(on_copy, tries, guidance, judge)
         if isinstance(guidance, Guidance):  # a plain function serves as a guidance
             guidance = guidance.looking(_looks(looks, guidance, pipe))
         vars(self).update(guidance=guidance, decoder=decoder_of(pipe, decoder, bank_of(guidance)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The pipeline's own call."""
-        return self._run(*args, **kwargs)[0]
+        """The pipeline's own call; `report` is what is known of its images, with `on_copy`."""
+        return self.run(args, kwargs)[0] if self.on_copy is None else on_copies.checked(self, args, kwargs)
 
-    def _run(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        """What the call returns, and its samples after the last step, (B, C, h, w)."""
+    @property
+    def family(self) -> Family:
+        """The row of the pipeline."""
+        return family_of(self.pipe)
+
+    def bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that a call gives, by name."""
+        arguments = inspect.signature(self.pipe.__call__).bind(*args, **kwargs).arguments
+        return {name: v for name, v in arguments.items() if name != "kwargs"} | arguments.get("kwargs", {})
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, _Call]:
+        """What a call returns, and the call, whatever its images show."""
         self._check()
-        family, arguments = family_of(self.pipe), inspect.signature(self.pipe.__call__).bind(*args, **kwargs)
+        family, arguments = self.family, inspect.signature(self.pipe.__call__).bind(*args, **kwargs)
         named = arguments.arguments.setdefault("kwargs", {}) if family.guider else arguments.arguments
         seeds = _Seeds(named.get("generator"))
         prompts = self._rewrite(named, seeds)
@@ -150,7 +182,7 @@ class GuardedPipeline:
                 raise ValueError(f"guard does not follow {name} of {type(self.pipe).__name__}: leave it out")
         call = _Call(self, seeds, prompts, named)
         with call.watch():
-            return self.pipe(*given[0], **given[1]), call.x_prev
+            return self.pipe(*given[0], **given[1]), call
 
     def to(self, *args: Any, **kwargs: Any) -> GuardedPipeline:
         """Moves the pipeline; still guarded."""
@@ -158,7 +190,7 @@ class GuardedPipeline:
         return self
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("pipe", "guidance", "on_step", "decoder", "_told"):  # not there yet, e.g. while unpickled
+        if name in GUARDS_OWN:  # not there yet, e.g. while unpickled
             raise AttributeError(name)
         if name == "components":  # no AttributeError: hasattr would hide it
             raise ValueError("a pipeline made of a guarded one is unguarded: make it of `.pipe`, then guard it")
@@ -220,6 +252,7 @@ class _Call:
         self.seeds, self.arguments, self.told = seeds, arguments, guarded._told
         self.family = family_of(self.pipe)
         self.decoder = guarded.decoder
+        self.full_decode = LatentDecoder(self.pipe.vae) if self.family.latents else lambda x0: x0
         self.records = Records(self.pipe, self.family, arguments, prompts)
         self.state = None
         self.finite: Tensor | None = None
@@ -227,6 +260,14 @@ class _Call:
         self.prepared: dict[bool, dict[str, Tensor]] | None = None
         self.first: Tensor | None = None
         self.x_prev: Tensor | None = None
+        """The samples after the last step, (B, C, h, w)."""
+        self.guided: Tensor | None = None
+
+    def steps_guided(self) -> list[int | None]:
+        """Steps on which each sample was guided; None where the guidance does not say."""
+        if self.guided is not None:
+            return self.guided.tolist()
+        return [0 if type(self.guidance) is Guidance else None] * len(self.x_prev)
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -383,6 +424,9 @@ class _Call:
         )
         self.finite = step.finite if self.finite is None else self.finite & step.finite
         edited, eps, self.state = guide(self.guidance, step, self.state, unpacked, scheduler)
+        kept = self.guidance.record(self.state) if isinstance(self.guidance, Guidance) else {}
+        if "guided" in kept:
+            self.guided = kept["guided"].int() + (0 if self.guided is None else self.guided)
         if self.on_step is not None:
             self.on_step(step, self.state)
         output = output if edited is unpacked else family.pack(edited)
@@ -425,9 +469,16 @@ class _Seeds:
     def __init__(self, generator: torch.Generator | Sequence[torch.Generator] | None):
         self.generator = generator
 
-    def __call__(self, n: int) -> tuple[int, ...]:
+    def __call__(self, n: int, draw: bool = False) -> tuple[int, ...]:
+        """Seeds of n rows.
+
+        Args:
+            draw: takes other ones at each call where no generator was given, as the images themselves are.
+        """
         if isinstance(self.generator, (list, tuple)) and len(self.generator) == n:
             return tuple(generator.initial_seed() for generator in self.generator)
+        if draw and self.generator is None:
+            return tuple(torch.randint(2**63 - 1, (n,)).tolist())
         first = self.generator[0] if isinstance(self.generator, (list, tuple)) else self.generator
         seed = torch.initial_seed() if first is None else first.initial_seed()
         return tuple((seed + i) % 2**63 for i in range(n))

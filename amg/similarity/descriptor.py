@@ -90,6 +90,17 @@ class DescriptorSimilarity:
         return self._search(self.descriptors(images), k)
 
     @torch.no_grad()
+    def others(self, images: Tensor, own: Tensor) -> Match:
+        """The nearest training image of each image, (B,) both, one of them left out for each.
+
+        Args:
+            own: index of the training image that is left out, (B,).
+        """
+        values, index = self.nearest(images, 2)
+        second = index[:, :1] == own.to(index.device)[:, None]
+        return Match(*(torch.where(second[:, 0], both[:, 1], both[:, 0]) for both in (values, index)))
+
+    @torch.no_grad()
     def nearest(self, images: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
         """Cosines and indices of the k nearest training images by exact search, (B, k): what is reported."""
         descriptors = self.descriptors(images)

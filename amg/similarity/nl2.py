@@ -65,3 +65,16 @@ class NormalizedL2:
     def neighbours(self, images: Tensor, k: int) -> Tensor:
         """Indices of the k nearest training images, nearest first, (B, k)."""
         return self.bank.search(images, k)[1]
+
+    @torch.no_grad()
+    def others(self, images: Tensor, own: Tensor) -> Match:
+        """σ of each image in a bank without one of its images, (B,), and its nearest one there, (B,).
+
+        Args:
+            own: index of the training image that is left out, (B,).
+        """
+        k = min(self.k, len(self.bank) - 1)
+        distances, found = self.bank.search(images, k + 1)
+        rest = (found == own.to(found.device)[:, None]).long().argsort(dim=1, stable=True)[:, :k]  # that one last
+        distances, found = distances.gather(1, rest), found.gather(1, rest)
+        return Match(-distances[:, 0] / (self.scale * distances.mean(1).clamp(min=TINY)), found[:, 0])

@@ -14,6 +14,7 @@ from amg.bank import TrainingBank
 from amg.bank.vectors import Identity
 from amg.similarity.descriptor import DescriptorSimilarity
 from amg.similarity.sscd_file import FILE, TorchScript
+from amg.similarity.sscd_file import fetch as fetch
 from amg.similarity.sscd_file import find as find  # experiments.build looks for it beside the class
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from amg.fetch import mismatch
+from amg.fetch import fetch_file, mismatch
 from amg.tensors import sha256_of
 
 FILE = "sscd_disc_mixup.torchscript.pt"
@@ -49,10 +49,24 @@ def find(path: str | Path = FILE, size: int | None = None, sha256: str | None = 
         )
 
 
-def url(path: str | Path, address: str = URL) -> str:
+def fetch(path: str | Path = FILE, size: int | None = None, sha256: str | None = None) -> None:
+    """Fetches a published file that is missing; one that is there stays, and `find` says if it is another.
+
+    Raises:
+        NotFetched, OSError, ValueError: as `amg.fetch.fetch_file`.
+    """
+    path = Path(path)
+    if not path.exists() and path.name.startswith("sscd_"):
+        try:
+            fetch_file(url(path), path, sha256, size)
+        except ValueError as error:  # pooch names the file by another name while it is checked
+            raise ValueError(f"{path} from {url(path)}: {error}") from None
+
+
+def url(path: str | Path, address: str | None = None) -> str:
     """Returns the address of the published file of that name; of FILE if the name is none of the authors'."""
     name = Path(path).name
-    return address.rstrip("/") + "/" + (name if name.startswith("sscd_") else FILE)
+    return (address or URL).rstrip("/") + "/" + (name if name.startswith("sscd_") else FILE)
 
 
 class TorchScript:

@@ -38,6 +38,10 @@ class TwoStage:
         """Indices of the k nearest training images among the candidates, of which there are k at least, (B, k)."""
         return self._ranked(images, self.fine.descriptors(images), max(k, self.candidates))[:, :k]
 
+    def others(self, images: Tensor, own: Tensor) -> Match:
+        """The nearest training image of each by the fine descriptor, one left out; see `DescriptorSimilarity`."""
+        return self.fine.others(images, own)
+
     @torch.no_grad()
     def nearest(self, images: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
         """Cosines and indices of the k nearest training images among the candidates, (B, k)."""

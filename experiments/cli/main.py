@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         if sweep:
             return _sweep([argument for argument in arguments if argument not in MULTIRUN], experiment, command)
         cfg = compose_config(arguments)
-        from experiments.tasks.task import run
+        from experiments.tasks.run import run
 
         run(cfg, command=command)
         return DONE

@@ -53,7 +53,7 @@ def one_job(cfg: DictConfig) -> None:
         own_threads()
         one_device(cfg)
         OmegaConf.update(cfg, "trainer.devices", 1, force_add=True)
-        from experiments.tasks.task import run
+        from experiments.tasks.run import run
 
         own = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath")]
         command = shlex.join(["python", "run.py", *own, *overrides])

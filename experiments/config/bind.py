@@ -107,6 +107,20 @@ def _threshold(node: dict[str, Any], model: str, similarity: str, strength: str,
     return {"_target_": f"amg.thresholds.{type(chosen).__name__}"} | asdict(chosen) | given
 
 
+def _strong(node: dict[str, Any], model: str, similarity: str, of: str) -> dict[str, Any] | None:
+    """Returns the node of a guidance with the strong constants and their λ_t; None if the table has none."""
+    from amg.guidance import presets
+
+    try:
+        chosen = presets.constants(model, similarity, "strong")
+    except KeyError:
+        return None
+    names = ("c1", "c2", "c3", "normalize", "margin")
+    given = {key: value for key, value in node.items() if key not in ("preset", "threshold")}
+    constants = {name: getattr(chosen, name) for name in names} | given
+    return constants | {"threshold": _threshold({"preset": "preset"}, model, similarity, "strong", of)}
+
+
 def _nodes(run: RunConfig) -> dict[str, dict[str, Any]]:
     nodes = {key: getattr(run, key) for key in COMPONENTS}
     return nodes | {f"{key}.{name}": node for key in SEVERAL for name, node in getattr(run, key).items()}
@@ -127,12 +141,14 @@ def expand_presets(run: RunConfig) -> RunConfig:
     plain = run.model_dump()
     model, similarity = (plain[key].get("name") for key in ("model", "similarity"))
     of = f"model={model} with similarity={similarity}"
-    for key in ("similarity", "judge"):
+    for key in ("similarity", "judge") if plain["data"].get("name") == "model" else ():  # of the model's own images
         thresholds = presets.COPY_THRESHOLDS.get((model, plain[key].get("name")))
         if thresholds:
             plain[key] = dict(zip(("copy", "strict"), thresholds, strict=True)) | plain[key]
     guidances = list(every("guidance", plain["guidance"]))
     strength = next((node["preset"] for _, node in guidances if "preset" in node), run.strength)
+    if plain["task"].get("images"):  # an audit of images samples nothing
+        plain["threshold"] = {"_target_": "amg.thresholds.Always"}
     for node in (plain, *(node for _, node in guidances)):
         if "preset" in (node.get("threshold") or {}):
             node["threshold"] = _threshold(node["threshold"], model, similarity, strength, of)
@@ -141,6 +157,11 @@ def expand_presets(run: RunConfig) -> RunConfig:
     for key, node in guidances:
         if "preset" not in node:
             continue
+        takes = inspect.signature(locate(node["_target_"])).parameters
+        if (
+            run.on_copy == "resample" and node["preset"] == "main" and "strong" in takes
+        ):  # for images that come out as copies again
+            node["strong"] = _strong(node, model, similarity, of)
         missing = [name for name in ("c1", "c2", "c3") if name not in node]
         try:
             chosen = presets.constants(model, similarity, node.pop("preset"))

@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from experiments.config.messages import told
 
+TRIES = 3
+"""Redraws of on_copy=resample where nothing is said."""
 OWN = ("planted", "ordinary")
 """Sets of a model that has default prompts."""
 
@@ -67,6 +69,9 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
     threshold: dict[str, Any]
     trainer: dict[str, Any]
     detector: dict[str, dict[str, Any]] = Field(default_factory=dict)  # task=detect brings them
+    on_copy: Literal["flag", "resample", "refuse"] | None = None  # what becomes of an image that is a copy
+    download: bool = True  # fetches weights, descriptors and training images that are named and not there
+    tries: int | None = Field(default=None, gt=0)  # redraws of on_copy=resample at most
 
     @property
     def seeds(self) -> range:
@@ -80,6 +85,8 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
         texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt or []
         if self.prompt is not None and (not texts or any(not text.strip() for text in texts)):
             raise ValueError("prompt: empty; give some text, or leave it out for the model's default prompts")
+        if self.tries is not None and self.on_copy != "resample":
+            raise ValueError("tries: counts the redraws of on_copy=resample; leave it out, or choose that")
         if self.conditioning == "none" and given:
             raise ValueError(f"{given[0]}: conditioning=none takes no condition; leave one of the two out")
         return self
@@ -89,6 +96,8 @@ def validate(plain: dict[str, Any]) -> RunConfig:
     """Validates the run-level keys; fills in what other keys decide: conditioning, prompts, n_samples."""
     if plain.get("conditioning") == "prompt" and plain.get("labels") is not None:
         plain["conditioning"] = "label"
+    if plain.get("on_copy") == "resample" and plain.get("tries") is None:
+        plain["tries"] = TRIES
     plain.pop("tuned", None)  # read by the nodes that it is for
     default = plain.pop("default_prompts", None)
     if plain.get("conditioning") == "prompt" and plain.get("prompt") is None and plain.get("prompts") is None:

@@ -10,13 +10,15 @@ from rich.table import Table as RichTable
 
 from experiments.config.schema import RunConfig
 from experiments.run.folder import Manifest
-from experiments.tables.table import Table, TableSpec, render
+from experiments.tables.table import Table, TableSpec, columns, render
 
 USUAL = (
     *("top5", "top1", "copies", "judge_copies", "planted_copies", "truth_copies", "fid", "matched_ratio"),
     *("aligned_ordinary", "alignment", "alignment_ordinary", "samples_guided", "steps_guided"),
 )
 """Columns of a table that no experiment describes."""
+COST = ("tries", "refused", "seconds")
+"""Columns of every table of runs with `on_copy`."""
 RATIO_NOTE = (
     "FID ratio: to that of as many unguided samples that are no copies, same reference; copies must not flatter."
 )
@@ -112,7 +114,7 @@ def _specs(results: list[dict[str, Any]], metrics: dict[str, Any]) -> list[Table
             spec.model_copy(update={"keys": [word for word in spec.keys if word in swept - common]}) for spec in specs
         ]
         if any(spec.key(row) in metrics for spec in specs for row in spec.rows):
-            return specs
+            return [_with_cost(spec, metrics) for spec in specs]
     found = [value for value in metrics.values() if isinstance(value, dict)]
     first = Manifest(Path(next(r["run_dir"] for r in results if r["run_dir"]))).read()
     return [
@@ -126,6 +128,15 @@ def _specs(results: list[dict[str, Any]], metrics: dict[str, Any]) -> list[Table
     ]
 
 
+def _with_cost(spec: TableSpec, metrics: dict[str, Any]) -> TableSpec:
+    """A table with the columns of COST behind its own, where `on_copy` acted."""
+    acted = any(isinstance(one, dict) and one.get("tries") is not None for one in metrics.values())
+    known = {column.key for column in spec.columns}
+    more = [columns()[key] for key in COST if acted and key not in known]
+    return spec.model_copy(update={"columns": [*spec.columns, *more]})
+
+
 def useful(metrics: list[dict[str, Any]]) -> list[str]:
-    """The usual columns that some run has measured."""
-    return [key for key in USUAL if any(one.get(key) is not None for one in metrics)]
+    """The usual columns that some run has measured, and what `on_copy` cost where it acted."""
+    keys = (*USUAL, *COST) if any(one.get("tries") is not None for one in metrics) else USUAL
+    return [key for key in keys if any(one.get(key) is not None for one in metrics)]

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from amg.guidance import Guidance, Sight, Watch
 from amg.sampling import sample
 from amg.similarity.base import exactly
+from amg.similarity.copies import derived_seed
 from amg.step import Step
 from amg.worlds.world import World
 from experiments.config.build import Parts
@@ -35,13 +36,12 @@ class Probe(Protocol):
         """Sees a step and the guidance's state."""
         ...
 
-    def rows(self, x0: torch.Tensor, images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
+    def rows(self, x0: torch.Tensor, images: torch.Tensor) -> list[dict[str, Any]]:
         """Returns one record per sample.
 
         Args:
             x0: the finished samples, (B, C, H, W).
             images: the same decoded, (B, 3, H, W) in [−1, 1].
-            seconds: wall time per sample.
         """
         ...
 
@@ -54,6 +54,8 @@ class Kind:
     """Makes the probe of a batch from its seeds and conditions."""
     folder: str = "records"
     schema: pa.Schema = records.SCHEMA
+    filters: bool = False
+    """Whether `on_copy` acts on its images."""
 
 
 class Generate(L.LightningModule):
@@ -65,12 +67,33 @@ class Generate(L.LightningModule):
 
     @torch.no_grad()
     def predict_step(self, seeds: list[int], batch_idx: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
-        start, run, parts = time.perf_counter(), self.run, self.parts
-        conditions = [self.conditions[seed] for seed in seeds]
-        probe = self.kind.probe(parts, seeds, conditions)
+        start, on_copy = time.perf_counter(), self.run.on_copy if self.kind.filters else None
+        rows, images = self.draw(seeds)
+        redraws = self.run.tries if on_copy == "resample" else 0
+        for k in range(1, redraws + 1):
+            again = [i for i in range(len(rows)) if rows[i]["copied"]]
+            if not again:
+                break
+            new, drawn = self.draw([seeds[i] for i in again], k)
+            for i, row, image in zip(again, new, drawn, strict=True):
+                rows[i], images[i] = row, image
+        added = {"seconds": (time.perf_counter() - start) / len(seeds)}
+        known = set(self.kind.schema.names)
+        return [{name: v for name, v in (row | added).items() if name in known} for row in rows], images.cpu()
+
+    def draw(self, seeds: list[int], k: int = 0) -> tuple[list[dict[str, Any]], torch.Tensor]:
+        """Draws try k of some seeds: their records and images, black where they are refused.
+
+        A record's "copied" says that the image is a copy, which a try may still replace.
+        """
+        run, parts = self.run, self.parts
+        if k > 1:  # the first redraw is another first noise; from the second on the strong constants help
+            parts = replace(parts, guidance=parts.guidance.stronger())
+        own, conditions = [derived_seed(seed, k) for seed in seeds], [self.conditions[seed] for seed in seeds]
+        probe = self.kind.probe(parts, own, conditions)
         x0 = sample(
             parts.model,
-            seeds,
+            own,
             guidance=parts.guidance,
             prompts=None if run.conditioning == "none" else conditions,
             s0=run.s0,
@@ -81,8 +104,20 @@ class Generate(L.LightningModule):
             decoder=parts.decoder,
         )
         images = parts.model.decode(x0).clamp(-1, 1)
-        seconds = (time.perf_counter() - start) / len(seeds)
-        return probe.rows(x0, images, seconds), images.cpu()
+        if run.on_copy is None or not self.kind.filters:
+            rows = probe.rows(x0, images)
+            return [row | {"seed": seed} for row, seed in zip(rows, seeds, strict=True)], images
+        copied = self.copied(images)
+        last = run.on_copy == "refuse" or (run.on_copy == "resample" and k == run.tries)
+        refused = copied & last
+        images[refused] = -1
+        told = zip(probe.rows(x0, images), seeds, copied.tolist(), refused.tolist(), strict=True)
+        return [row | {"seed": seed, "tries": k, "copied": c, "refused": r} for row, seed, c, r in told], images
+
+    def copied(self, images: torch.Tensor) -> torch.Tensor:
+        """Which images the guide or the judge calls copies, (B,) bool."""
+        both = (self.parts.similarity, self.parts.judge)
+        return torch.stack([exactly(one, images).value.cpu() > one.copy for one in both]).any(0)
 
     def on_predict_end(self) -> None:
         self.trainer.strategy.barrier()  # what is measured next is the work of all processes
@@ -118,7 +153,7 @@ class Trace:
             return [None] * len(self.seeds)
         return self.of("guided").sum(1).int().tolist()
 
-    def rows(self, x0: torch.Tensor, images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
+    def rows(self, x0: torch.Tensor, images: torch.Tensor) -> list[dict[str, Any]]:
         """Returns one record per sample; the final image's similarity is measured anew."""
         world = self.parts.world
         match, judged = (exactly(one, images) for one in (self.parts.similarity, self.parts.judge))
@@ -154,13 +189,12 @@ class Trace:
                 "trace_flagged": traces["flagged"][i].tolist(),
                 **{f"norm_{term}": traces[term][i].mean().item() for term in ("spe", "dup", "sim")},
                 "dropped": int(traces["dropped"][i].sum()),
-                "seconds": seconds,
             }
             for i, (seed, condition) in enumerate(zip(self.seeds, self.conditions, strict=True))
         ]
 
 
-RECORDS = Kind(Trace)
+RECORDS = Kind(Trace, filters=True)
 
 
 def described(world: World, condition: Condition) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from amg.bank.view import View
 from amg.metrics import (
     Averaged,
     Counted,
-    MemorizedShare,
     Share,
     TopSimilarity,
     features_of,
@@ -46,7 +45,8 @@ def evaluate(
     A metric is None if the records do not hold it: `truth_copies`, `bits` and `aligned*` without a closed form,
     `planted_copies` (the judge's copies of planted images) outside the lab, `judge_copies` and `judge_novel` without a
     judge, `steps_guided` and `samples_guided` for a rival of AMG, `fid` and `fid_setting` without an extractor.
-    `by_cause` holds `n` and the shares of copies within each cause of memorization.
+    `by_cause` holds `n` and the shares of copies within each cause of memorization. `tries`, redraws per sample, and
+    `refused` are None without `on_copy`; a refused sample is no copy, and has no part in percentiles and distances.
 
     Args:
         run_dir: the run's folder.
@@ -60,21 +60,21 @@ def evaluate(
     Raises:
         ValueError: for a run without records, or samples that diverged.
     """
-    rows = rows_of(run_dir, seeds)
-    counts = copies(rows, similarity_copy, judge_copy)
-    similarity, judge = _tensor(rows["similarity"]), _tensor(rows["judge"].dropna())
+    rows = rows_of(run_dir, seeds, refused=True)
+    counts, tries, shown = copies(rows, similarity_copy, judge_copy), rows["tries"].dropna(), _shown(rows)
+    similarity, judge = _tensor(shown["similarity"]), _tensor(shown["judge"].dropna())
     guided = rows["steps_guided"].notna().all()  # unknown for a rival
     planted = ~rows["cause"].isin(ORDINARY)
     return {
         "n": len(rows),
-        "top5": TopSimilarity(5)(similarity),
-        "top1": TopSimilarity(0)(similarity),
+        "top5": TopSimilarity(5)(similarity) if len(shown) else None,
+        "top1": TopSimilarity(0)(similarity) if len(shown) else None,
         **{name: _share(flags) for name, flags in counts.items()},
-        "strict": MemorizedShare(similarity_strict)(similarity),
-        "judge_novel": _share(_judged_novel(rows, similarity_copy, judge_copy)),
+        "strict": _share((rows["similarity"] > similarity_strict) & ~_refused(rows)),
+        "judge_novel": _share(_judged_novel(shown, similarity_copy, judge_copy)),
         "judge_top5": TopSimilarity(5)(judge) if len(judge) else None,
         "by_cause": _by_cause(rows, counts),
-        "bits": Averaged()(_tensor(bits)) if len(bits := rows["bits"].dropna()) else None,
+        "bits": Averaged()(_tensor(bits)) if len(bits := shown["bits"].dropna()) else None,
         "aligned": _share(rows["aligned"]),
         "aligned_ordinary": _share(rows.loc[rows["cause"] == "ordinary", "aligned"]),
         "aligned_planted": _share(rows.loc[planted, "aligned"]),
@@ -82,19 +82,31 @@ def evaluate(
         "steps_guided": int(rows["steps_guided"].sum()) / max(int(rows["steps"].sum()), 1) if guided else None,
         "samples_guided": _share(rows["steps_guided"] > 0) if guided else None,
         "dropped": int(rows["dropped"].sum()),
+        "tries": Averaged()(_tensor(tries)) if len(tries) else None,
+        "refused": _share(rows["refused"]),
         "seconds": float(rows["seconds"].mean()),
-        **_fid(run_dir, rows, extractor, reference_pictures, cache_dir),
+        **_fid(run_dir, shown, extractor, reference_pictures, cache_dir),
     }
+
+
+def _refused(rows: pd.DataFrame) -> pd.Series:
+    """Which samples a black image took the place of; False where nothing was refused at all."""
+    return rows["refused"].fillna(False).astype(bool)
+
+
+def _shown(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[~_refused(rows)].reset_index(drop=True)
 
 
 def copies(rows: pd.DataFrame, similarity_copy: float, judge_copy: float) -> dict[str, pd.Series]:
     """Flags the copies by guide, judge, judge of planted images and truth; unknown ones are missing values."""
-    judged = (rows["judge"] > judge_copy).astype("boolean").mask(rows["judge"].isna())
+    shown = ~_refused(rows)
+    judged = (shown & (rows["judge"] > judge_copy)).astype("boolean").mask(rows["judge"].isna())
     return {
-        "copies": rows["similarity"] > similarity_copy,
+        "copies": shown & (rows["similarity"] > similarity_copy),
         "judge_copies": judged,
-        "planted_copies": (rows["planted"] & (rows["judge"] > judge_copy)).mask(rows["planted"].isna()),
-        "truth_copies": rows["truth"],
+        "planted_copies": (rows["planted"] & judged).mask(rows["planted"].isna()),
+        "truth_copies": rows["truth"] & shown,
     }
 
 
@@ -136,8 +148,8 @@ def thresholds_used(similarity_copy: float, similarity_strict: float, judge_copy
     )
 
 
-def rows_of(run_dir: str | Path, seeds: Collection[int] | None) -> pd.DataFrame:
-    """A run's records of some seeds, None for all.
+def rows_of(run_dir: str | Path, seeds: Collection[int] | None, refused: bool = False) -> pd.DataFrame:
+    """A run's records of some seeds, None for all; those of refused samples only where they are asked for.
 
     Raises:
         ValueError: for a run without any, or samples that diverged.
@@ -145,6 +157,7 @@ def rows_of(run_dir: str | Path, seeds: Collection[int] | None) -> pd.DataFrame:
     rows = records.read(run_dir)
     if seeds is not None:
         rows = rows[rows["seed"].isin(list(seeds))].reset_index(drop=True)
+    rows = rows if refused else _shown(rows)
     if not len(rows):
         raise ValueError(f"{run_dir} holds no records{' of these seeds' if seeds else ''}: generate samples first")
     diverged = rows.loc[rows["similarity"].isna(), "seed"].tolist()

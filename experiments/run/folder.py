@@ -18,7 +18,21 @@ from amg.metrics.values import plain, restored
 from amg.tensors import replacing
 from experiments.config.schema import ConfigError, RunConfig
 
-DECIDES = ("seed", "s0", "conditioning", "prompt", "prompts", "labels", "sampler", "decoder", "looks")
+DECIDES = (
+    "seed",
+    "s0",
+    "conditioning",
+    "prompt",
+    "prompts",
+    "labels",
+    "sampler",
+    "decoder",
+    "looks",
+    "on_copy",
+    "tries",
+)
+LATER = ("on_copy", "tries")
+"""Keys that decide an image only where they are set; runs without them are those of before there were any."""
 NODES = ("data", "guidance", "judge", "model", "similarity", "threshold")
 MEASURES = ("n_samples", "metrics", "similarity", "judge")
 """Keys that decide a run's metrics, once its images are there."""
@@ -114,16 +128,20 @@ def folder(
 
 def _digest(config: RunConfig, parts: Any, chosen: list[str | int] | None, keys: Sequence[str]) -> str:
     """A hash of these keys, of prompts, bank and weights."""
-    dump = config.model_dump()
-    decides = {key: dump[key] for key in keys}
+    decides = _set(config, keys)
     content = json.dumps([decides, chosen, parts.bank.digest(), parts.model.digest], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
 
 
+def _set(config: RunConfig, keys: Sequence[str]) -> dict[str, Any]:
+    """The values of some keys, without those of LATER that are not set."""
+    dump = config.model_dump()
+    return {key: dump[key] for key in keys if key not in LATER or dump[key] is not None}
+
+
 def twin_of(config: RunConfig) -> str:
     """Returns a hash of all that a run shares with its unguided twin."""
-    dump = config.model_dump()
-    content = json.dumps([dump[key] for key in TWIN], sort_keys=True)
+    content = json.dumps([*_set(config, TWIN).values()], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
 
 

@@ -142,8 +142,11 @@ def gained(
     scorer: Scorer, name: str, run_dir: Path, unguided_dir: Path, cache: Path | None, seeds: range
 ) -> dict[str, Any]:
     """Alignment guided less unguided, seed by seed, as a `Mean` over the samples of each kind that has two or more."""
-    rows = rows_of(run_dir, seeds)
-    guided, unguided = (_values(scorer, name, one, cache, rows_of(one, seeds)) for one in (run_dir, unguided_dir))
+    frames = [rows_of(one, seeds) for one in (run_dir, unguided_dir)]
+    both = set(frames[0]["seed"]) & set(frames[1]["seed"])  # what neither run refused
+    frames = [frame[frame["seed"].isin(both)].reset_index(drop=True) for frame in frames]
+    rows, places = frames[0], (run_dir, unguided_dir)
+    guided, unguided = (_values(scorer, name, *one) for one in zip(places, (cache, cache), frames, strict=True))
     change = guided - unguided
     return {f"alignment_change{kind}": Averaged()(change[mask]) for kind, mask in _kinds(rows) if mask.sum() > 1}
 

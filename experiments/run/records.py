@@ -50,7 +50,11 @@ _OPTIONAL = {
     "bits": pa.float64(),  # log2 p/p_safe under the sample's condition
     "aligned": pa.bool_(),  # the responsible component is one that was asked for
     "planted": pa.bool_(),  # the lab: the training image that the judge finds nearest was planted
+    "tries": pa.int64(),  # times that the sample was drawn again; null without on_copy
+    "refused": pa.bool_(),  # a black image took its place
 }
+LATER = {"tries", "refused"}
+"""Columns that older shards lack, and rows may: null there."""
 SCHEMA = pa.schema(
     [pa.field(name, kind, nullable=name == "steps_guided") for name, kind in _REQUIRED.items()]
     + [pa.field(name, kind) for name, kind in _OPTIONAL.items()]
@@ -76,10 +80,13 @@ def append(
     if not rows:
         raise ValueError("records: no rows to append")
     for row in rows:
-        for problem, names in (("unknown", set(row) - set(schema.names)), ("missing", set(schema.names) - set(row))):
+        missing = set(schema.names) - set(row) - LATER
+        for problem, names in (("unknown", set(row) - set(schema.names)), ("missing", missing)):
             if names:
                 raise ValueError(f"records: {problem} column {', '.join(sorted(names))} (seed {row.get('seed')})")
-    table = pa.Table.from_arrays([_column(field, [row[field.name] for row in rows]) for field in schema], schema=schema)
+    table = pa.Table.from_arrays(
+        [_column(field, [row.get(field.name) for row in rows]) for field in schema], schema=schema
+    )
     folder = Path(run_dir) / kind
     folder.mkdir(parents=True, exist_ok=True)
     seeds = table["seed"].to_pylist()
@@ -143,10 +150,15 @@ def _shards(run_dir: str | Path, kind: str = "records") -> list[Path]:
 def _load(file: Path, schema: pa.Schema = SCHEMA, columns: list[str] | None = None) -> pa.Table | None:
     try:
         shard = pq.ParquetFile(file)
-        if shard.schema_arrow.names != schema.names:
-            odd = sorted(set(shard.schema_arrow.names) ^ set(schema.names)) or ["another order"]
+        there = shard.schema_arrow.names
+        if [name for name in schema.names if name in there or name not in LATER] != there:
+            odd = sorted(set(there) ^ set(schema.names)) or ["another order"]
             raise ValueError(f"{file} holds other columns than this version writes: {', '.join(odd)}")
-        return shard.read(columns).cast(schema if columns is None else pa.schema([schema.field(c) for c in columns]))
+        table = shard.read(columns)
+        for field in schema if columns is None else ():
+            if field.name not in there:
+                table = table.append_column(field, pa.nulls(len(table), field.type))
+        return table.cast(schema if columns is None else pa.schema([schema.field(c) for c in columns]))
     except (pa.ArrowInvalid, OSError) as error:
         log.warning("%s is truncated, its samples count as missing: %s", file, str(error).splitlines()[0])
         return None

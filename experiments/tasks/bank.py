@@ -50,6 +50,8 @@ class Bank(Task):
     engine: str = "lightning"
     address: str | None = None
 
+    builds = True
+
     def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path | None:
         self._check()
         steps = STEPS[:3] if self.step is None else (self.step,)
@@ -253,6 +255,8 @@ class Dedupe(Task):
     Args:
         threshold, k, scale: see `amg.bank.dedupe.dedupe`.
     """
+
+    builds = True
 
     threshold: float = 1.0
     k: int = 50

@@ -37,6 +37,8 @@ class Calibrate(Task):
         late: share of copied trajectories that those rests may flag later than looks at every step, in (0, 1).
     """
 
+    builds = True
+
     rate: float = 0.01
     copied: str | None = None
     n_copied: int = 2000

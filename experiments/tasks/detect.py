@@ -52,6 +52,8 @@ class Detect(Task):
         published: numbers of papers by detector, `auc` and `tpr` (per cent), for the first part of the table.
     """
 
+    builds = True
+
     ordinary: str = "ordinary_laion"
     learn: int = 64
     published: dict[str, dict[str, float]] | None = None
@@ -207,7 +209,7 @@ class Seen:
     def __call__(self, step: Step, state: Any) -> None:
         self.observer(step)
 
-    def rows(self, x0: torch.Tensor, images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
+    def rows(self, x0: torch.Tensor, images: torch.Tensor) -> list[dict[str, Any]]:
         """Returns one record per sample; without the truth, the judge says which are copies."""
         found, truth = self.observer.finish(x0), self.parts.world.truth
         guide, judge = self.parts.similarity(images).value, self.parts.judge(images).value

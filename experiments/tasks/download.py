@@ -31,6 +31,8 @@ from experiments.tasks.task import Task
 FOLDER = "data/memorized_laion"
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
 UNTYPED = ("", "application/octet-stream", "binary/octet-stream")
+NOT_TRIED = "not tried yet"
+"""Reason of an address that an interrupted command left."""
 PIXELS, RESOLUTION, HOPS = 50_000_000, 32, 5
 """Pixels of an image at most, of its shorter side at least (some are 1 × 1 and count visitors); redirects at most."""
 
@@ -89,7 +91,7 @@ class Download(Task):
             raise ConfigError(
                 [f"task=download: HF_HUB_OFFLINE is set, and {len(missing)} images are missing in {folder}"]
             )
-        failed = {i: row | {"reason": "not tried yet"} for i, row in missing.items()}
+        failed = {i: row | {"reason": NOT_TRIED} for i, row in missing.items()}
 
         def fetch(i: int) -> tuple[int, dict]:
             url = wanted[i]["url"]

@@ -21,6 +21,8 @@ class Generate(Task):
         draw: draws the seeds that are missing on disk; False measures what is there.
     """
 
+    builds = True
+
     draw: bool = True
 
     def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path:

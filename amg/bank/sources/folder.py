@@ -15,6 +15,7 @@ from amg.prompts.text_files import captions_of, columns, csv_rows, json_lines, p
 
 FILE_COLUMNS = ("file_name", "file", "image", "path")
 TABLES = {"metadata.jsonl": json_lines, "metadata.csv": csv_rows, "metadata.parquet": parquet_rows}
+CHANGED = "build the bank in another folder"
 FAILED = "failed.jsonl"
 """Addresses that gave no image, beside the `metadata.jsonl` of a download."""
 
@@ -42,9 +43,21 @@ class Folder:
         self.captions_in = f".txt, {', '.join(TABLES)}"
         self.missed: dict[str, int] = {}
 
-    def rows(self, start: int = 0) -> Iterator[Row]:
+    def rows(self, start: int = 0, known: dict[str, int] | None = None) -> Iterator[Row]:
+        """Each image from number `start` on.
+
+        Args:
+            known: names that are left out, each with its size; all of them must be there.
+        Raises:
+            ValueError: where a known one is not there, or of another size.
+        """
+        known = dict(known or {})
         texts: dict[str, dict[str, str]] = {}
         for name, listed in islice(self._files(texts), start, None):
+            if (size := known.pop(name, None)) is not None:
+                if (now := (self.root / name).stat().st_size) != size:
+                    raise ValueError(f"data.path: {self.root / name} has {now} bytes, {size} before: {CHANGED}")
+                continue
             try:
                 data = (self.root / name).read_bytes()
             except OSError:
@@ -55,6 +68,9 @@ class Folder:
             if not any(captions) and text is not None:
                 captions = [read_text(self.root / folder / text).strip()] * max(len(captions), 1)
             yield Row(name, name, 0, len(data or b""), captions or [""], data)
+        if known:
+            some = next(iter(known))
+            raise ValueError(f"data.path: {len(known)} images of {self.root} are gone, e.g. {some}: {CHANGED}")
 
     def read(self, file: str, offset: int, size: int) -> bytes | None:
         return (self.root / file).read_bytes()

@@ -104,12 +104,29 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
         TrainingBank.from_folder(save(tmp_path / "train", names(3)), cache=tmp_path / "file")
 
 
+def test_new_images_of_a_folder_are_appended_wherever_they_stand_in_it(tmp_path):
+    folder = save(tmp_path / "train", names(40))
+    before = TrainingBank.build(tmp_path / "bank", folder)
+    save(folder, ["000a", "020a", "z"], seed=1)
+    after = TrainingBank.build(tmp_path / "bank", folder)
+    assert after.keys == [*before.keys, "000a.png", "020a.png", "z.png"]
+    assert torch.equal(after.pictures[:40], before.pictures[:])
+    (folder / "003.png").unlink()
+    with pytest.raises(
+        ValueError, match="1 images of .*train are gone, e.g. 003.png: build the bank in another folder"
+    ):
+        TrainingBank.build(tmp_path / "bank", folder)
+
+
 def test_a_source_that_changed_or_is_another_is_refused(tmp_path):
     folder = save(tmp_path / "train", names(40))
     TrainingBank.build(tmp_path / "bank", folder)
-    save(folder, ["035"], seed=3)
-    with pytest.raises(ValueError, match="train is not what it was: build the bank in another folder"):
+    TrainingBank.from_folder(folder, cache=tmp_path / "cache")
+    (folder / "035.png").write_bytes((folder / "034.png").read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"035.png has \d+ bytes, \d+ before: build the bank in another folder"):
         TrainingBank.build(tmp_path / "bank", folder)
+    with pytest.raises(ValueError, match="train is not what it was: build the bank in another folder"):
+        TrainingBank.from_folder(folder, cache=tmp_path / "cache")
     with pytest.raises(ValueError, match="is a bank of .*train.*, not of .*other.*: name another folder"):
         TrainingBank.build(tmp_path / "bank", save(tmp_path / "other", names(3)))
 

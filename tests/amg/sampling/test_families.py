@@ -94,6 +94,50 @@ def test_a_scale_that_changes_on_the_way_is_recovered_from_the_outputs():
     assert scales == [7.5, *[pytest.approx(3.0, abs=1e-4)] * 3]
 
 
+def agrees(pipe, options, name):
+    """Whether a pipeline under guard keeps its bits where nothing is flagged, and changes where everything is."""
+    expected = call(pipe, options)
+    assert torch.equal(call(guard(pipe, amg(Constant(1e9), size_of(name))), options), expected)
+    got = call(guard(pipe, amg(None, size_of(name))), options)
+    assert got.isfinite().all() and not torch.equal(got, expected)
+    assert remains(pipe)[:2] == [None, (0, 0)]
+
+
+@pytest.mark.parametrize("name", [name for name in FLOWS if "without" not in name])
+def test_a_callback_may_change_the_latents(name):
+    build, options = PIPELINES[name]
+
+    def change(pipe, i, t, tensors):
+        return {"latents": tensors["latents"] * 0.9}
+
+    pipe = build()
+    plain = call(pipe, options)
+    assert not torch.equal(call(pipe, options | {"callback_on_step_end": change}), plain)
+    agrees(pipe, options | {"callback_on_step_end": change}, name)
+
+
+@pytest.mark.parametrize("name", [name for name in FLOWS if "without" not in name])
+def test_accelerate_may_bring_the_weights_for_each_call_alone(name):
+    from accelerate import cpu_offload
+
+    build, options = PIPELINES[name]
+    pipe = build()
+    expected = call(pipe, options)
+    for part in (pipe.transformer, pipe.vae):
+        cpu_offload(part, execution_device=torch.device("cpu"))
+    torch.testing.assert_close(call(pipe, options), expected)
+    agrees(pipe, options, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image"])
+def test_a_compiled_denoiser(name):
+    build, options = PIPELINES[name]
+    pipe = build()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    agrees(pipe, options, name)
+
+
 def test_what_guard_does_not_follow_is_refused_by_name():
     pipe = stable_diffusion_3()
     with pytest.raises(ValueError, match="does not follow skip_guidance_layers of StableDiffusion3Pipeline"):

@@ -22,6 +22,7 @@ PAIRED = {  # similarities for other models than the closed-form world, and what
     "similarity/lab_guide": ["model=lab_sd"],
     "similarity/lab_pca": ["model=lab_sd"],
     "similarity/lab_judge": ["model=lab_sd"],
+    "similarity/pdq": ["threshold=constant", "++threshold.value=0.7"],
 } | {f"detector/{file.stem}": ["task=detect"] for file in (CONF / "detector").glob("*.yaml")}
 MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 
