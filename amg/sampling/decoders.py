@@ -46,14 +46,14 @@ def decoder_of(pipe: Any, kind: str | nn.Module | Decoder = "auto", bank: Traini
     """
     if isinstance(kind, str) and kind not in KINDS:
         raise ValueError(f"decoder: unknown {kind!r}; choose {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    if not isinstance(kind, (str, nn.Module)):
+        return kind
     if not family_of(pipe).latents:
         if kind not in ("auto", "vae"):
             raise ValueError(f"decoder={kind}: {type(pipe).__name__} samples images, which nothing decodes")
         return lambda x0: x0
     if isinstance(kind, nn.Module):
         return TinyDecoder(kind, pipe.vae)
-    if not isinstance(kind, str):
-        return kind
     if kind == "tiny":
         return TinyDecoder(tiny_of(pipe), pipe.vae)
     if kind == "linear":
