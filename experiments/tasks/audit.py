@@ -259,6 +259,8 @@ def _page(reports, bank, guide, judge, duplicates, shares, facts) -> str:
         return inline(training_picture(bank.pictures, index))
 
     ranked = sorted(reports.items(), key=lambda item: beyond(item[1]), reverse=True)
+    once = {one.nearest: (file, one) for file, one in reversed(ranked)}  # a second copy of an image shows nothing new
+    ranked = [item for item in ranked if item == once[item[1].nearest]]
     size = tuple(bank.shape[1:])
     pairs = [
         {

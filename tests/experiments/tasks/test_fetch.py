@@ -25,6 +25,8 @@ REPO, REVISION = "tiny/stable-diffusion", "0123456789abcdef0123456789abcdef01234
 ROOT = Path(__file__).parents[3]
 DRIVER = """
 import sys
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 4096  # what reaches the disk at once; the files here are small
 import amg.similarity.sscd_file as sscd
 import experiments.tasks.download as download
 from requests.adapters import HTTPAdapter
