@@ -46,7 +46,7 @@ def train(folder: Path, n: int) -> None:
 def call(folder: Path, bank: str, *keys: str) -> subprocess.Popen:
     words = ["task=bank", f"task.out={bank}", "data=folder", "data.path=train", "trainer=cpu", "similarity=lab_guide"]
     words += ["similarity@judge=nl2", *keys]
-    code = f"import sys; {SMALL}; sys.exit(main({words!r}))"
+    code = f"import sys; {SMALL}; from experiments.cli.main import main; sys.exit(main({words!r}))"
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code],
         cwd=folder,
@@ -66,6 +66,15 @@ def finished(*processes: subprocess.Popen) -> None:
 
 def alike(folder: Path, one: str, other: str) -> None:
     """Compares two banks: rows, vectors, answers."""
+    from unittest.mock import patch
+
+    from amg.bank import rows
+
+    with patch.object(rows, "FILE", 64):
+        _alike(folder, one, other)
+
+
+def _alike(folder: Path, one: str, other: str) -> None:
     from amg import TrainingBank
 
     banks = [TrainingBank.open(folder / name) for name in (one, other)]
