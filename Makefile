@@ -36,7 +36,7 @@ test: setup ## all tests but those that need a browser
 lint: setup ## ruff and the import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
-bench: setup ## speed, as ratios measured side by side in one run
+bench: setup ## speed, as ratios measured side by side in one run (SIZE=full: Stable Diffusion at its true size)
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 # in the closed-form world, and on the lab's networks as <experiment>-<model>

@@ -2,6 +2,7 @@
 
 from amg.guidance.anti_memorization import AntiMemorizationGuidance, State
 from amg.guidance.base import Chain, Guidance
+from amg.guidance.looks import Looks
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
 from amg.guidance.watch import Sight, Watch
 
@@ -9,6 +10,7 @@ __all__ = [
     "AntiMemorizationGuidance",
     "Chain",
     "Guidance",
+    "Looks",
     "Sight",
     "State",
     "Watch",

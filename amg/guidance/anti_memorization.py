@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ from torch import Tensor
 from amg.bank import TrainingBank
 from amg.guidance.base import Guidance, require_gradients
 from amg.guidance.captions import CommonCaption
+from amg.guidance.looks import Looks
 from amg.guidance.streams import own_direction
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
 from amg.guidance.watch import Sight, Watch
@@ -68,6 +70,7 @@ class AntiMemorizationGuidance(Guidance):
             pass of the denoiser for each flagged row.
         margin: a sample that was flagged once is held to λ_t − margin from then on. It costs the samples that are never
             flagged nothing. 0 is the paper's Eq. 10, which leaves such a sample just below λ_t.
+        looks: when a sample that was never flagged is looked at again, see `Watch`; None looks at every step.
         neighbours, count: G_dup acts by the most common caption among so many nearest training pictures, if it occurs
             more than `count` times. Paper (1, 0): by the nearest picture's caption, always; released code: 1000, 20.
         strong: the same with stronger constants, for images that came out as copies and are drawn again.
@@ -92,6 +95,7 @@ class AntiMemorizationGuidance(Guidance):
         margin: float = 0.0,
         neighbours: int = 1,
         count: int = 0,
+        looks: Looks | None = None,
         strong: AntiMemorizationGuidance | None = None,
     ):
         terms = (terms,) if isinstance(terms, str) else tuple(terms)
@@ -110,7 +114,7 @@ class AntiMemorizationGuidance(Guidance):
             raise ValueError(
                 f"{type(similarity).__name__} has no gradient for G_sim: take it as judge, or guidance.terms=[spe,dup]"
             )
-        self.watch = Watch(similarity, threshold, margin)
+        self.watch = Watch(similarity, threshold, margin, looks)
         self.similarity = similarity
         self.c1, self.c2, self.c3, self.normalize, self.terms = c1, c2, c3, normalize, terms
         self.captions, self.gradient, self.neighbours = captions, gradient, neighbours
@@ -130,6 +134,14 @@ class AntiMemorizationGuidance(Guidance):
         strong = name.replace("main", "strong")
         strong = None if strong == name else cls(**preset(strong, bank, given["similarity"]))
         return cls(**given, strong=strong)
+
+    def looking(self, looks: Looks | None) -> AntiMemorizationGuidance:
+        if looks is self.watch.looks:
+            return self
+        other = copy.copy(self)
+        other.watch = Watch(self.similarity, self.watch.threshold, self.watch.margin, looks)
+        other.strong = self.strong and self.strong.looking(looks)
+        return other
 
     def attach(self, model: Any, asked: Asked) -> AbstractContextManager:
         """Changes nothing; refuses weights that G_sim cannot take a gradient through."""
@@ -155,7 +167,7 @@ class AntiMemorizationGuidance(Guidance):
     def __call__(self, step: Step, state: State | None) -> tuple[Tensor, State]:
         if state is None and step.eps_cond is not None and "dup" in self.terms and self.c2 > 0:
             self._look_for_captions()
-        sight = self.watch(step, None if state is None else state.ever)
+        sight = self.watch(step, state)
         rows = sight.flagged.nonzero().flatten()
         zeros = torch.zeros_like(sight.similarity)
         trace = {"s1": zeros, "s2": zeros, "spe": zeros, "dup": zeros, "sim": zeros, "dropped": sight.flagged & False}
@@ -213,7 +225,7 @@ class AntiMemorizationGuidance(Guidance):
         """Finds the flagged rows that G_dup acts on, (R,) bool, and the caption that it steers each away from."""
         if self._common is not None:
             k = min(self.neighbours, len(self.similarity.bank))
-            found = self._common(self.similarity.neighbours(self.watch.look(step)[0][rows], k))
+            found = self._common(self.similarity.neighbours(self.watch.images(step, rows), k))
             return (found >= 0).to(index.device), [self._common.names[i] if i >= 0 else "" for i in found.tolist()]
         captions = self._given_captions()
         captions = [captions[i] or "" for i in index.tolist()]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 
+from amg.guidance.looks import Looks
 from amg.step import Asked, Start, Step
 
 
@@ -41,6 +43,10 @@ class Guidance:
 
     def ready(self) -> Guidance:
         """This guidance with all it must learn from other chains; called once, before the first chain is drawn."""
+        return self
+
+    def looking(self, looks: Looks | None) -> Guidance:
+        """Returns this guidance with other rests between its looks at predicted images, if it rests."""
         return self
 
     def stronger(self) -> Guidance:
@@ -112,6 +118,10 @@ class Chain(Guidance):
 
     def ready(self) -> Chain:
         return Chain([guidance.ready() for guidance in self.guidances])
+
+    def looking(self, looks: Looks | None) -> Chain:
+        guidances = [guidance.looking(looks) for guidance in self.guidances]
+        return self if all(map(operator.is_, guidances, self.guidances)) else Chain(guidances)
 
     def stronger(self) -> Chain:
         return Chain([guidance.stronger() for guidance in self.guidances])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from amg.bank import TrainingBank
+from amg.guidance.looks import Looks
 from amg.similarity.base import Similarity
 from amg.thresholds import Always, Calibrated, Constant, Exponential, Parabolic, Threshold
 
@@ -155,6 +156,25 @@ def curve(path: Path) -> Calibrated:
     return Calibrated(times=learned["times"], values=learned["values"])
 
 
+def named_looks(name: str | Path) -> Looks:
+    """Reads the rests between looks that were learned with a curve.
+
+    Args:
+        name: <model>-<similarity> for a curve in `CURVES`, or a file that `task=calibrate` wrote.
+    Raises:
+        FileNotFoundError: where there are none, in one line.
+    """
+    path = Path(name) if Path(name).is_file() else CURVES / f"{name}.json"
+    try:
+        return Looks.read(path)
+    except FileNotFoundError:
+        known = ", ".join(sorted(file.stem for file in CURVES.glob("*.json") if '"looks"' in file.read_text("utf8")))
+        raise FileNotFoundError(
+            f"looks={name}: nothing was learned, python run.py task=calibrate … learns it; known: {known or 'none'}, "
+            "and every"
+        ) from None
+
+
 def preset(name: str, bank: TrainingBank, similarity: Similarity | None = None) -> dict[str, Any]:
     """Returns keyword arguments of `AntiMemorizationGuidance`.
 
@@ -176,4 +196,5 @@ def preset(name: str, bank: TrainingBank, similarity: Similarity | None = None) 
         similarity = SSCD(bank, size=SIZE, sha256=SHA256)
     chosen = constants("sd", "sscd", names[name])
     fields = {field: getattr(chosen, field) for field in ("c1", "c2", "c3", "normalize", "margin")}
-    return {"similarity": similarity, "threshold": chosen.threshold} | fields
+    looks = named_looks("sd-sscd") if (CURVES / "sd-sscd.json").is_file() else None
+    return {"similarity": similarity, "threshold": chosen.threshold, "looks": looks} | fields

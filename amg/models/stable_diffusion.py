@@ -15,13 +15,14 @@ from torch import Tensor
 
 from amg.hub import fetch as fetch  # what a component's module says of how its files come
 from amg.hub import reachable
-from amg.models.base import Condition, Model
+from amg.models.base import Condition, Model, take
 from amg.models.latents import LatentDecoder
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 OUT_OF_REACH = "not on disk, and the hub is out of reach"
 KEPT = 64
-"""Encoded batches that are remembered: a guided chain asks for the same captions at step after step."""
+"""Encoded batches that are remembered, and four times as many prompts: a guided trajectory asks for the captions
+of whichever samples are flagged at step after step."""
 
 
 class StableDiffusion(Model):
@@ -79,6 +80,7 @@ class StableDiffusion(Model):
             raise ValueError(f"model: {source} wants {self.shape[0]} channels, more than latents: an inpainting model?")
         self.decode_latents = LatentDecoder(self.pipe.vae)
         self._encoded: dict[tuple, Condition] = {}
+        self._rows: dict[str, Condition] = {}
         self._checked: set[str] = set()
 
     def __call__(self, x_t: Tensor, timestep: Tensor, condition: Condition | None) -> tuple[Tensor, None]:
@@ -104,12 +106,27 @@ class StableDiffusion(Model):
             self.check(conditions)
             if len(self._encoded) >= KEPT:
                 self._encoded.pop(next(iter(self._encoded)))
-            if any(prompt is None for prompt in conditions) and any(conditions):
+            words = [prompt for prompt in conditions if prompt is not None]
+            if words and len(words) < len(conditions):
                 rows = [self.encode([prompt]) for prompt in conditions]  # mixed: one by one
                 self._encoded[key] = _stack(rows)
-            else:
+            elif not words or not self._rows.keys() & set(words):  # together, as the pipeline does
                 self._encoded[key] = self._encode(list(conditions))
+                self._remember(words, self._encoded[key])
+            else:
+                rows = {word: self._rows[word] for word in words if word in self._rows}
+                new = [word for word in dict.fromkeys(words) if word not in rows]
+                rows |= self._remember(new, self._encode(new)) if new else {}
+                self._encoded[key] = _stack([rows[word] for word in words])
         return self._encoded[key]
+
+    def _remember(self, words: Sequence[str], encoded: Condition) -> dict[str, Condition]:
+        """Returns the rows of encoded prompts, by prompt, and keeps them in the place of the oldest."""
+        rows = {word: take(encoded, torch.tensor([i])) for i, word in enumerate(words)}
+        self._rows |= rows
+        for word in list(self._rows)[: max(0, len(self._rows) - 4 * KEPT)]:
+            del self._rows[word]
+        return rows
 
     def check(self, conditions: Sequence[str | None]) -> None:
         """Looks at prompts without encoding them; says once of each that it is too long.

@@ -116,6 +116,8 @@ class Family:
     """Arguments of a call that change the prediction in ways that `guard` does not follow."""
     by_row: tuple[str, ...] = ()
     """Arguments of the denoiser with one row per row of the batch, beside those in `recorded_call.BY_ROW`."""
+    tiny: str = ""
+    """Name on the hub of the `AutoencoderTiny` that takes its latents at the denoiser's scale; "" for none."""
 
     def feed(self, x: Tensor) -> Any:
         """Returns rows in the scheduler's layout as the denoiser is fed them."""
@@ -216,11 +218,14 @@ class Listed(Family):
         return rows
 
 
-SD = Family("unet")
+TAESD, TAESDXL, TAESD3, TAEF1 = (f"madebyollin/{name}" for name in ("taesd", "taesdxl", "taesd3", "taef1"))
+
+SD = Family("unet", tiny=TAESD)
 SD3 = Family(
     encoded=("encoder_hidden_states", None, "pooled_projections"),
     encoders=2,  # the third, T5, may be left out
     refuses=("skip_guidance_layers", "ip_adapter_image", "ip_adapter_image_embeds"),
+    tiny=TAESD3,
 )
 COND_FIRST = (True, False)
 FLUX = Packed(
@@ -231,6 +236,7 @@ FLUX = Packed(
     calls=2,
     scale="true_cfg_scale",
     refuses=("ip_adapter_image", "ip_adapter_image_embeds", "negative_ip_adapter_image"),
+    tiny=TAEF1,
 )
 FLUX2 = Packed(patch=1, by_row=("img_ids", "txt_ids"), uses_cfg=lambda pipe, call: False, scale="")  # all embedded
 MASKED = Family(encoded=("encoder_hidden_states", "encoder_attention_mask"))
@@ -245,7 +251,9 @@ FAMILIES = {
     "Flux2Pipeline": FLUX2,
     "FluxImg2ImgPipeline": FLUX,
     "FluxPipeline": FLUX,
-    "PixArtSigmaPipeline": replace(MASKED, uses_cfg=lambda pipe, call: call["guidance_scale"] > 1),
+    "PixArtSigmaPipeline": replace(  # in the latents of SDXL
+        MASKED, uses_cfg=lambda pipe, call: call["guidance_scale"] > 1, tiny=TAESDXL
+    ),
     "QwenImagePipeline": Packed(
         encoded=("encoder_hidden_states", "encoder_hidden_states_mask"),
         uses_cfg=true_cfg,
@@ -263,8 +271,12 @@ FAMILIES = {
     "StableDiffusionImg2ImgPipeline": SD,
     "StableDiffusionInpaintPipeline": SD,
     "StableDiffusionPipeline": SD,
-    "StableDiffusionXLPipeline": Family("unet", encoded=("encoder_hidden_states", None, "text_embeds"), encoders=2),
-    "ZImagePipeline": Listed(encoded=("cap_feats",), order=COND_FIRST, scale_offset=1.0, combine=capped),
+    "StableDiffusionXLPipeline": Family(
+        "unet", encoded=("encoder_hidden_states", None, "text_embeds"), encoders=2, tiny=TAESDXL
+    ),
+    "ZImagePipeline": Listed(  # in the latents of Flux.1
+        encoded=("cap_feats",), order=COND_FIRST, scale_offset=1.0, combine=capped, tiny=TAEF1
+    ),
 }
 """By the class's name; docs/adding.md says how to add one."""
 

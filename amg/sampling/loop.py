@@ -10,6 +10,7 @@ from torch import Tensor
 
 from amg.guidance.base import Guidance, rewriters
 from amg.models.base import Condition, Model, join, take
+from amg.models.latents import Decoder, decoder_at
 from amg.sampling.pipeline import sample_pipeline
 from amg.schedule import (
     exact_noise_level,
@@ -37,6 +38,7 @@ def sample(
     steps: int = 50,
     eta: float = 0.0,
     on_step: Callable[[Step, Any], None] | None = None,
+    decoder: Decoder | None = None,
 ) -> Tensor:
     """Draws one sample per seed.
 
@@ -51,6 +53,7 @@ def sample(
         steps: network calls per sample.
         eta: DDIM's share of ancestral noise, in [0, 1].
         on_step: sees each step and the guidance's state.
+        decoder: decodes x̂0 for the guidance, see `amg.sampling.decoders`; the model's own where None.
     Returns:
         x_0, (B, C, H, W), latents or pixels. Samples that became NaN or infinite are unguarded; a warning counts them.
     """
@@ -62,7 +65,16 @@ def sample(
         raise ValueError(f"{names[0]} rewrites prompts in words: give prompts=")
     if getattr(model, "pipeline", None) is not None:
         return sample_pipeline(
-            model, seeds, prompts, guidance, s0=s0, scheduler=scheduler, steps=steps, eta=eta, on_step=on_step
+            model,
+            seeds,
+            prompts,
+            guidance,
+            s0=s0,
+            scheduler=scheduler,
+            steps=steps,
+            eta=eta,
+            on_step=on_step,
+            decoder=decoder,
         )
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler = own_scheduler(model, scheduler, steps)
@@ -81,7 +93,9 @@ def sample(
     finite = torch.ones(len(seeds), dtype=torch.bool, device=x_t.device)
     with guidance.attach(model, asked):
         for timestep in scheduler.timesteps:
-            step, output, variance = look(model, scheduler, x_t, timestep, condition, uncond, s0, seeds, words, asked)
+            step, output, variance = look(
+                model, scheduler, x_t, timestep, condition, uncond, s0, seeds, words, asked, decoder
+            )
             finite &= step.finite
             output, eps, state = guide(guidance, step, state, output, scheduler)
             if variance is not None:
@@ -105,6 +119,7 @@ def look(
     seeds: Sequence[int],
     prompts: Sequence[str] | None = None,
     asked: Asked | None = None,
+    decoder: Decoder | None = None,
 ) -> tuple[Step, Tensor, Tensor | None]:
     """One network call: the step that a guidance sees, the output after CFG, and the variance channels if used."""
     asked = Asked() if asked is None else asked
@@ -143,7 +158,7 @@ def look(
         seeds=seeds,
         denoise=denoise,
         predict=lambda x, rows: ask(x, rows)[0],
-        decode=model.decode,
+        decode=model.decode if decoder is None else decoder_at(decoder, alpha_bar),
     )
     return step, output, None if step.variance is None else variance
 

@@ -85,7 +85,7 @@ def checked(guarded: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
         guidance = guarded.guidance
         if k > 1 and isinstance(guidance, Guidance):  # a plain function serves as a guidance
             guidance = guidance.stronger()
-        again = type(guarded)(pipe, guidance)
+        again = type(guarded)(pipe, guidance, decoder=guarded.decoder)
         vars(again)["_told"] = guarded._told
         arguments = _rows_of(named, rows, [derived_seed(seeds[i], k) for i in rows], len(report))
         drawn, called = again.run((), arguments)

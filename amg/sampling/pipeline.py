@@ -14,9 +14,12 @@ from torch import Tensor
 
 from amg import schedule
 from amg.guidance.base import Guidance, flat, preparers, rewriters
+from amg.guidance.looks import Looks
+from amg.guidance.presets import named_looks
 from amg.models.base import Model
-from amg.models.latents import LatentDecoder
+from amg.models.latents import Decoder, LatentDecoder, decoder_at
 from amg.sampling import on_copy as on_copies
+from amg.sampling.decoders import bank_of, decoder_of
 from amg.sampling.families import Family, family_of, true_cfg
 from amg.sampling.recorded_call import IN_USE, Records, cfg_scale, conditioned, conditions
 from amg.similarity.base import Similarity
@@ -28,6 +31,8 @@ def guard(
     guidance: Guidance,
     on_step: Callable[[Step, Any], None] | None = None,
     *,
+    decoder: Any = "auto",
+    looks: str | Looks | None = None,
     on_copy: str | None = None,
     tries: int = 3,
     judge: Similarity | None = None,
@@ -47,6 +52,12 @@ def guard(
         guidance: it may rewrite prompts, edit embeddings, the first noise and predictions, shift x_{t−1} and attach to
             the pipe.
         on_step: sees each step and the guidance's state; not those of images that are drawn again.
+        decoder: what shows the guidance predicted images: auto, vae, tiny, linear, or an `AutoencoderTiny`; see
+            `amg.sampling.decoders.decoder_of`. The finished image is always decoded by the VAE.
+        looks: every looks at each sample in each step, as the paper does. adaptive lets a sample rest as was learned
+            for a preset's model, similarity and sampler; where nothing was, a warning says so. A file of
+            `task=calibrate`, the name of one in `amg.guidance.presets.CURVES`, or a `Looks` serves too. None leaves it
+            to the guidance.
         on_copy: what happens to a finished image beyond the copy threshold of the guidance's similarity, or of the
             judge. "flag" reports it. "resample" draws it again, `tries` times at most, and then refuses it; try k
             draws from a seed made of the image's own and k, from the second on with the strong constants of a preset.
@@ -66,7 +77,7 @@ def guard(
     do nothing, and a warning says so once. Seeds come from the generators passed to the call: each one's
     `initial_seed()`, or that of a single one plus the row.
     """
-    return GuardedPipeline(pipe, guidance, on_step, on_copy, tries, judge)
+    return GuardedPipeline(pipe, guidance, on_step, decoder, looks, on_copy, tries, judge)
 
 
 def sample_pipeline(
@@ -80,6 +91,7 @@ def sample_pipeline(
     steps: int,
     eta: float,
     on_step: Callable[[Step, Any], None] | None,
+    decoder: Decoder | None = None,
 ) -> Tensor:
     """`amg.sampling.sample` of a model that is a pipeline: one call of it under `guard`.
 
@@ -106,12 +118,12 @@ def sample_pipeline(
         call["eta"] = eta
     before, pipe.scheduler = pipe.scheduler, schedule.own_scheduler(model, scheduler, steps)
     try:
-        return guard(pipe, guidance, on_step).run((), call)[1].x_prev
+        return guard(pipe, guidance, on_step, decoder=decoder or "vae").run((), call)[1].x_prev
     finally:
         pipe.scheduler = before
 
 
-GUARDS_OWN = ("pipe", "guidance", "on_step", "on_copy", "tries", "judge", "report", "_told")
+GUARDS_OWN = ("pipe", "guidance", "on_step", "decoder", "on_copy", "tries", "judge", "report", "_told")
 
 
 class GuardedPipeline:
@@ -126,6 +138,8 @@ class GuardedPipeline:
         pipe: Any,
         guidance: Guidance,
         on_step: Callable[[Step, Any], None] | None = None,
+        decoder: Any = "auto",
+        looks: str | Looks | None = None,
         on_copy: str | None = None,
         tries: int = 3,
         judge: Similarity | None = None,
@@ -135,6 +149,9 @@ class GuardedPipeline:
         vars(self).update(report=[], _told=set())
         self._check()
         on_copies.check(on_copy, tries, guidance, judge)
+        if isinstance(guidance, Guidance):  # a plain function serves as a guidance
+            guidance = guidance.looking(_looks(looks, guidance, pipe))
+        vars(self).update(guidance=guidance, decoder=decoder_of(pipe, decoder, bank_of(guidance)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's own call; `report` is what is known of its images, with `on_copy`."""
@@ -234,7 +251,8 @@ class _Call:
         self.pipe, self.guidance, self.on_step = guarded.pipe, guarded.guidance, guarded.on_step
         self.seeds, self.arguments, self.told = seeds, arguments, guarded._told
         self.family = family_of(self.pipe)
-        self.decode = self.full_decode = LatentDecoder(self.pipe.vae) if self.family.latents else lambda x0: x0
+        self.decoder = guarded.decoder
+        self.full_decode = LatentDecoder(self.pipe.vae) if self.family.latents else lambda x0: x0
         self.records = Records(self.pipe, self.family, arguments, prompts)
         self.state = None
         self.finite: Tensor | None = None
@@ -402,7 +420,7 @@ class _Call:
             seeds=self.seeds(len(x_t)),
             denoise=lambda rows, captions: records.unpack(records.repeat(record, rows, captions)),
             predict=predict,
-            decode=self.decode,
+            decode=decoder_at(self.decoder, alpha_bar),
         )
         self.finite = step.finite if self.finite is None else self.finite & step.finite
         edited, eps, self.state = guide(self.guidance, step, self.state, unpacked, scheduler)
@@ -427,6 +445,22 @@ class _Call:
             return (shifted, *result[1:])
         result.prev_sample = shifted
         return result
+
+
+def _looks(looks: str | Looks | None, guidance: Guidance, pipe: Any) -> Looks | None:
+    """The rests that `guard(looks=)` stands for; None for none."""
+    found = looks
+    if looks in (None, "adaptive"):
+        watches = [watch for one in flat(guidance) if (watch := getattr(one, "watch", None)) is not None]
+        found = next((watch.looks for watch in watches if watch.looks is not None), None)
+    elif isinstance(looks, str):
+        found = None if looks == "every" else named_looks(looks)
+    sampler = type(pipe.scheduler).__name__
+    if looks == "adaptive" and found is None or found is not None and found.sampler != sampler:
+        of = f"with {sampler}, only with {found.sampler}" if found else "for this guidance's model and similarity"
+        warnings.warn(f"looks: no rests were learned {of}: every step is looked at", stacklevel=4)
+        return None
+    return found
 
 
 class _Seeds:

@@ -29,6 +29,7 @@ PROVIDED = {
     "jobs",
     "command",
     "device",
+    "looks",
 }  # handed to components that ask for them by name
 PATHS = (
     *("addresses", "cache", "default_root_dir", "ordinary", "output_dir", "path", "prompts", "reference", "root"),
@@ -151,6 +152,8 @@ def expand_presets(run: RunConfig) -> RunConfig:
     for node in (plain, *(node for _, node in guidances)):
         if "preset" in (node.get("threshold") or {}):
             node["threshold"] = _threshold(node["threshold"], model, similarity, strength, of)
+    if plain["looks"] == "adaptive":
+        plain["looks"] = _looks(f"{model}-{similarity}", run.sampler.scheduler.rpartition(".")[2], of)
     for key, node in guidances:
         if "preset" not in node:
             continue
@@ -173,6 +176,23 @@ def expand_presets(run: RunConfig) -> RunConfig:
             if name not in node:
                 node[name] = getattr(chosen, name)
     return RunConfig.model_validate(plain)
+
+
+def _looks(name: str, sampler: str, of: str) -> dict[str, Any]:
+    """Returns the rests that `looks=adaptive` stands for."""
+    from amg.guidance import presets
+
+    try:
+        found = presets.named_looks(name)
+    except FileNotFoundError:
+        raise NotApplicable(
+            [f"looks=adaptive: nothing was learned for {of}; python run.py task=calibrate … learns it, or looks=every"]
+        ) from None
+    if found.sampler != sampler:
+        raise NotApplicable(
+            [f"looks=adaptive: for {of} it was learned with {found.sampler}, not {sampler}; looks=every"]
+        )
+    return found.plain()
 
 
 NEEDS = {

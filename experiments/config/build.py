@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from amg.bank import TrainingBank
+from amg.guidance.looks import Looks
 from amg.schedule import one_call, own_scheduler
 from amg.worlds.world import World, of
 from experiments.config.bind import COMPONENTS, PREFIXES, every, locate
@@ -32,6 +33,10 @@ class Parts:
     threshold: Any
     guidance: Any
     scheduler: type
+    decoder: Any = None
+    """Decodes x̂0 for the guidance; None for a model that is no pipeline of diffusers: its own."""
+    looks: Any = None
+    """When a sample is looked at again; None for every step."""
 
     @property
     def model(self) -> Any:
@@ -56,10 +61,25 @@ def build(run: RunConfig, measures: bool = False) -> Parts:
     with told("sampler.scheduler"):
         own_scheduler(world.model, scheduler, run.sampler.steps)  # refused before anything is drawn
     with told("guidance"):
-        parts = {"similarity": similarity, "threshold": threshold, "run": run}
+        looks = None if run.looks == "every" else Looks(**run.looks)
+        parts = {"similarity": similarity, "threshold": threshold, "looks": looks, "run": run}
         guidance = component(run.guidance, world=world, model=world.model, bank=world.bank, **parts)
     same_size(run, world, {"similarity": similarity, "judge": judge, "guidance": guidance})
-    return Parts(world, similarity, judge, threshold, guidance, scheduler)
+    with told("decoder"):
+        decoder = decoder_for(world, run)
+    return Parts(world, similarity, judge, threshold, guidance, scheduler, decoder, looks)
+
+
+def decoder_for(world: World, run: RunConfig) -> Any:
+    """What decodes x̂0 for the guidance; None for the model's own."""
+    from amg.sampling.decoders import decoder_of
+
+    pipe = getattr(world.model, "pipe", None) or world.model.pipeline
+    if pipe is None:
+        if run.decoder in ("tiny", "linear"):
+            raise ValueError(f"decoder={run.decoder}: model={run.model.get('name')} has no latents; leave decoder out")
+        return None
+    return decoder_of(pipe, run.decoder, world.bank)
 
 
 def scheduler_of(run: RunConfig) -> type:

@@ -57,6 +57,8 @@ class RunConfig(BaseModel, extra="forbid", frozen=True):
     sampler: SamplerConfig
     metrics: MetricsConfig
     strength: Literal["main", "strong"]  # of AMG's constants
+    decoder: Literal["auto", "vae", "tiny", "linear"] = "vae"  # what runs of before had, as the next one's default
+    looks: Literal["every", "adaptive"] | dict[str, Any] = "every"  # what was learned, once presets are expanded
     data: dict[str, Any]
     guidance: dict[str, Any]
     judge: dict[str, Any]

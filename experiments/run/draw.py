@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -100,6 +101,7 @@ class Generate(L.LightningModule):
             steps=run.sampler.steps,
             eta=run.sampler.eta,
             on_step=probe,
+            decoder=parts.decoder,
         )
         images = parts.model.decode(x0).clamp(-1, 1)
         if run.on_copy is None or not self.kind.filters:
@@ -129,14 +131,14 @@ class Trace:
 
     def __init__(self, parts: Parts, seeds: list[int], conditions: list[Condition]):
         self.parts, self.seeds, self.conditions = parts, seeds, conditions
-        self.watch = Watch(parts.similarity, parts.threshold)
+        self.watch = Watch(parts.similarity, parts.threshold, looks=parts.looks)
         self.sight: Sight | None = None
         self.steps: list[dict[str, torch.Tensor]] = []
 
     def __call__(self, step: Step, state: Any) -> None:
         kept = self.parts.guidance.record(state)
         if "similarity" not in kept:
-            self.sight = self.watch(step, None if self.sight is None else self.sight.ever)
+            self.sight = self.watch(step, self.sight)
             kept |= {name: getattr(self.sight, name) for name in ("similarity", "lam", "flagged")}
         self.steps.append({"t": step.t, **kept})
 
@@ -180,7 +182,9 @@ class Trace:
                 "steps": len(self.steps),
                 "steps_guided": guided[i],
                 "trace_t": traces["t"][i].tolist(),
-                "trace_similarity": traces["similarity"][i].tolist(),
+                "trace_similarity": [
+                    None if math.isnan(value) else value for value in traces["similarity"][i].tolist()
+                ],
                 "trace_threshold": traces["lam"][i].tolist(),
                 "trace_flagged": traces["flagged"][i].tolist(),
                 **{f"norm_{term}": traces[term][i].mean().item() for term in ("spe", "dup", "sim")},

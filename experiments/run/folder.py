@@ -18,7 +18,19 @@ from amg.metrics.values import plain, restored
 from amg.tensors import replacing
 from experiments.config.schema import ConfigError, RunConfig
 
-DECIDES = ("seed", "s0", "conditioning", "prompt", "prompts", "labels", "sampler", "on_copy", "tries")
+DECIDES = (
+    "seed",
+    "s0",
+    "conditioning",
+    "prompt",
+    "prompts",
+    "labels",
+    "sampler",
+    "decoder",
+    "looks",
+    "on_copy",
+    "tries",
+)
 LATER = ("on_copy", "tries")
 """Keys that decide an image only where they are set; runs without them are those of before there were any."""
 NODES = ("data", "guidance", "judge", "model", "similarity", "threshold")
@@ -26,9 +38,12 @@ MEASURES = ("n_samples", "metrics", "similarity", "judge")
 """Keys that decide a run's metrics, once its images are there."""
 COUNTING = ("copy", "strict")
 """Keys of a similarity beyond which a sample counts as a copy; what is on disk may be counted with others."""
-TWIN = tuple(key for key in (*DECIDES, *NODES, "n_samples") if key not in ("guidance", "threshold", "judge"))
+GUIDES = ("guidance", "threshold", "judge", "decoder", "looks")
+TWIN = tuple(key for key in (*DECIDES, *NODES, "n_samples") if key not in GUIDES)
 """Keys that a guided run shares with its unguided twin: the same samples but for the guidance."""
 CUT = "empty or cut off: delete it; the command that made it makes it anew"
+DEFAULTS = {name: RunConfig.model_fields[name].default for name in ("decoder", "looks")}
+"""Keys that older configurations lack."""
 LAST = [name for name, field in RunConfig.model_fields.items() if field.is_required()][-1]
 """Key that a configuration ends in, unless it is cut off."""
 PACKAGES = ("torch", "diffusers", "lightning", "hydra-core", "numpy")
@@ -180,7 +195,7 @@ def drawn_with(run_dir: Path) -> dict[str, Any]:
         drawn = None
     if not isinstance(drawn, dict) or LAST not in drawn:
         raise ConfigError([f"{file}: {CUT}"])
-    return drawn
+    return DEFAULTS | drawn
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ _REQUIRED = {
     "steps": pa.int64(),
     "steps_guided": pa.int64(),  # null where the guidance is a rival: a record does not say when that one acted
     "trace_t": pa.list_(pa.float64()),
-    "trace_similarity": pa.list_(pa.float64()),
+    "trace_similarity": pa.list_(pa.float64()),  # null at a step at which the sample was not looked at
     "trace_threshold": pa.list_(pa.float64()),
     "trace_flagged": pa.list_(pa.bool_()),
     "norm_spe": pa.float64(),  # mean over the steps, as the next two

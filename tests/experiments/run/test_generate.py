@@ -98,7 +98,7 @@ def trace_of(guidance, looks):
         looks.append(len(images))
         return Match(images.mean((1, 2, 3)), torch.tensor([0, 0]))
 
-    parts = SimpleNamespace(guidance=guidance(similarity), similarity=similarity, threshold=Constant(0.5))
+    parts = SimpleNamespace(guidance=guidance(similarity), similarity=similarity, threshold=Constant(0.5), looks=None)
     trace, state = Trace(parts, [0, 1], [None, None]), None
     for values in ([0.875, 0.125], [0.875, 0.625]):
         x0, half = torch.tensor(values)[:, None, None, None].expand(2, 3, 4, 4), torch.full((2,), 0.5)

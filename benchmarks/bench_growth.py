@@ -1,0 +1,85 @@
+"""How the cost of a guarded sample grows with samples, batch and bank; draws docs/images/cost.svg.
+
+    python benchmarks/bench_growth.py --plot docs/images/cost.svg
+
+Samples and batches are of lab_sd under guidance=full on planted prompts. Banks are random unit vectors of 512 numbers,
+searched exactly, 16 queries at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from itertools import cycle, islice
+
+import torch
+import torch.nn.functional as F
+from timing import seconds
+
+from amg import sample
+from amg.bank.exact import ExactIndex
+from amg.guidance import AntiMemorizationGuidance
+from amg.sampling.decoders import decoder_of
+from amg.similarity import PCASimilarity
+from amg.thresholds import Constant
+from amg.worlds.lab import LabStableDiffusion
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, nargs="+", default=[16, 32, 64, 128])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--banks", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--plot", help="file of the figure; none where not given")
+    args = parser.parse_args(arguments)
+    model = LabStableDiffusion()
+    world = model.world()
+    similarity = PCASimilarity(world.bank, directions=48, copy=0.965)
+    guidance = AntiMemorizationGuidance(similarity, Constant(0.94), 13, 20, 16, normalize=True, margin=0.05)
+    decoder = decoder_of(model.pipe, "auto", world.bank)
+    planted = [prompt for prompt in world.prompts if world.cause(prompt) != "ordinary"]
+
+    def draw(count: int, batch: int) -> None:
+        prompts = list(islice(cycle(planted), count))
+        for start in range(0, count, batch):
+            seeds = range(start, min(start + batch, count))
+            some = [prompts[i] for i in seeds]
+            sample(model, seeds, guidance=guidance, prompts=some, s0=4.0, steps=args.steps, decoder=decoder)
+
+    def timed(actions: dict) -> dict:
+        return seconds(actions, args.repeats, time.process_time)
+
+    most = max(args.batches)
+    samples = timed({n: lambda n=n: draw(n, min(args.samples)) for n in args.samples})
+    batches = {n: took / most for n, took in timed({n: lambda n=n: draw(most, n) for n in args.batches}).items()}
+    queries, banks = F.normalize(torch.randn(16, 512), dim=1), {}
+    for n in args.banks:
+        index = ExactIndex(F.normalize(torch.randn(n, 512), dim=1))
+        banks |= timed({n: lambda: index.search(queries)})  # noqa: B023
+    panels = {
+        "samples, s": samples,
+        "batch, ms a sample and step": {n: took * 1000 / args.steps for n, took in batches.items()},
+        "bank, ms a search of 16": {n: took * 1000 for n, took in banks.items()},
+    }
+    for name, values in panels.items():
+        print(f"| {name} | " + " | ".join(f"{n:,}: {value:.3g}" for n, value in values.items()) + " |")
+    if args.plot:
+        plot(panels, args.plot)
+
+
+def plot(panels: dict[str, dict[int, float]], file: str) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(9, 2.6), layout="constrained")
+    for axis, (name, values) in zip(axes, panels.items(), strict=True):
+        what, unit = name.split(", ")
+        axis.loglog(list(values), list(values.values()), "o-")
+        axis.set(xlabel=what, ylabel=unit, ylim=(min(values.values()) / 3, max(values.values()) * 3))
+        axis.grid(alpha=0.3)
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    main()
