@@ -218,7 +218,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def looked_at() -> float:
     """The share of steps that lab_sd's table looks at of samples that are never flagged."""
-    learned = json.loads((CURVES / "lab_sd-lab_pca.json").read_text(encoding="utf8"))
+    learned = json.loads((CURVES / "lab_sd-correlation.json").read_text(encoding="utf8"))
     return learned.get("looks", {}).get("looks unflagged", 1.0)
 
 

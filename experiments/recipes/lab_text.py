@@ -22,9 +22,16 @@ def tokenizer(captions: list[str]) -> CLIPTokenizer:
     learner.train_from_iterator(sorted(captions), trainer)
     merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
     tokens = alphabet + [letter + "</w>" for letter in alphabet]
-    tokens += [token for token in dict.fromkeys("".join(merge) for merge in merges) if token not in set(tokens)]
+    # sorted, since merges of equal frequency come in another order in another process, and a resumed training needs
+    # the same ids
+    tokens += sorted({"".join(merge) for merge in merges} - set(tokens))
     vocabulary = {token: i for i, token in enumerate([*tokens, START, END])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
+
+
+def same_words(one: CLIPTokenizer, other: CLIPTokenizer) -> bool:
+    """Tells whether two tokenizers have the same tokens, whatever their ids."""
+    return set(one.get_vocab()) == set(other.get_vocab())
 
 
 def ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

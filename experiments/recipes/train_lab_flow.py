@@ -10,7 +10,6 @@ captions are empty. The second command distils classifier-free guidance at one s
 """
 
 import copy
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -101,24 +100,21 @@ def pipeline(model: TextToFlow, vae: AutoencoderKL, tokenizer: CLIPTokenizer) ->
     return pipe
 
 
-def begin(model: TextToFlow, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Loads into a model what fits of a pipeline's folder."""
-    pipe = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32, **WITHOUT_T5)
-    loop.load_alike(model.transformer, pipe.transformer)
-    if pipe.tokenizer.get_vocab() == tokenizer.get_vocab():  # else its words are others
-        loop.load_alike(model.text, pipe.text_encoder)
-        loop.load_alike(model.text_2, pipe.text_encoder_2)
-
-
 def main() -> None:
     args = loop.arguments(__doc__, "flow", minutes=80, vae=True, start=True, distil=True)
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     vae.register_to_config(shift_factor=0.0)
     tokenizer = lab_text.tokenizer(data.captions)
+    begin = args.start and StableDiffusion3Pipeline.from_pretrained(args.start, torch_dtype=torch.float32, **WITHOUT_T5)
+    alike = begin is not None and lab_text.same_words(begin.tokenizer, tokenizer)
+    tokenizer = begin.tokenizer if alike else tokenizer
     model = TextToFlow(tokenizer)
-    if args.start:
-        begin(model, tokenizer, args.start)
+    if begin is not None:
+        loop.load_alike(model.transformer, begin.transformer)
+    if alike:
+        loop.load_alike(model.text, begin.text_encoder)
+        loop.load_alike(model.text_2, begin.text_encoder_2)
     ema = loop.average(model)
     teacher, null = copy.deepcopy(model).requires_grad_(False).eval(), lab_text.ids(tokenizer, [""])
     for network in (model, teacher):

@@ -182,12 +182,14 @@ def main() -> None:
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     tokenizer = lab_text.tokenizer(data.captions)
+    begin = args.start and StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
+    alike = begin is not None and lab_text.same_words(begin.tokenizer, tokenizer)
+    tokenizer = begin.tokenizer if alike else tokenizer
     model = TextToLatents(tokenizer)
-    if args.start:
-        begin = StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
+    if begin is not None:
         loop.load_alike(model.unet, begin.unet)
-        if begin.tokenizer.get_vocab() == tokenizer.get_vocab():  # else its words are others
-            loop.load_alike(model.text, begin.text_encoder)
+    if alike:
+        loop.load_alike(model.text, begin.text_encoder)
     ema = loop.average(model)
     batch = batches(data, vae, args.seed)
     alphas_cumprod = scheduler().alphas_cumprod
