@@ -9,7 +9,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from amg.fetch import NotFetched, offline
 from experiments.config.bind import check, every, locate, not_applicable
 from experiments.config.schema import ConfigError, NotApplicable, RunConfig
 
@@ -25,6 +24,7 @@ def run(cfg: DictConfig, command: str = "", in_sweep: bool = False) -> Path | No
     config = check(cfg)
     if reason := not_applicable(config):
         raise NotApplicable([reason])
+    from amg.fetch import offline
     from experiments.config.build import component
     from experiments.tasks.task import Task
 
@@ -45,6 +45,7 @@ def fetch(config: RunConfig) -> None:
     Raises:
         ConfigError: with one line for each that could not be fetched.
     """
+    from amg.fetch import NotFetched
     from experiments.config.build import WORLD
 
     lines = []
