@@ -153,9 +153,10 @@ def test_a_chain_takes_the_constants_of_its_amg():
 def test_the_rows_of_each_table_of_an_experiment_are_swept_with_its_keys_and_what_is_typed_wins():
     demo = compose_config(["experiment=demo"])
     text = ["guidance=none,spe,dup,sim,full,oracle"]
-    unconditional, lab = ["conditioning=none", "s0=1.0"], ["model=lab_sd"]
-    assert rows_of(demo, []) == [["guidance=none,full,oracle", *unconditional], text, ["guidance=none,full", *lab]]
-    assert rows_of(demo, ["guidance=dup"]) == [unconditional, [], lab]
+    unconditional, labs = ["conditioning=none", "s0=1.0"], [["model=lab_sd"], ["model=lab_flow"]]
+    networks = [["guidance=none,full", *lab] for lab in labs]
+    assert rows_of(demo, []) == [["guidance=none,full,oracle", *unconditional], text, *networks]
+    assert rows_of(demo, ["guidance=dup"]) == [unconditional, [], *labs]
     assert rows_of(demo, ["s0=2", "model=lab_sd"]) == [["guidance=none,full,oracle", "conditioning=none"], text]
     table = compose_config(["experiment=table1"])
     assert "ablation" not in rows_of(table, [])[0][0]  # the paper's alone
