@@ -33,7 +33,7 @@ PROVIDED = {
 }  # handed to components that ask for them by name
 PATHS = (
     *("addresses", "cache", "default_root_dir", "ordinary", "output_dir", "path", "prompts", "reference", "root"),
-    *("runs", "scorer", "source", "out", "query"),
+    *("runs", "scorer", "source", "out", "query", "hashes"),
 )
 """Last parts of the keys that hold a path, or may hold one."""
 
