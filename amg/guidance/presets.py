@@ -82,13 +82,14 @@ PRESETS: dict[tuple[str, str], Presets] = {
         main=Preset(0, 0, 21, Parabolic(-1.45, -1.1), -1.4, -1.2, CARD, normalize=True, margin=0.35),
         strong=Preset(0, 0, 25, Parabolic(-1.68, -1.25), -1.6, -1.4, CARD, normalize=True, margin=0.2),
     ),
-    **{  # c1 and c2 have no effect on lab_flow, which is sampled without classifier-free guidance
-        (model, "correlation"): Presets(
-            main=Preset(13, 20, 20, "calibrated", 0.977, 0.98, LAB, normalize=True, margin=0.1),
-            strong=Preset(13, 20, 24, Constant(0.9), 0.94, 0.95, "untuned", normalize=True, margin=0.1),
-        )
-        for model in ("lab_sd", "lab_flow")
-    },
+    ("lab_sd", "correlation"): Presets(
+        main=Preset(13, 20, 20, "calibrated", 0.977, 0.98, LAB, normalize=True, margin=0.1),
+        strong=Preset(13, 20, 24, Constant(0.9), 0.94, 0.95, "untuned", normalize=True, margin=0.1),
+    ),
+    ("lab_flow", "correlation"): Presets(  # c1 and c2 have no effect without classifier-free guidance
+        main=Preset(13, 20, 30, "calibrated", 0.977, 0.98, LAB, normalize=True, margin=0.15),
+        strong=Preset(13, 20, 36, Constant(0.9), 0.94, 0.95, "untuned", normalize=True, margin=0.15),
+    ),
     **{
         (model, "pca"): Presets(
             main=Preset(13, 20, 16, Constant(0.95), 0.97, 0.98, "untuned", normalize=True, margin=0.05),
