@@ -127,7 +127,8 @@ def test_clip_finds_training_pictures_and_is_kept_on_disk(clip_folder, tmp_path)
     bank = TrainingBank.from_tensors(training_images(32).images[:20], cache=tmp_path)
     clip = CLIP(bank, clip_folder)
     assert clip(bank.pictures[:]).index.tolist() == list(range(20))
-    assert [path.name for path in tmp_path.iterdir()] == ["clip-tiny-crop24"]
+    (kept,) = tmp_path.iterdir()
+    assert kept.name.startswith("clip-tiny-crop24-")
     direct = CLIPVisionModelWithProjection.from_pretrained(clip_folder).eval()
     with torch.no_grad():
         expected = F.normalize(direct(pixel_values=preprocess(bank.pictures[:], 24)).image_embeds, dim=1)
