@@ -153,9 +153,11 @@ def reader(added, tmp_path):
     """The files that the README's commands name: pictures with captions in a folder, and as Parquet."""
     pictures = training_images(32)
     (tmp_path / "train").mkdir()
+    (tmp_path / "outputs").mkdir()
     rows = []
     for i in range(60):
         save(pictures.images[i], tmp_path / "train" / f"{i}.png")
+        save(pictures.images[i], tmp_path / "outputs" / f"{i}.png")
         (tmp_path / "train" / f"{i}.txt").write_text(pictures.captions[i][0])
         rows.append({"bytes": (tmp_path / "train" / f"{i}.png").read_bytes(), "path": None})
     texts = [captions[0] for captions in pictures.captions[:60]]

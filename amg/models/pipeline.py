@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class Pipeline(Model):
         channels = pipe.vae.config.get("latent_channels") or pipe.vae.config.z_dim
         self.shape = (channels, self.side // factor, self.side // factor)
         self.options = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
+        if "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
+            self.options["use_resolution_binning"] = False  # the size is `size`, not the nearest of the pipeline's own
         self.decode_latents = LatentDecoder(pipe.vae)
         self._checked: set[str] = set()
 

@@ -77,7 +77,15 @@ def test_a_chain_is_not_applicable_where_one_of_its_parts_is_not():
 
 def test_noised_embeddings_under_amg_leave_the_records_of_both(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    common = [*QUICK, "model=lab_sd", "sampler.steps=12", "n_samples=12", "threshold=constant", "prompts=planted"]
+    common = [
+        *QUICK,
+        "model=lab_sd",
+        "sampler.steps=12",
+        "n_samples=12",
+        "threshold=constant",
+        "threshold.value=0.85",
+        "prompts=planted",
+    ]
     for row in ("guidance=gni_full", "guidance=full", "guidance=gni"):
         assert main([*common, row, f"output_dir={row.split('=')[1]}"]) == 0
     both, amg, gni = (records.read(folder) for folder in ("gni_full", "full", "gni"))

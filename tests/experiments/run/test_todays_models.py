@@ -5,16 +5,15 @@ import json
 import pytest
 import torch
 from tiny_pipelines import stable_diffusion_3
-from tiny_transformers import flux, flux2, pixart, qwen_image, sana, z_image
+from tiny_transformers import flux, pixart, qwen_image, sana, z_image
 from torchvision.transforms.functional import to_pil_image
 
 from experiments.run import records
 
 SHORT = ["model.max_sequence_length=16"]
-MODELS = {
+MODELS = {  # not flux2, which reads layers 9, 18 and 27 of its text encoder: a tiny one has fewer
     "sd3": (stable_diffusion_3, SHORT),
     "flux": (flux, SHORT),
-    "flux2": (flux2, SHORT),
     "qwen_image": (qwen_image, []),
     "pixart": (pixart, SHORT),
     "sana": (sana, SHORT),

@@ -132,7 +132,7 @@ def test_clip_finds_training_pictures_and_is_kept_on_disk(clip_folder, tmp_path)
     direct = CLIPVisionModelWithProjection.from_pretrained(clip_folder).eval()
     with torch.no_grad():
         expected = F.normalize(direct(pixel_values=preprocess(bank.pictures[:], 24)).image_embeds, dim=1)
-    torch.testing.assert_close(clip.vectors(bank.pictures[:]), expected)
+    torch.testing.assert_close(clip.vectors(bank.pictures[:]), expected, atol=2e-3, rtol=0)  # fp16 on disk
     fine = DescriptorSimilarity(bank, lambda images: images.flatten(1))
     assert TwoStage(clip, fine, 3)(bank.pictures[:]).index.tolist() == list(range(20))
 
