@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
 from pydantic import BaseModel
@@ -216,10 +216,12 @@ def _kind(annotation: Any) -> str:
     """A type as one reads it: the values of a Literal, unions with bars."""
     if isinstance(annotation, types.UnionType):
         return " | ".join(_kind(one) for one in get_args(annotation))
+    if get_origin(annotation) is Union:  # its order is that of whoever wrote it first in the process
+        return " | ".join(sorted(_kind(one) for one in get_args(annotation)))
     if annotation is type(None):
         return "null"
     if str(annotation).startswith("typing.Literal"):
-        return " | ".join(get_args(annotation))
+        return " | ".join(map(str, get_args(annotation)))
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     return re.sub(r"\bNone\b", "null", text.replace("typing.", ""))
 
