@@ -53,6 +53,15 @@ def measure(similarity: Similarity, images: Tensor) -> Match:
     return match if finite.all() else match._replace(value=match.value.where(finite, torch.nan))
 
 
+def require_shape(images: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuses images (B, C, H, W) of another shape than the bank's, (C, H, W), by ValueError."""
+    if tuple(images.shape[1:]) != shape:
+        raise ValueError(
+            f"images are {tuple(images.shape[1:])} but the bank's {shape}: "
+            f"load the bank with size={tuple(images.shape[2:])}"
+        )
+
+
 @torch.no_grad()
 def exactly(similarity: Similarity, images: Tensor) -> Match:
     """σ by exact search, also where guidance searches an index: what is reported of finished images."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from amg.bank import TrainingBank
+from amg.similarity.base import require_shape
 from amg.similarity.descriptor import DescriptorSimilarity
 from amg.tensors import floats
 
@@ -44,11 +45,7 @@ class PixelCorrelation(DescriptorSimilarity):
         mean = torch.stack(parts).sum(0) / len(bank)
 
         def embed(images: Tensor) -> Tensor:
-            if tuple(images.shape[1:]) != shape:
-                raise ValueError(
-                    f"images are {tuple(images.shape[1:])} but the bank's {shape}: "
-                    f"load the bank with size={tuple(images.shape[2:])}"
-                )
+            require_shape(images, shape)
             return standardized(images.flatten(1), shape[0]) - mean.to(images)
 
         super().__init__(bank, embed, None, copy, strict, norm_gradient, index=index)

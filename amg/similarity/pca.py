@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from amg.bank import TrainingBank
+from amg.similarity.base import require_shape
 from amg.similarity.descriptor import DescriptorSimilarity
 from amg.tensors import floats
 
 CHUNK = 2**24
 """Pixel values in float64 at once, 134 MB."""
-MIN_VARIANCE = 1e-3
-"""Added to an image's variance: an image of one colour stays near 0 instead of amplified noise."""
 
 
 class PCAWhitening:
@@ -21,38 +20,19 @@ class PCAWhitening:
     Args:
         bank: images to fit on, repeats counted once.
         directions: how many to keep; at most the rank of the bank's centred images.
-        standardize: compares images regardless of tint and contrast; see `standardized`.
     """
 
-    def __init__(self, bank: TrainingBank, directions: int = 128, standardize: bool = False):
-        self.shape, self.standardize = bank.shape, standardize
-        pixels = standardized(floats(bank.pixels()), self.shape[0]) if standardize else bank.pixels()
+    def __init__(self, bank: TrainingBank, directions: int = 128):
+        pixels, self.shape = bank.pixels(), bank.shape
         sums = [floats(part).double().sum(0) for part in pixels.split(_rows(pixels))]
         self.mean = torch.stack(sums).sum(0) / len(pixels)
         fit = by_covariance if len(pixels) > pixels.shape[1] else by_gram
         self.whiten = fit(pixels, self.mean, min(directions, len(pixels) - 1, pixels.shape[1]))
 
     def __call__(self, images: Tensor) -> Tensor:
-        if tuple(images.shape[1:]) != self.shape:
-            raise ValueError(
-                f"images are {tuple(images.shape[1:])} but the bank's {self.shape}: "
-                f"load the bank with size={tuple(images.shape[2:])}"
-            )
+        require_shape(images, self.shape)
         pixels = images.flatten(1)
-        if self.standardize:
-            pixels = standardized(pixels, self.shape[0])
         return (pixels - self.mean.to(pixels)) @ self.whiten.to(pixels)
-
-
-def standardized(pixels: Tensor, channels: int) -> Tensor:
-    """Shifts each channel of flattened images, (N, C·H·W), to mean 0, and scales each image to unit contrast.
-
-    A paler or tinted copy then is as similar as the copy itself, so that guidance cannot escape into one.
-    """
-    planes = pixels.unflatten(1, (channels, -1))
-    planes = planes - planes.mean(2, keepdim=True)
-    contrast = (planes.square().mean((1, 2), keepdim=True) + MIN_VARIANCE).sqrt()
-    return (planes / contrast).flatten(1)
 
 
 def by_gram(pixels: Tensor, mean: Tensor, rank: int) -> Tensor:
@@ -98,7 +78,7 @@ class PCASimilarity(DescriptorSimilarity):
     strict one, 0.8; copies lie at 1.0.
 
     Args:
-        bank, directions, standardize: as `PCAWhitening`'s.
+        bank, directions: as `PCAWhitening`'s.
         norm_gradient: as `DescriptorSimilarity`'s.
         index: how the nearest is found, "auto", "exact" or "faiss"; see `DescriptorSimilarity`.
     Raises:
@@ -112,7 +92,6 @@ class PCASimilarity(DescriptorSimilarity):
         self,
         bank: TrainingBank,
         directions: int = 128,
-        standardize: bool = False,
         copy: float = 0.9,
         strict: float = 0.8,
         norm_gradient: bool = False,
@@ -120,7 +99,7 @@ class PCASimilarity(DescriptorSimilarity):
     ):
         if len(bank) < 3:
             raise ValueError(f"PCA needs a bank of at least 3 distinct images, got {len(bank)}")
-        whitening = PCAWhitening(bank, directions, standardize)
+        whitening = PCAWhitening(bank, directions)
         if (kept := whitening.whiten.shape[1]) < 2:
             raise ValueError(
                 f"PCA needs at least 2 directions, got directions={directions} and images that span {kept}"
