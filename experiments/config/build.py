@@ -6,8 +6,9 @@ import inspect
 import json
 import os
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,16 @@ def same_size(run: RunConfig, world: World, parts: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
+def declared(run: RunConfig, name: str, groups: Sequence[str] = WORLD) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yields the key of each component that declares a function `name`, itself or by its module, bound to its keys."""
+    for key, node in (found for group in groups for found in every(group, getattr(run, group))):
+        target = locate(node["_target_"])
+        own = getattr(target, name, None) or getattr(inspect.getmodule(target), name, None)
+        if own is not None:
+            takes = inspect.signature(own).parameters
+            yield key, partial(own, **{part: value for part, value in node.items() if part in takes})
+
+
 def find_files(run: RunConfig, measures: bool = False) -> None:
     """Looks for the files of all components before any is loaded.
 
@@ -138,15 +149,10 @@ def find_files(run: RunConfig, measures: bool = False) -> None:
     """
     lines: list[str] = []
     groups = (*WORLD, "logger") if measures else WORLD
-    for key, node in (found for group in groups for found in every(group, getattr(run, group))):
-        target = locate(node["_target_"])
-        find = getattr(target, "find", None) or getattr(inspect.getmodule(target), "find", None)
-        if find is None:
-            continue
-        keys = {name: value for name, value in node.items() if name in inspect.signature(find).parameters}
+    for key, find in declared(run, "find", groups):
         try:
             with told(key):
-                find(**keys)
+                find()
         except ConfigError as error:
             lines += [f"{line}; similarity@judge=nl2 needs no file" if key == "judge" else line for line in error.lines]
     lines += missing(run.metrics) if measures else []

@@ -2,7 +2,7 @@
 
     python -m experiments.recipes.train_lab_vae --minutes 20
     python -m experiments.recipes.train_lab_flow --minutes 80 --out .lab/teacher
-    python -m experiments.recipes.train_lab_flow --minutes 15 --distil 2.5 --start .lab/teacher/pipeline
+    python -m experiments.recipes.train_lab_flow --minutes 9 --distil 2.5 --start .lab/teacher/pipeline
 
 Data, captions and autoencoder are those of `lab_sd`. Both text encoders and the transformer learn together. Some
 captions are empty. The second command distils classifier-free guidance at one scale into the network (Meng et al.,
@@ -116,9 +116,10 @@ def main() -> None:
         loop.load_alike(model.text, begin.text_encoder)
         loop.load_alike(model.text_2, begin.text_encoder_2)
     ema = loop.average(model)
-    teacher, null = copy.deepcopy(model).requires_grad_(False).eval(), lab_text.ids(tokenizer, [""])
-    for network in (model, teacher):
-        network.transformer.compile()
+    if args.distil:
+        teacher, null = copy.deepcopy(model).requires_grad_(False).eval(), lab_text.ids(tokenizer, [""])
+        teacher.transformer.compile()
+    model.transformer.compile()
     batch = batches(data, vae, args.seed, BATCH, exact=EXACT)
     pipe = pipeline(ema.module, vae, tokenizer)
 

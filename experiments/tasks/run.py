@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.config.bind import check, every, locate, not_applicable
+from experiments.config.bind import check, not_applicable
 from experiments.config.schema import ConfigError, NotApplicable, RunConfig
 
 
@@ -46,17 +45,12 @@ def fetch(config: RunConfig) -> None:
         ConfigError: with one line for each that could not be fetched.
     """
     from amg.fetch import NotFetched
-    from experiments.config.build import WORLD
+    from experiments.config.build import declared
 
     lines = []
-    for key, node in (found for group in WORLD for found in every(group, getattr(config, group))):
-        target = locate(node["_target_"])
-        own = getattr(target, "fetch", None) or getattr(inspect.getmodule(target), "fetch", None)
-        if own is None:
-            continue
-        keys = {name: value for name, value in node.items() if name in inspect.signature(own).parameters}
+    for key, own in declared(config, "fetch"):
         try:
-            own(**keys)
+            own()
         except (NotFetched, OSError, ValueError) as error:
             lines.append(f"{key}: not fetched: {' '.join(str(error).split())}; download=false looks on disk alone")
     if config.data.get("name") == "memorized_laion":
