@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from omegaconf import OmegaConf
@@ -157,7 +158,7 @@ def reader(added, tmp_path):
     rows = []
     for i in range(60):
         save(pictures.images[i], tmp_path / "train" / f"{i}.png")
-        save(pictures.images[i], tmp_path / "outputs" / f"{i}.png")
+        save(torch.rand_like(pictures.images[i]) * 2 - 1, tmp_path / "outputs" / f"{i}.png")  # noise copies nothing
         (tmp_path / "train" / f"{i}.txt").write_text(pictures.captions[i][0])
         rows.append({"bytes": (tmp_path / "train" / f"{i}.png").read_bytes(), "path": None})
     texts = [captions[0] for captions in pictures.captions[:60]]
