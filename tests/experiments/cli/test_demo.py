@@ -25,19 +25,20 @@ def demo(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_demo_draws_every_row_and_prints_its_four_tables(demo):
+def test_the_demo_draws_every_row_and_prints_its_five_tables(demo):
     folder, out = demo
     manifests = [json.loads(file.read_text()) for file in folder.glob("*/manifest.json")]
-    assert len(manifests) == 11
+    assert len(manifests) == 13
     assert all(one["status"] == "done" and one["metrics"]["n"] == 24 for one in manifests)
     for title in (
         "Unconditional, without and with AMG",
         "Text, all prompts",
         "A trained network",
+        "A flow transformer without classifier-free guidance",
         "Text, cause by cause",
     ):
         assert title in out
-    for number in (1, 2, 3, 4):
+    for number in (1, 2, 3, 4, 5):
         assert {"table.md", "table.csv"} <= {file.name for file in (folder / f"table-{number}").iterdir()}
 
 
