@@ -25,7 +25,7 @@ def _deterministic():
 @pytest.fixture(autouse=True)
 def _on_this_machine(monkeypatch):
     """No command in a test's own process fetches what is missing."""
-    monkeypatch.setattr("amg.fetch.offline", lambda: True)
+    monkeypatch.setattr("experiments.tasks.run.fetch", lambda config: None)
 
 
 @pytest.fixture
