@@ -177,7 +177,8 @@ def measure(args: argparse.Namespace) -> None:
     similarity = DescriptorSimilarity(bank, embed, resize)
     nothing, always = Constant(10.0), Constant(-10.0)
     share = looked_at()
-    build = partial(AntiMemorizationGuidance, similarity, c1=13.0, c2=20.0, c3=1.0, normalize=True)
+    # c1 = 3: σ of random networks is near 1, and the paper's 13 would leave nothing of s0 to G_dup's network row
+    build = partial(AntiMemorizationGuidance, similarity, c1=3.0, c2=20.0, c3=1.0, normalize=True)
     cases: dict[str, tuple[Guidance, Any, int]] = {
         "plain": (Guidance(), "vae", args.steps),
         "watched, every step": (build(nothing), small, args.steps),

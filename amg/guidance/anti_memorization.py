@@ -18,7 +18,7 @@ from amg.guidance.captions import CommonCaption
 from amg.guidance.looks import Looks
 from amg.guidance.streams import own_direction
 from amg.guidance.terms import deduplication_scale, despecification_scale, dissimilarity
-from amg.guidance.watch import Sight, Watch
+from amg.guidance.watch import Sight, Watch, slope
 from amg.similarity.base import Similarity
 from amg.step import Asked, Step
 from amg.tensors import broadcast, finite_rows, norm
@@ -114,7 +114,7 @@ class AntiMemorizationGuidance(Guidance):
             raise ValueError(
                 f"{type(similarity).__name__} has no gradient for G_sim: take it as judge, or guidance.terms=[spe,dup]"
             )
-        self.watch = Watch(similarity, threshold, margin, looks)
+        self.watch = Watch(similarity, threshold, margin, looks, "sim" in terms and c3 > 0 and gradient == "fixed_eps")
         self.similarity = similarity
         self.c1, self.c2, self.c3, self.normalize, self.terms = c1, c2, c3, normalize, terms
         self.captions, self.gradient, self.neighbours = captions, gradient, neighbours
@@ -139,7 +139,7 @@ class AntiMemorizationGuidance(Guidance):
         if looks is self.watch.looks:
             return self
         other = copy.copy(self)
-        other.watch = Watch(self.similarity, self.watch.threshold, self.watch.margin, looks)
+        other.watch = Watch(self.similarity, self.watch.threshold, self.watch.margin, looks, self.watch.slopes)
         other.strong = self.strong and self.strong.looking(looks)
         return other
 
@@ -207,7 +207,7 @@ class AntiMemorizationGuidance(Guidance):
                     change += self._record(acted, "dup", dup)
                 acted["s2"] = s2
         if "sim" in self.terms and self.c3 > 0:
-            gradient = similarity_gradient(self.similarity, step, rows, self.gradient)
+            gradient = similarity_gradient(self.similarity, step, rows, self.gradient, self.watch)
             pointing = finite_rows(gradient) & gradient.flatten(1).any(1)
             seen = step.alpha_bar[rows] >= MIN_ALPHA_BAR
             gradient = torch.where(broadcast(pointing & seen, gradient), gradient, 0)
@@ -258,24 +258,25 @@ class AntiMemorizationGuidance(Guidance):
         return term
 
 
-def similarity_gradient(similarity: Similarity, step: Step, rows: Tensor, gradient: str) -> Tensor:
+def similarity_gradient(
+    similarity: Similarity, step: Step, rows: Tensor, gradient: str, watch: Watch | None = None
+) -> Tensor:
     """Returns ∇_{x_t} σ_t of some rows, (R, C, H, W).
 
     Args:
         rows: (R,).
         gradient: one of `GRADIENTS`.
+        watch: who looked at these samples by the same similarity, and may have kept their graph.
     """
+    alpha_bar = step.alpha_bar[rows]
+    if gradient == "fixed_eps":  # x̂0 is then linear in x_t with slope 1/√ᾱ_t
+        by_x0 = slope(similarity, step, rows) if watch is None else watch.slope(step, rows)
+        return by_x0 / broadcast(alpha_bar.sqrt(), by_x0)
     with torch.inference_mode(False), torch.enable_grad():
-        alpha_bar = step.alpha_bar[rows]
-        if gradient == "fixed_eps":  # x̂0 is then linear in x_t with slope 1/√ᾱ_t
-            x0 = step.x0[rows].clone().requires_grad_()
-            (slope,) = torch.autograd.grad(similarity(step.decode(x0)).value.sum(), x0)
-            return slope / broadcast(alpha_bar.sqrt(), slope)
         x_t = step.x_t[rows].clone().requires_grad_()
         # diffusers' layerwise casting changes weights in place after each call: an alias keeps what was used
         with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
             eps = step.predict(x_t, rows)
         x0 = replace(step, x_t=x_t, alpha_bar=alpha_bar).predict_x0(eps)
         x0 = step.x0[rows] + (x0 - x0.detach())  # clipped where the scheduler clips: its value, our gradient
-        (slope,) = torch.autograd.grad(similarity(step.decode(x0)).value.sum(), x_t)
-        return slope
+        return torch.autograd.grad(similarity(step.decode(x0)).value.sum(), x_t)[0]

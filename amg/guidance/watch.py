@@ -42,13 +42,24 @@ class Watch:
         threshold: λ_t; see `amg.thresholds`.
         margin: a sample that was flagged once is held to λ_t − margin from then on. 0 is the paper's Eq. 10.
         looks: when a sample that was never flagged is looked at again; None looks at every step, as the paper does.
+        slopes: keeps what `slope` needs of samples that were flagged at the step before: they likely are again, and
+            decoding them once more would cost as much as looking.
     """
 
-    def __init__(self, similarity: Similarity, threshold: Threshold, margin: float = 0.0, looks: Looks | None = None):
+    def __init__(
+        self,
+        similarity: Similarity,
+        threshold: Threshold,
+        margin: float = 0.0,
+        looks: Looks | None = None,
+        slopes: bool = False,
+    ):
         if not margin >= 0:  # NaN fails too
             raise ValueError(f"guidance.margin must be >= 0, got {margin}")
         self.similarity, self.threshold, self.margin, self.looks = similarity, threshold, margin, looks
+        self.slopes = slopes
         self._last: tuple[Step, Tensor, Tensor, Match] | None = None
+        self._graph: tuple[Tensor, Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self, step: Step, last: Sight | None = None) -> Sight:
@@ -61,11 +72,14 @@ class Watch:
         if self.looks is not None and last is not None:
             due = last.ever.to(due.device) | self.looks.due(step.t, last.until)
         rows = due.nonzero().flatten()
-        similarity, index = self._match(step, rows)
+        again = last.flagged.to(rows.device)[rows] if self.slopes and last is not None else torch.zeros_like(rows) > 0
+        similarity, index = self._match(step, rows, again)
         lam = torch.as_tensor(self.threshold(step.t)).to(similarity).expand_as(similarity)
         if last is not None:
             lam = torch.where(last.ever, lam - self.margin, lam)
         flagged = similarity > lam
+        if not flagged.any():
+            self._graph = None  # what it holds is large
         until = step.t
         if self.looks is not None:
             until = self.looks(step.t, (lam - similarity).to(step.t))
@@ -84,18 +98,69 @@ class Watch:
         _, looked, images, _ = self._last
         return images[torch.searchsorted(looked, rows.to(looked.device))]
 
-    def _match(self, step: Step, rows: Tensor) -> Match:
+    def slope(self, step: Step, rows: Tensor) -> Tensor:
+        """Returns ∇σ_t with respect to x̂0 of some samples that are looked at in a step, (R, C, H, W).
+
+        Args:
+            rows: (R,).
+        """
+        rows = rows.to(step.x0.device)
+        graph, self._graph = self._graph, None
+        with torch.inference_mode(False):
+            slopes, kept = torch.empty_like(step.x0[rows]), torch.zeros_like(rows, dtype=torch.bool)
+            if graph is not None:
+                looked, x0, similarity = graph
+                kept = torch.isin(rows, looked)
+                places = torch.searchsorted(looked, rows[kept])
+                value = similarity[places.to(similarity.device)].sum()
+                slopes[kept] = torch.autograd.grad(value, x0)[0][places]
+            if not kept.all():
+                slopes[~kept] = slope(self.similarity, step, rows[~kept])
+        return slopes
+
+    def _match(self, step: Step, rows: Tensor, again: Tensor) -> Match:
         """σ_t and neighbours of all samples, (B,); NaN and 0 where a sample is not among the rows."""
-        whole, last = len(rows) == len(step.x0), self._last
+        last = self._last
         if last is None or last[0] is not step or len(last[1]) != len(rows) or not (last[1] == rows).all():
             if not len(rows):  # all rest
                 return Match(torch.full_like(step.t, torch.nan), torch.zeros_like(step.t, dtype=torch.long))
-            images = step.decode(step.x0 if whole else step.x0[rows])
-            self._last = last = (step, rows, images, measure(self.similarity, images))
+            self._last = last = (step, rows, *self._look(step, rows, again))
         match = last[3]
-        if whole:
+        if len(rows) == len(step.x0):
             return match
         value = match.value.new_full((len(step.x0),), torch.nan)
         index = match.index.new_zeros(len(step.x0))
         places = rows.to(value.device)
         return Match(value.index_copy(0, places, match.value), index.index_copy(0, places, match.index))
+
+    def _look(self, step: Step, rows: Tensor, again: Tensor) -> tuple[Tensor, Match]:
+        """Predicted images of the rows and their match; keeps the graph of those that were flagged before."""
+        self._graph = None
+        if not again.any():
+            images = step.decode(step.x0 if len(rows) == len(step.x0) else step.x0[rows])
+            return images, measure(self.similarity, images)
+        with torch.inference_mode(False), torch.enable_grad():
+            x0 = step.x0[rows[again]].clone().requires_grad_()
+            images = step.decode(x0)
+            match = measure(self.similarity, images)
+        self._graph = rows[again], x0, match.value
+        images, match = images.detach(), Match(match.value.detach(), match.index)
+        if again.all():
+            return images, match
+        others = step.decode(step.x0[rows[~again]])
+        other = measure(self.similarity, others)
+        order = torch.cat([again.nonzero(), (~again).nonzero()]).flatten().argsort()
+        joined = ((images, others), (match.value, other.value), (match.index, other.index))
+        images, value, index = (torch.cat(pair)[order.to(pair[0].device)] for pair in joined)
+        return images, Match(value, index)
+
+
+def slope(similarity: Similarity, step: Step, rows: Tensor) -> Tensor:
+    """Returns ∇σ_t with respect to x̂0 of some samples, (R, C, H, W), by decoding them.
+
+    Args:
+        rows: (R,).
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        x0 = step.x0[rows].clone().requires_grad_()
+        return torch.autograd.grad(similarity(step.decode(x0)).value.sum(), x0)[0]

@@ -104,7 +104,8 @@ class TinyDecoder:
                 f"{named} takes latents of scaling_factor {scaling[0]:g} and shift_factor {scaling[1]:g}, and the "
                 "scheduler's have 1 and 0: take one that was distilled at the denoiser's scale"
             )
-        self.tiny, self.vae = tiny.requires_grad_(False).eval(), vae
+        # convolutions of few channels at full resolution: a quarter faster in this order
+        self.tiny, self.vae = tiny.requires_grad_(False).eval().to(memory_format=torch.channels_last), vae
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Decodes (B, C, h, w) to (B, 3, H, W), about [−1, 1]; float32 where the VAE is in half precision."""
@@ -113,7 +114,7 @@ class TinyDecoder:
             tiny.to(latents.device, dtype)
 
         def decode(part: Tensor) -> Tensor:
-            return tiny.decode(part, return_dict=False)[0]
+            return tiny.decode(part, return_dict=False)[0].contiguous()
 
         slices = latents.to(dtype).split(_slice(latents, tiny))
         if len(slices) > 1 and torch.is_grad_enabled() and latents.requires_grad:

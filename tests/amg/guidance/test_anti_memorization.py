@@ -299,7 +299,7 @@ def test_an_untouched_guidance_changes_nothing():
 
 
 def test_what_was_flagged_once_is_held_to_the_margin_and_nothing_else_is():
-    guidance = amg(threshold=Constant(0.6), margin=0.2)  # σ = 0.9, 0.1, 0.5, 0.7
+    guidance = amg(threshold=Constant(0.6), margin=0.2, c3=0)  # σ = 0.9, 0.1, 0.5, 0.7: of rows, so no call of some
     _, first = guidance(made(), None)
     assert first.flagged.tolist() == first.ever.tolist() == [True, False, False, True]
     guidance.watch.similarity = Linear(torch.tensor([0.41, 0.59, 0.5, 0.39], dtype=torch.float64))  # all below λ

@@ -57,6 +57,33 @@ def test_a_step_is_compared_once_and_the_next_step_anew():
     assert watch(step).flagged.tolist() == [False, True] and similarity.calls == 3
 
 
+class Brightest:
+    """The sum of squares of an image, whose gradient is twice the image."""
+
+    def __call__(self, images):
+        return Match(images.square().sum((1, 2, 3)), torch.arange(len(images)))
+
+
+def test_who_was_flagged_before_is_decoded_once_for_both_look_and_slope():
+    decoded = []
+
+    def step(*values):
+        return replace(step_at(values), decode=lambda x0: (decoded.append(len(x0)), 3 * x0)[1])
+
+    watch = Watch(Brightest(), Constant(1.0), slopes=True)
+    sight = watch(step(1.0, 0.0, 1.0, 0.0))  # 12 · 9 · value²
+    assert sight.flagged.tolist() == [True, False, True, False] and decoded == [4]
+    second = step(2.0, 1.0, 0.0, 0.0)
+    sight = watch(second, sight)
+    assert decoded == [4, 2, 2]  # those flagged before, and the others
+    assert sight.similarity.tolist() == [432.0, 108.0, 0.0, 0.0]
+    rows = sight.flagged.nonzero().flatten()
+    slopes = watch.slope(second, rows)  # d(9 x²)/dx
+    assert torch.equal(slopes, 18 * second.x0[rows]) and decoded == [4, 2, 2, 1]  # the second is newly flagged
+    assert torch.equal(watch.images(second, torch.tensor([0, 3])), 3 * second.x0[[0, 3]])
+    assert not any(tensor.requires_grad for tensor in (sight.similarity, watch.images(second, rows)))
+
+
 def test_amg_and_whoever_asks_its_watch_share_a_step():
     similarity, step = Mean(), step_at([0.25, 0.75])
     guidance = AntiMemorizationGuidance(similarity, Constant(0.5))
