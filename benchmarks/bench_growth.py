@@ -19,9 +19,9 @@ from timing import seconds
 from amg import sample
 from amg.bank.exact import ExactIndex
 from amg.guidance import AntiMemorizationGuidance
+from amg.guidance.presets import constants
 from amg.sampling.decoders import decoder_of
-from amg.similarity import PCASimilarity
-from amg.thresholds import Constant
+from amg.similarity import PixelCorrelation
 from amg.worlds.lab import LabStableDiffusion
 
 
@@ -36,8 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     model = LabStableDiffusion()
     world = model.world()
-    similarity = PCASimilarity(world.bank, directions=48, copy=0.965)
-    guidance = AntiMemorizationGuidance(similarity, Constant(0.94), 13, 20, 16, normalize=True, margin=0.05)
+    chosen = constants("lab_sd", "correlation", "main")
+    strengths = {name: getattr(chosen, name) for name in ("threshold", "c1", "c2", "c3", "normalize", "margin")}
+    guidance = AntiMemorizationGuidance(PixelCorrelation(world.bank), **strengths)
     decoder = decoder_of(model.pipe, "auto", world.bank)
     planted = [prompt for prompt in world.prompts if world.cause(prompt) != "ordinary"]
 

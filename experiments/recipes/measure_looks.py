@@ -1,6 +1,6 @@
 """Measures on one of the lab's networks what the tiny decoder and rests between looks miss.
 
-    python -m experiments.recipes.measure_looks lab_sd --samples 504 --seed 300000
+    python -m experiments.recipes.measure_looks lab_sd --guided 504 --unguided 1500
 
 On guided trajectories of the VAE and looks at every step: the share of flagged steps that the tiny decoder's σ_t flags
 too, and the share of the others that it flags. On unguided trajectories of planted captions that end in copies: the
@@ -52,7 +52,8 @@ class Probe:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--samples", type=int, default=504, help="of each kind: guided, and unguided planted")
+    parser.add_argument("--guided", type=int, default=504, help="samples of all captions")
+    parser.add_argument("--unguided", type=int, default=1504, help="samples of planted captions")
     parser.add_argument("--seed", type=int, default=300_000)
     parser.add_argument("--batch", type=int, default=64)
     args = parser.parse_args()
@@ -63,27 +64,30 @@ def main() -> None:
     options = {"s0": run.s0, "scheduler": parts.scheduler, "steps": run.sampler.steps, "eta": run.sampler.eta}
     prompts = parts.world.prompts
     planted = [prompt for prompt in prompts if parts.world.cause(prompt) != "ordinary"]
-    both = others = missed = Share(0, 0)
-    for start in range(0, args.samples, args.batch):
-        count = min(args.batch, args.samples - start)
-        seeds = range(args.seed + start, args.seed + start + count)
-        probe = Probe(parts.similarity, parts.decoder)
-        some = list(islice(cycle(prompts), start, start + count))
-        full = decoder_of(pipe, "vae")
-        sample(parts.model, seeds, guidance=guidance, prompts=some, decoder=full, on_step=probe, **options)
+    full, told = decoder_of(pipe, "vae"), {}
+
+    def draw(prompts: list[str], i: int, n: int, guidance: Guidance) -> tuple[Probe, torch.Tensor]:
+        """Samples n images from the i-th seed on; what the tiny decoder shows of them, and x̂0 of the last step."""
+        probe, some = Probe(parts.similarity, parts.decoder), list(islice(cycle(prompts), i, i + n))
+        seeds = range(args.seed + i, args.seed + i + n)
+        x0 = sample(parts.model, seeds, guidance=guidance, prompts=some, decoder=full, on_step=probe, **options)
+        return probe, x0
+
+    def count(name: str, which: torch.Tensor, among: torch.Tensor) -> None:
+        told[name] = told.get(name, Share(0, 0)) + Share(int((which & among).sum()), int(among.sum()))
+
+    for start in range(0, args.guided, args.batch):
+        probe, _ = draw(prompts, start, min(args.batch, args.guided - start), guidance)
         flagged, tiny = torch.stack(probe.flagged), torch.stack(probe.seen) > torch.stack(probe.lam)
-        both += Share(int((flagged & tiny).sum()), int(flagged.sum()))
-        others += Share(int((~flagged & tiny).sum()), int((~flagged).sum()))
-        probe = Probe(parts.similarity, parts.decoder)
-        some = list(islice(cycle(planted), start, start + count))
-        x0 = sample(parts.model, seeds, guidance=Guidance(), prompts=some, decoder=full, on_step=probe, **options)
+        count("flagged steps flagged by tiny", tiny, flagged)
+        count("other steps flagged by tiny", tiny, ~flagged)
+    for start in range(0, args.unguided, args.batch):
+        probe, x0 = draw(planted, start, min(args.batch, args.unguided - start), Guidance())
         copied = parts.similarity(parts.model.decode(x0).clamp(-1, 1)).value > parts.similarity.copy
         times = torch.tensor(probe.t)
-        gaps = (parts.threshold(times)[:, None] - torch.stack(probe.seen))[:, copied]
-        found = late(looks, times, gaps)
-        missed += Share(int(found.sum()), len(found))
-        told = {"flagged by both": both, "others flagged": others, "copies flagged late": missed}
-        print(start + count, {name: str(share) for name, share in told.items()}, flush=True)
+        found = late(looks, times, (parts.threshold(times)[:, None] - torch.stack(probe.seen))[:, copied])
+        count("copies flagged late", found, torch.ones_like(found))
+        print(start + len(x0), {name: str(share) for name, share in told.items()}, flush=True)
     print(json.dumps({name: [share.count, share.n, *share.interval] for name, share in told.items()}))
 
 
