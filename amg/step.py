@@ -40,7 +40,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Step:
-    """One sampling step of B pictures, in the variance-preserving view x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε.
+    """One sampling step of B images, in the variance-preserving view x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε.
 
     `amg.sampling.sample` and `amg.sampling.pipeline.guard` both build it, so one guidance serves both.
     """
@@ -68,7 +68,7 @@ class Step:
     denoise: Callable[[Tensor, Sequence[str]], Tensor]
     """denoise(rows, captions) -> eps(x_t[rows], captions) without CFG: one more network call, for those rows only."""
     decode: Callable[[Tensor], Tensor]
-    """decode(x0) -> pictures, (B, 3, H, W) in [-1, 1]."""
+    """decode(x0) -> images, (B, 3, H, W) in [-1, 1]."""
     predict: Callable[[Tensor, Tensor], Tensor] | None = None
     """predict(x_t, rows) -> eps after CFG of samples `rows` at another x_t, (R, C, H, W); differentiable in it."""
     variance: Tensor | None = None

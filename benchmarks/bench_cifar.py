@@ -1,11 +1,11 @@
-"""What AMG adds to a CIFAR-10 sampling step: time per picture of network, search and guidance.
+"""What AMG adds to a CIFAR-10 sampling step: time per image of network, search and guidance.
 
-    python benchmarks/bench_cifar.py                                 # 50,000 random pictures
+    python benchmarks/bench_cifar.py                                 # 50,000 random images
     python benchmarks/bench_cifar.py --data data/cifar10             # the real training set
 
 The network has the true size of iDDPM and random weights, which go through the converter as a checkpoint under
 improved-diffusion's names; its time does not depend on them. `search` is exact, `watched` flags nothing, `guidance` is
-what flagging every picture adds to a plain step, search included. Budgets: exact search at most 5 % of a step at batch
+what flagging every image adds to a plain step, search included. Budgets: exact search at most 5 % of a step at batch
 64, guidance that flags nothing at most 5 % in all.
 """
 
@@ -32,7 +32,7 @@ from amg.thresholds import Always, Constant
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="Parquet file or folder, or torchvision's root; random pictures where not given")
+    parser.add_argument("--data", help="Parquet file or folder, or torchvision's root; random images where not given")
     parser.add_argument("--pictures", type=int, default=50_000)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--steps", type=int, default=2, help="sampling steps per chain that is timed")
@@ -62,8 +62,8 @@ def main() -> None:
     print(
         f"{platform.processor() or platform.machine()}, {args.threads} thread(s), torch {torch.__version__}, ", end=""
     )
-    print(f"{len(bank):,} {'training' if args.data else 'random'} pictures, network of {weights:.1f} M weights")
-    print(f"{'wall' if args.wall else 'CPU'} milliseconds per picture and step, median of {args.repeats}\n")
+    print(f"{len(bank):,} {'training' if args.data else 'random'} images, network of {weights:.1f} M weights")
+    print(f"{'wall' if args.wall else 'CPU'} milliseconds per image and step, median of {args.repeats}\n")
     head = [
         "batch",
         "network",

@@ -31,7 +31,7 @@ def main() -> None:
     bank = model.world().bank
     x_t, t, seeds = torch.randn(args.batch, *model.shape), torch.tensor(500), list(range(args.batch))
     prompts = (model.world().prompts * args.batch)[: args.batch]
-    print(f"CPU milliseconds per picture and step at batch {args.batch}, median of {args.repeats}; ratios to plain\n")
+    print(f"CPU milliseconds per image and step at batch {args.batch}, median of {args.repeats}; ratios to plain\n")
     print("| similarity | denoiser | similarity | plain step (CFG) | watched | all flagged | watched/plain |")
     print("|" + " --- |" * 7)
     for name, similarity in {"pca": PCASimilarity(bank), "nl2": NormalizedL2(bank)}.items():

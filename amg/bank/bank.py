@@ -154,20 +154,18 @@ class TrainingBank:
             ValueError: for another shape, range, number or type of captions, or for an empty bank.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-            raise ValueError(f"bank pictures must be (N, 3, H, W) with N > 0, got {tuple(images.shape)}")
+            raise ValueError(f"bank images must be (N, 3, H, W) with N > 0, got {tuple(images.shape)}")
         if not images.is_floating_point():
-            raise ValueError(
-                f"bank pictures must be floats in [-1, 1], got {images.dtype}: divide by 127.5, subtract 1"
-            )
+            raise ValueError(f"bank images must be floats in [-1, 1], got {images.dtype}: divide by 127.5, subtract 1")
         lo, hi = images.min().item(), images.max().item()
         if lo != lo:
-            raise ValueError("bank pictures hold NaN: leave those pictures out")
+            raise ValueError("bank images hold NaN: leave those images out")
         if lo < -1.001 or hi > 1.001:
             raise ValueError(
-                f"bank pictures must lie in [-1, 1], got [{lo:.2f}, {hi:.2f}]: divide 8-bit values by 127.5, subtract 1"
+                f"bank images must lie in [-1, 1], got [{lo:.2f}, {hi:.2f}]: divide 8-bit values by 127.5, subtract 1"
             )
         if captions is not None and len(captions) != len(images):
-            raise ValueError(f"the bank got {len(images)} pictures and {len(captions)} captions: one caption each")
+            raise ValueError(f"the bank got {len(images)} images and {len(captions)} captions: one caption each")
         listed = [_texts(some, i) for i, some in enumerate([""] * len(images) if captions is None else captions)]
         images = images.detach().float().contiguous()
         digests = [digest_of(picture.tobytes()) for picture in images.cpu().numpy()]
@@ -342,11 +340,11 @@ class TrainingBank:
         """
         if queries.shape[1:] != self.shape:
             raise ValueError(
-                f"queries are {tuple(queries.shape[1:])} but the bank's pictures {self.shape}: "
+                f"queries are {tuple(queries.shape[1:])} but the bank's images {self.shape}: "
                 f"load the bank with size={tuple(queries.shape[2:])}"
             )
         if not 1 <= k <= len(self):
-            raise ValueError(f"k must lie in 1 … {len(self)} (the bank's distinct pictures), got {k}")
+            raise ValueError(f"k must lie in 1 … {len(self)} (the bank's distinct images), got {k}")
         keys, norms = self.pixel_keys(queries.device, queries.dtype)
         distances, indices = nearest(queries.flatten(1).to(norms.dtype), keys, norms, k)
         return distances.to(queries.dtype), indices

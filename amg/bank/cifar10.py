@@ -45,7 +45,7 @@ def cifar10_bank(
         return bank
     reference = dedupe(bank, deduplicate)
     print(
-        f"CIFAR-10: {len(bank):,} distinct pictures, {len(bank) - len(reference):,} near-copies left out, "
+        f"CIFAR-10: {len(bank):,} distinct images, {len(bank) - len(reference):,} near-copies left out, "
         f"{len(reference):,} to refer to",
         file=sys.stderr,
     )
@@ -142,9 +142,9 @@ def _pictures(column, file: Path) -> Iterator[np.ndarray]:
         try:
             pixels = decode_pixels(cell["bytes"] if isinstance(cell, dict) else cell)
         except UnreadableImage as error:
-            raise ValueError(f"{file}, row {i}: no readable picture ({error})") from None
+            raise ValueError(f"{file}, row {i}: no readable image ({error})") from None
         if pixels.shape[:2] != (SIDE, SIDE):
-            raise ValueError(f"{file}, row {i}: a picture of {pixels.shape[1::-1]}, CIFAR-10's are {SIDE} × {SIDE}")
+            raise ValueError(f"{file}, row {i}: an image of {pixels.shape[1::-1]}, CIFAR-10's are {SIDE} × {SIDE}")
         yield pixels
 
 

@@ -59,7 +59,7 @@ def reference(
         on_block: told how many images' neighbours were found, block by block; not called where the file is there.
     """
     if len(bank) <= k:
-        raise ValueError(f"deduplication needs more than k={k} distinct pictures, the bank has {len(bank)}")
+        raise ValueError(f"deduplication needs more than k={k} distinct images, the bank has {len(bank)}")
     settings = f"{bank.digest()} {threshold} {k} {scale}"
     name = hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
     file = cache_folder(cache) / f"dedupe-{name}.npy"

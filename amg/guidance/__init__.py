@@ -1,4 +1,4 @@
-"""Methods that keep a diffusion model from copying its training pictures; one file each."""
+"""Methods that keep a diffusion model from copying its training images; one file each."""
 
 from amg.guidance.anti_memorization import AntiMemorizationGuidance, State
 from amg.guidance.base import Chain, Guidance

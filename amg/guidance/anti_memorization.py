@@ -49,7 +49,7 @@ class State(Sight):
 
 
 class AntiMemorizationGuidance(Guidance):
-    """Steers a sample away from the training picture that it is about to copy (Eq. 10):
+    """Steers a sample away from the training image that it is about to copy (Eq. 10):
 
         ε ← ε + 1{σ_t > λ_t} (G_spe + G_dup + G_sim)
 
@@ -63,7 +63,7 @@ class AntiMemorizationGuidance(Guidance):
             (‖ε‖ is about √(C·H·W)). Off is the paper's Eq. 17; there ∇ of a cosine vanishes as a copy is reached, and
             1/√ᾱ_t makes the same c3 a thousand times stronger at the first step than at the last.
         terms: which guidances act, at least one.
-        captions: captions of the training pictures for G_dup; the bank's where None. G_dup leaves a sample alone whose
+        captions: captions of the training images for G_dup; the bank's where None. G_dup leaves a sample alone whose
             neighbour has none ("" or None).
         gradient: how ∇_{x_t} σ_t of G_sim passes x̂0(x_t). `fixed_eps` holds ε fixed, as in the released code: no
             further call of the denoiser. `through_unet` follows ε(x_t) after CFG too: one more forward and one backward
@@ -71,8 +71,8 @@ class AntiMemorizationGuidance(Guidance):
         margin: a sample that was flagged once is held to λ_t − margin from then on. It costs the samples that are never
             flagged nothing. 0 is the paper's Eq. 10, which leaves such a sample just below λ_t.
         looks: when a sample that was never flagged is looked at again, see `Watch`; None looks at every step.
-        neighbours, count: G_dup acts by the most common caption among so many nearest training pictures, if it occurs
-            more than `count` times. Paper (1, 0): by the nearest picture's caption, always; released code: 1000, 20.
+        neighbours, count: G_dup acts by the most common caption among so many nearest training images, if it occurs
+            more than `count` times. Paper (1, 0): by the nearest image's caption, always; released code: 1000, 20.
         strong: the same with stronger constants, for images that came out as copies and are drawn again.
 
     At an exact copy ∇σ_t may be zero (nL2) or not finite. G_sim of such a flagged sample takes a random direction of
@@ -241,9 +241,9 @@ class AntiMemorizationGuidance(Guidance):
         """Reports missing captions before the first step rather than at the first flagged one."""
         captions = self._given_captions()
         if captions is None:
-            raise ValueError("guidance.captions: G_dup needs the captions of the training pictures; give captions=")
+            raise ValueError("guidance.captions: G_dup needs the captions of the training images; give captions=")
         if not any(captions):
-            warnings.warn("no training picture has a caption: G_dup does nothing", stacklevel=3)
+            warnings.warn("no training image has a caption: G_dup does nothing", stacklevel=3)
 
     def _counter(self, count: int) -> CommonCaption:
         if not hasattr(self.similarity, "neighbours"):

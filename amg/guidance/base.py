@@ -1,4 +1,4 @@
-"""The interface of every method that changes how a picture is sampled: AMG and its rivals alike."""
+"""The interface of every method that changes how an image is sampled: AMG and its rivals alike."""
 
 from __future__ import annotations
 

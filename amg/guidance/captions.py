@@ -20,7 +20,7 @@ class CommonCaption:
 
     Args:
         captions: of each training image, most frequent first; empty where it has none.
-        multiplicity: how often each picture occurs, (N,). A repeat whose caption is not known counts for the first.
+        multiplicity: how often each image occurs, (N,). A repeat whose caption is not known counts for the first.
         count: a caption is common if it occurs more than `count` times.
     """
 
@@ -36,7 +36,7 @@ class CommonCaption:
         return any(any(names) for names in self._captions)
 
     def __call__(self, near: Tensor) -> Tensor:
-        """Index of the most common caption among the pictures `near`, (R, k), or −1 where none is common, (R,)."""
+        """Index of the most common caption among the images `near`, (R, k), or −1 where none is common, (R,)."""
         near = near.cpu()
         rows = near.unique().tolist()
         listed = self._captions[rows] if isinstance(self._captions, View) else [self._captions[row] for row in rows]

@@ -41,7 +41,7 @@ class Extractor:
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
         if pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise ValueError(f"{self.name} takes pictures (B, 3, H, W), got {tuple(pictures.shape)}")
+            raise ValueError(f"{self.name} takes images (B, 3, H, W), got {tuple(pictures.shape)}")
         return self.network(((pictures.float() + 1) * 127.5).round().clamp(0, 255)).float()
 
     @property

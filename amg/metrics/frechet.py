@@ -59,7 +59,7 @@ def frechet_between(features: Tensor, mu: Tensor, cov: Tensor) -> float:
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D), divided by N − 1, of features (N, D), in float64."""
     if len(features) < 2:
-        raise ValueError(f"a covariance needs at least 2 pictures, got {len(features)}")
+        raise ValueError(f"a covariance needs at least 2 images, got {len(features)}")
     return features.double().mean(0), torch.cov(features.double().T)
 
 

@@ -54,7 +54,7 @@ class Model(Protocol):
         ...
 
     def decode(self, x0: Tensor) -> Tensor:
-        """x_0 to pictures, (B, 3, H, W), about [−1, 1]; differentiable."""
+        """x_0 to images, (B, 3, H, W), about [−1, 1]; differentiable."""
         ...
 
     def check(self, conditions: Sequence[str | int | None]) -> None:

@@ -137,7 +137,7 @@ def unet_for(state: dict[str, Tensor], path: str | Path = "the checkpoint") -> U
         raise ValueError(f"{path} is a network of another width than a multiple of {NORM_GROUPS}: see {URL}")
     side = _side(state)
     if side != SIDE:
-        raise ValueError(f"{path} is a network for {side}-pixel pictures; CIFAR-10's is for {SIDE}: see {URL}")
+        raise ValueError(f"{path} is a network for {side}-pixel images; CIFAR-10's is for {SIDE}: see {URL}")
     return unet(
         width=len(state["input_blocks.0.0.weight"]),
         labels=len(state["label_emb.weight"]) if "label_emb.weight" in state else None,

@@ -34,7 +34,7 @@ class StableDiffusion(Model):
     Args:
         source: a folder in diffusers' format, a name on the hub, or a pipeline in memory. A network connection is
             needed at most once; what is on disk is used as it is.
-        size: side of the pictures in pixels; the model's own where None.
+        size: side of the images in pixels; the model's own where None.
         scheduler: name of a diffusers scheduler class, built from the model's config; None keeps the model's own.
         variant: e.g. `fp16`, for folders that hold several.
         device, dtype: of the networks and the latents; a dtype or its name. A pipeline in memory keeps its own dtype.
@@ -42,7 +42,7 @@ class StableDiffusion(Model):
         FileNotFoundError: where the model is neither on disk nor to be fetched.
         ValueError: for a pipeline of another kind.
 
-    The safety checker is left out: the black pictures that it makes would pass for novel ones.
+    The safety checker is left out: the black images that it makes would pass for novel ones.
     """
 
     has_attention = has_text_encoder = True
@@ -137,7 +137,7 @@ class StableDiffusion(Model):
         check_prompts(conditions, self.tokenizer, self._checked)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Latents to pictures, (B, 3, H, W), about [−1, 1]."""
+        """Latents to images, (B, 3, H, W), about [−1, 1]."""
         return self.decode_latents(x0)
 
     def _encode(self, conditions: list[str | None]) -> Condition:

@@ -121,8 +121,8 @@ def same_size(run: RunConfig, world: World, parts: dict[str, Any]) -> None:
         return
     name, drawn = run.model.get("name"), f"{side}×{side}"
     raise ConfigError(
-        [f"model: {name} draws pictures of {drawn}, the bank's are {height}×{width}, and "
-         f"{key}={getattr(run, key).get('name')} compares pixels; take a network of that size, or pictures of {drawn} "
+        [f"model: {name} draws images of {drawn}, the bank's are {height}×{width}, and "
+         f"{key}={getattr(run, key).get('name')} compares pixels; take a network of that size, or images of {drawn} "
          f"(data=folder data.path=… data.size={side})"]
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 SEVERAL = ("detector",)
 """Groups of which a run may choose several; each choice is a component, by its name."""
 WANTED = {
-    "data.path": ", a folder of training pictures with captions (data=parquet: a Parquet file of them); "
+    "data.path": ", a folder of training images with captions (data=parquet: a Parquet file of them); "
     "model=lab_sd runs now",
     "model.source": ", a folder in diffusers' format or a name of the hub; model=lab_sd runs now",
 }

@@ -42,7 +42,7 @@ def present(run: RunConfig, parts: Any, run_dir: Path, metrics: dict[str, Any], 
     _print_upright(table)
     report = write_report(run_dir, tables=[table], bank_images=parts.bank.pictures)
     word = f"{drawn} drawn" if drawn else "nothing left to draw"
-    print(f"{word}; pictures, records and report: {report}")
+    print(f"{word}; images, records and report: {report}")
 
 
 def show(table: Table) -> None:

@@ -19,7 +19,7 @@ SHOWN = ("full", "amg")
 
 JUDGES = {
     "truth_copies": "by the truth",
-    "planted_copies": "of planted pictures, by the judge",
+    "planted_copies": "of planted images, by the judge",
     "judge_copies": "by the judge",
     "copies": "by the guide",
 }
@@ -48,15 +48,15 @@ def default_figures(
         stem = _stem(f"{none}-{guided}" if guided else none)
         guided_dir = runs[guided] if guided else None
         file = figure3(runs[none], guided_dir, folder / f"similarity-{stem}.png", distance=distance)
-        found.append((file, f"Similarity to the nearest training picture over sampling ({name}): medians with their "
+        found.append((file, f"Similarity to the nearest training image over sampling ({name}): medians with their "
                             "10–90 % bands, single chains thin, the threshold dashed."))  # fmt: skip
         if guided and bank_images is not None:
             file = figure4(runs[none], runs[guided], bank_images, folder / f"pictures-{stem}.png", distance=distance)
             found.append((file, f"The same seeds without and with the guidance ({name}), unguided copies first, each "
-                                "above its nearest training picture."))  # fmt: skip
+                                "above its nearest training image."))  # fmt: skip
     if len(done) == 1:
         file = contact_sheet(runs[done[0]], folder / "contact-sheet.png")
-        found.append((file, "The first pictures by seed; copies, where the truth is known, have a frame."))
+        found.append((file, "The first images by seed; copies, where the truth is known, have a frame."))
     metrics = metrics or {name: manifests[name].get("metrics") for name in done}
     return found + _scatters(
         [name for name in done if isinstance(metrics.get(name), Mapping)], manifests, metrics, folder

@@ -186,7 +186,7 @@ def _fid(
     if extractor is None or reference is None or len(rows) < 2:
         return {"fid": None, "fid_setting": None}
     features = _features(run_dir, rows, extractor, cache_dir)
-    setting = {"n": len(features), "reference": f"{len(reference)} pictures", "extractor": extractor.name}
+    setting = {"n": len(features), "reference": f"{len(reference)} images", "extractor": extractor.name}
     distance = fid(features, features_of(reference, extractor, cache_dir), extractor)
     return {"fid": distance, "fid_setting": setting | {"resize": extractor.resize}}
 
@@ -195,9 +195,7 @@ def _features(run_dir: str | Path, rows: pd.DataFrame, extractor: Extractor, cac
     files = [records.picture_path(run_dir, seed) for seed in rows["seed"]]
     missing = [file for file in files if not file.is_file()]
     if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} pictures are missing, e.g. {missing[0]}: run the same command to resume"
-        )
+        raise FileNotFoundError(f"{len(missing)} images are missing, e.g. {missing[0]}: run the same command to resume")
     return features_of_files(files, extractor, cache_dir)
 
 

@@ -48,7 +48,7 @@ def as_good_as(rival: tuple[Share, Mean], other: tuple[Share, Mean]) -> bool | N
 Metrics = Mapping[str, Any]
 BY = {
     "truth_copies": "truth",
-    "planted_copies": "judge, of planted pictures",
+    "planted_copies": "judge, of planted images",
     "judge_copies": "judge",
     "copies": "guide",
 }
@@ -164,8 +164,8 @@ def ruins(rows: Mapping[str, Metrics], always: str) -> Answer:
     ratios = {name: rows[name].get("matched_ratio") for name in others if name in rows}
     ratio = ratios.pop(always)
     if ratio is None:
-        return Answer(None, ["no Fréchet distance against unguided pictures"])
-    numbers = [f"Fréchet distance {_spread(ratio, 2)} times that of unguided pictures (ruined: over {RUINED:g})"]
+        return Answer(None, ["no Fréchet distance against unguided images"])
+    numbers = [f"Fréchet distance {_spread(ratio, 2)} times that of unguided images (ruined: over {RUINED:g})"]
     numbers += [f"{name} {_spread(other, 2)}" for name, other in ratios.items() if other]
     holds = at_least(ratio, RUINED)
     return Answer(holds, [*numbers, TOO_FEW if holds is None else ""])
@@ -210,7 +210,7 @@ def judged(rows: Mapping[str, Metrics], none: str, full: str) -> Answer | None:
     holds = _no_more_than_false_alarms(before, after)
     numbers = [_by(key, before, after) for key in reversed(BY) if _counted(key, before, after)]
     numbers += [
-        f"the judge's false alarms on unguided pictures that are no copies {before['judge_novel']}",
+        f"the judge's false alarms on unguided images that are no copies {before['judge_novel']}",
         f"beyond them {_points(after['judge_copies'] - before['judge_novel'])}",
     ]
     return _removal(before["copies"], holds, *numbers, TOO_FEW if holds is None else "")
@@ -242,7 +242,7 @@ def keeps_alignment(kind: str, rows: Mapping[str, Metrics], none: str, full: str
 
 KEEPS = "AMG keeps text alignment on {} (within 5 % of unguided)"
 UNDOES = "AMG undoes copies{where} and does not only fool the descriptor that guides it"
-QUALITY = "AMG keeps picture quality (Fréchet distance within 3 % of that of unguided pictures that are no copies)"
+QUALITY = "AMG keeps image quality (Fréchet distance within 3 % of that of unguided images that are no copies)"
 LESS = "A {} λ_t needs less guiding than a constant λ, or leaves fewer copies"
 Row = str | Sequence[str]
 TABLE: tuple[tuple[str, Sequence[Row], Callable[..., Answer | None]], ...] = (
@@ -253,13 +253,13 @@ TABLE: tuple[tuple[str, Sequence[Row], Callable[..., Answer | None]], ...] = (
     ("G_dup answers its cause: duplicated caption", ("none", "dup"), partial(answers, "duplicated caption")),
     ("G_sim answers its cause: duplicated image", ("none", "sim"), partial(answers, "duplicated image")),
     *((LESS.format(name.removeprefix("sim_")), ("sim_constant", name), needs_less) for name in CHANGING),
-    ("Always-on guidance ruins picture quality", ("sim_always",), ruins),
+    ("Always-on guidance ruins image quality", ("sim_always",), ruins),
     ("Rivals trade text alignment for privacy", ("none", RIVALS), trade),
     ("No rival leaves as few copies as AMG at AMG's text alignment", ("none", "full", RIVALS), beats),
     (UNDOES, ("none", "full"), judged),
     (QUALITY, ("full",), keeps_quality),
     (KEEPS.format("ordinary captions"), ("none", "full"), partial(keeps_alignment, "_ordinary")),
-    (KEEPS.format("captions of memorized pictures"), ("none", "full"), partial(keeps_alignment, "_planted")),
+    (KEEPS.format("captions of memorized images"), ("none", "full"), partial(keeps_alignment, "_planted")),
     (KEEPS.format("all captions"), ("none", "full"), partial(keeps_alignment, "")),
 )
 """In the paper's order: the claim, the rows that it needs (of several names the first that ran), what decides it."""

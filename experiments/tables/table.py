@@ -233,7 +233,7 @@ def _own_notes(spec: TableSpec, results: Mapping[str, Any]) -> list[str]:
         notes.append("Top5 % and Top1 are nL2 distances (Eq. 8): larger is farther from the training set.")
     if any(column.key.startswith("alignment") for column in spec.columns):
         by = dict.fromkeys(metrics["alignment_by"] for metrics in ran.values() if metrics.get("alignment_by"))
-        notes += [f"Alignment: 100 · cosine of picture and prompt, by {name}." for name in by]
+        notes += [f"Alignment: 100 · cosine of image and prompt, by {name}." for name in by]
     by_setting: dict[str, list[str]] = {}
     if any(column.key == "fid" for column in spec.columns):
         for label, metrics in ran.items():

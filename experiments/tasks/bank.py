@@ -266,13 +266,13 @@ class Dedupe(Task):
         bank = bank_of(config, deduplicate=None)
         start = time.perf_counter()
         with progress() as shown, told("task"):
-            bar = shown.add_task("pictures searched", total=len(bank), note="")
+            bar = shown.add_task("images searched", total=len(bank), note="")
             kept, file = reference(
                 bank, self.threshold, self.k, self.scale, on_block=lambda n: shown.update(bar, advance=n)
             )
             shown.update(bar, completed=len(bank))
         print(
-            f"data={config.data.get('name')}: {int(bank.multiplicity.sum()):,} pictures, {len(bank):,} distinct, "
+            f"data={config.data.get('name')}: {int(bank.multiplicity.sum()):,} images, {len(bank):,} distinct, "
             f"{len(bank) - len(kept):,} near-copies left out "
             f"(nL2 below {self.threshold:g}, k={self.k}, α={self.scale:g}), "
             f"{len(kept):,} to refer to; {time.perf_counter() - start:.1f} s\nkept in {file}"

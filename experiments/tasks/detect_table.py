@@ -166,7 +166,7 @@ def notes(
         learned: ordinary chains that detectors learned on.
     """
     known = parts.world.truth is not None
-    by = "a planted picture is responsible (the truth)" if known else f"the judge, {run.judge.get('name')}, says so"
+    by = "a planted image is responsible (the truth)" if known else f"the judge, {run.judge.get('name')}, says so"
     found = [
         *(f"n/a: {reason}." for reason in reasons.values()),
         "AUC: interval by Hanley & McNeil's variance at the bound"

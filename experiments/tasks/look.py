@@ -1,4 +1,4 @@
-"""`task=search` finds the training images nearest to a picture, `task=duplicates` the near-copies among them."""
+"""`task=search` finds the training images nearest to an image, `task=duplicates` the near-copies among them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prepared(config: RunConfig) -> tuple[TrainingBank, Any]:
 
 @dataclass(frozen=True)
 class Search(Task):
-    """Prints the training images nearest to a picture, and shows them on a page; returns it.
+    """Prints the training images nearest to an image, and shows them on a page; returns it.
 
     Args:
         query: an image file, or a folder of them.
@@ -160,7 +160,7 @@ def _section(
 
 
 def shown(bank: TrainingBank, entry: int, words: str) -> dict[str, str]:
-    """What the page shows of a training image; its picture is empty where its file is gone."""
+    """What the page shows of a training image; without its file, the image is empty."""
     try:
         source = inline(training_picture(bank.pictures, entry))
     except ValueError:

@@ -86,7 +86,7 @@ class ReleasedIDDPM(Guidance):
         if quiet < 1 or rest < 0:
             raise ValueError(f"guidance.quiet must be >= 1 and guidance.rest >= 0, got {quiet} and {rest}")
         if not 2 <= k <= len(bank):
-            raise ValueError(f"guidance.k must lie in 2 … {len(bank)} (the bank's distinct pictures), got {k}")
+            raise ValueError(f"guidance.k must lie in 2 … {len(bank)} (the bank's distinct images), got {k}")
         self.bank, self.threshold, self.k, self.scale = bank, threshold, k, scale
         self.noised, self.redraw, self.arm = noised, redraw, arm
         self.strength, self.adaptive, self.through = strength, adaptive, through
@@ -163,7 +163,7 @@ class ReleasedIDDPM(Guidance):
         keys, norms = self.bank.pixel_keys(x.device, x.dtype)
         if step.x_t.shape[1:] != self.bank.shape:
             raise ValueError(
-                f"samples are {tuple(step.x_t.shape[1:])}, the bank's pictures {self.bank.shape}: "
+                f"samples are {tuple(step.x_t.shape[1:])}, the bank's images {self.bank.shape}: "
                 "released_iddpm compares pixels: load the bank with size=(height, width) of the samples"
             )
         x = x.to(norms)

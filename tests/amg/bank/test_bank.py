@@ -61,7 +61,7 @@ def test_k_outside_the_bank_is_refused(k):
 
 
 def test_queries_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"queries are \(3, 8, 8\) but the bank's pictures \(3, 4, 4\).*size=\(8, 8\)"):
+    with pytest.raises(ValueError, match=r"queries are \(3, 8, 8\) but the bank's images \(3, 4, 4\).*size=\(8, 8\)"):
         TrainingBank.from_tensors(pictures(9)).search(pictures(1, size=8))
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_picture_is_refused(images, message):
 
 
 def test_one_caption_per_picture_is_asked_for():
-    with pytest.raises(ValueError, match="3 pictures and 2 captions"):
+    with pytest.raises(ValueError, match="3 images and 2 captions"):
         TrainingBank.from_tensors(pictures(3), ["a", "b"])
 
 

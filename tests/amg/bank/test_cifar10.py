@@ -93,7 +93,7 @@ def test_bank_is_captioned_by_class_and_its_count_is_told(tmp_path, monkeypatch,
     bank = cifar10_bank(PICTURES)
     gone = len(everything) - len(bank)
     assert gone > 0
-    assert f"200 distinct pictures, {gone} near-copies left out, {200 - gone} to refer to" in capsys.readouterr().err
+    assert f"200 distinct images, {gone} near-copies left out, {200 - gone} to refer to" in capsys.readouterr().err
     _, labels = read_cifar10(PICTURES)
     assert everything.captions == [CLASSES[label] for label in labels]
     kept = {picture.numpy().tobytes(): i for i, picture in enumerate(everything.pictures)}
@@ -151,7 +151,7 @@ def test_second_run_reads_the_cache_and_another_bank_does_not(tmp_path, monkeypa
 
 
 def test_a_bank_too_small_to_deduplicate_is_refused(pictures, tmp_path):
-    with pytest.raises(ValueError, match="more than k=50 distinct pictures, the bank has 40"):
+    with pytest.raises(ValueError, match="more than k=50 distinct images, the bank has 40"):
         dedupe(TrainingBank.from_tensors(pictures[0][:40]), cache=tmp_path)
 
 
@@ -191,17 +191,17 @@ def test_truncated_parquet_is_one_line(tmp_path):
 
 def test_unreadable_picture_and_wrong_size_name_their_row(tmp_path, table):
     cells = table["img"].to_pylist()
-    with pytest.raises(ValueError, match="row 3: no readable picture"):
+    with pytest.raises(ValueError, match="row 3: no readable image"):
         read_cifar10(write(table, tmp_path / "a.parquet", img=cells[:3] + [{"bytes": b"no", "path": ""}] + cells[4:]))
     buffer = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(buffer, "png")
     bomb = {"bytes": buffer.getvalue(), "path": ""}
-    with pytest.raises(ValueError, match=r"row 4: no readable picture \(DecompressionBombError\)"):
+    with pytest.raises(ValueError, match=r"row 4: no readable image \(DecompressionBombError\)"):
         read_cifar10(write(table, tmp_path / "c.parquet", img=cells[:4] + [bomb] + cells[5:]))
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "png")
     cells[5] = {"bytes": buffer.getvalue(), "path": ""}
-    with pytest.raises(ValueError, match=r"row 5: a picture of \(64, 64\), CIFAR-10's are 32"):
+    with pytest.raises(ValueError, match=r"row 5: an image of \(64, 64\), CIFAR-10's are 32"):
         read_cifar10(write(table, tmp_path / "b.parquet", img=cells))
 
 

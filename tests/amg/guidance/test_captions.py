@@ -66,7 +66,7 @@ def test_by_default_the_nearest_images_caption_arms_and_none_does_not():
 @pytest.mark.parametrize("options", [{}, {"captions": [None] * 10}, {"neighbours": 4, "count": 1}])
 def test_a_bank_without_captions_is_reported_at_the_first_step_and_gets_no_g_dup(options):
     calls, plain = [], Line([""] * 10)
-    with pytest.warns(UserWarning, match="no training picture has a caption: G_dup does nothing"):
+    with pytest.warns(UserWarning, match="no training image has a caption: G_dup does nothing"):
         eps, state = amg(plain, **options)(step([0.0, 0.06], calls), None)
     assert not calls and not state.s2.any() and not eps.any()
     assert not amg(plain, **options).embeds_captions and amg(Line(CAPTIONS)).embeds_captions

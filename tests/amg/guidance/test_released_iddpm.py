@@ -257,5 +257,5 @@ def test_options_out_of_range_are_named(two, options, message):
 
 
 def test_pictures_of_another_size_are_refused(two):
-    with pytest.raises(ValueError, match=r"samples are \(3, 2, 2\), the bank's pictures \(3, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"samples are \(3, 2, 2\), the bank's images \(3, 1, 1\)"):
         ReleasedIDDPM(two, k=2)(replace(step_at(0.2), x_t=torch.zeros(1, 3, 2, 2)), None)

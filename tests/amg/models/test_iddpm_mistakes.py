@@ -64,7 +64,7 @@ def test_a_network_of_another_resolution_than_the_pictures_is_told_in_a_line(com
     small = ["n_samples=1", "sampler.steps=1", "trainer=cpu", "output_dir=out"]
     code, _, told = command(*own, *small, "data.size=16")
     assert code == 2 and told.count("\n") == 1 and "Traceback" not in told
-    assert told.startswith("error: model: ddpm_cifar10 draws pictures of 32×32, the bank's are 16×16")
+    assert told.startswith("error: model: ddpm_cifar10 draws images of 32×32, the bank's are 16×16")
     assert "similarity=nl2 compares pixels" in told and "data.size=32" in told
     assert not (tmp_path / "out").exists()
     code, _, told = command(*own, *small, "data.size=32")
@@ -98,7 +98,7 @@ def test_wrong_resolution_is_named(tmp_path, state):
         if parts[0] == "input_blocks" and parts[2] == "1":
             parts[1] = str(int(parts[1]) + 4)
         moved[".".join(parts)] = value
-    refused(tmp_path, moved, "64-pixel pictures; CIFAR-10's is for 32")
+    refused(tmp_path, moved, "64-pixel images; CIFAR-10's is for 32")
 
 
 def test_other_networks_are_refused(tmp_path):

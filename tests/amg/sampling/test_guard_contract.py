@@ -125,7 +125,7 @@ def test_methods_on_cfg_are_refused_before_the_first_step_without_it():
         assert not seen and remains(pipe) == before
 
 
-@pytest.mark.filterwarnings("ignore:no training picture has a caption")
+@pytest.mark.filterwarnings("ignore:no training image has a caption")
 @pytest.mark.parametrize("name", [name for name in TEXT if has_cfg(name)])
 def test_a_freed_text_encoder_is_noticed_before_the_first_step_and_only_where_g_dup_needs_it(name):
     build, options = PIPELINES[name]

@@ -182,5 +182,5 @@ def test_a_run_tells_pictures_of_another_size_than_the_networks_in_a_line(comman
         Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "small" / f"{i}.png")
     quick = ["n_samples=1", "sampler.steps=1", "trainer=cpu", "metrics.extractor=none", "output_dir=out"]
     code, _, told = command("model=lab_sd", "prompt=x", "data=folder", "data.path=small", *quick)
-    assert code == 2 and "error: model: lab_sd draws pictures of 32×32, the bank's are 16×16" in told
+    assert code == 2 and "error: model: lab_sd draws images of 32×32, the bank's are 16×16" in told
     assert "similarity=correlation compares pixels" in told and not (tmp_path / "out").exists()

@@ -113,7 +113,7 @@ def test_a_sweep_with_a_job_of_bad_input_goes_on_and_exits_with_2(command, tmp_p
 def test_without_an_extractor_no_reference_is_read_and_none_is_named(command, tmp_path):
     code, out, told = command(*SMALL, "metrics.reference=nowhere", "output_dir=out")
     assert code == 0, told
-    assert "pictures)" not in (tmp_path / "out" / "manifest.json").read_text() and "FID" not in out
+    assert "images)" not in (tmp_path / "out" / "manifest.json").read_text() and "FID" not in out
 
 
 def test_a_typo_in_a_sweep_is_told_before_any_job(command, tmp_path):

@@ -113,7 +113,7 @@ def test_a_missing_strength_constant_names_model_and_similarity():
 
 def test_a_value_that_only_the_user_can_give_is_asked_for():
     (line,) = mistakes("data=folder")
-    assert line.startswith("data.path: needs a value, a folder of training pictures with captions")
+    assert line.startswith("data.path: needs a value, a folder of training images with captions")
     assert line.endswith("model=lab_sd runs now")
     assert mistakes("task=collect") == ["task.runs: needs a value"]
 

@@ -59,7 +59,7 @@ def test_photos_of_any_size_are_compared_at_the_models_own(command, tmp_path, ph
     assert code == 0, told
     assert seen == [(4, 3, side, side)]
     metrics = json.loads((tmp_path / "out" / "manifest.json").read_text())["metrics"]
-    assert metrics["fid"] > 0 and metrics["fid_setting"]["reference"] == "photos (4 pictures)"
+    assert metrics["fid"] > 0 and metrics["fid_setting"]["reference"] == "photos (4 images)"
 
 
 def test_pictures_that_cannot_be_read_are_told_by_the_key(command, tmp_path):

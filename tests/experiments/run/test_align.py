@@ -140,6 +140,6 @@ def test_a_table_names_the_scorer_or_why_there_is_none():
     spec = {"title": "t", "rows": [{"row": "a", "label": "a"}], "columns": ["alignment"]}
     table = render(spec, {"a": {"n": 1, "alignment": Mean(31.25, 9, 0.5), "alignment_by": "CLIP tiny"}})
     assert table.lines[0].cells == ("31.2",)
-    assert table.notes == ("Alignment: 100 · cosine of picture and prompt, by CLIP tiny.",)
+    assert table.notes == ("Alignment: 100 · cosine of image and prompt, by CLIP tiny.",)
     missing = render(spec, {"a": {"n": 1, "alignment": None, "notes": ["Alignment is not measured: no CLIP."]}})
     assert missing.lines[0].cells == ("–",) and missing.notes == ("Alignment is not measured: no CLIP.",)

@@ -136,7 +136,7 @@ def test_frechet_distance_is_that_of_the_pictures_on_disk(tmp_path):
     )
     reference = ((REFERENCE + 1) * 127.5).round().double().mean((2, 3)) / 255
     assert result["fid"] == pytest.approx(frechet_distance(*moments(pixels), *moments(reference)), rel=1e-4)
-    setting = {"n": 12, "reference": "20 pictures", "extractor": "colours", "resize": "none"}
+    setting = {"n": 12, "reference": "20 images", "extractor": "colours", "resize": "none"}
     assert result["fid_setting"] == setting
 
 
@@ -180,7 +180,7 @@ def test_mistakes_are_told_by_run_and_seed(tmp_path):
         evaluate(run(tmp_path / "nan", [row(6, 0.1), row(7, math.nan)]), **LIMITS, **PICTURELESS)
     gone = run(tmp_path / "gone", [row(0, 0.1), row(1, 0.1)])
     records.picture_path(gone, 1).unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 pictures are missing, e\.g\. .*1\.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 images are missing, e\.g\. .*1\.png"):
         evaluate(gone, **LIMITS, extractor=colours(), reference_pictures=REFERENCE, cache_dir=None)
 
 

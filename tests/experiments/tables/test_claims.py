@@ -122,7 +122,7 @@ def test_the_judge_is_compared_with_its_own_false_alarms():
 def test_quality_is_kept_lost_or_open():
     for ratio, error, verdict in ((0.99, 0.01, "holds"), (1.2, 0.03, "does not hold"), (1.02, 0.04, "not measured")):
         metrics = {"full": row(matched_ratio=Mean(ratio, 100, error))}
-        assert said(metrics, "AMG keeps picture quality")[0] == verdict
+        assert said(metrics, "AMG keeps image quality")[0] == verdict
 
 
 def test_alignment_is_kept_on_ordinary_captions_and_lost_on_others():
@@ -134,7 +134,7 @@ def test_alignment_is_kept_on_ordinary_captions_and_lost_on_others():
     )
     found = verdicts({"none": none, "full": full})
     assert found["AMG keeps text alignment on ordinary captions (within 5 % of unguided)"] == "holds"
-    lost = "AMG keeps text alignment on captions of memorized pictures (within 5 % of unguided)"
+    lost = "AMG keeps text alignment on captions of memorized images (within 5 % of unguided)"
     assert found[lost] == "does not hold"
     assert not any("all captions" in text for text in found)
 

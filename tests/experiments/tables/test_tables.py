@@ -29,7 +29,7 @@ SPEC = {
     "distance": True,
 }
 CAUSE = {"n": 16, "copies": Share(3, 16), "judge_copies": Share(4, 16), "truth_copies": None}
-FID = {"n": 512, "extractor": "lite0", "reference": "bank (9 pictures)", "resize": "none"}
+FID = {"n": 512, "extractor": "lite0", "reference": "bank (9 images)", "resize": "none"}
 NONE = {"n": 512, "top5": -1.234, "copies": Share(230, 512), "fid": 9.876, "fid_setting": FID,
         "steps": 0.0, "by_cause": {"specific prompt": CAUSE}}  # fmt: skip
 FULL = {**NONE, "top5": -1.61, "copies": Share(0, 512), "steps": 0.0312, "by_cause": {}}
@@ -83,11 +83,11 @@ def test_a_mean_over_groups_of_seeds_carries_its_interval_and_that_of_one_run_st
 def test_every_fid_names_its_n_and_extractor():
     notes = render(SPEC, RESULTS).notes
     assert [note for note in notes if note.startswith("FID")] == [
-        "FID: n = 512, extractor lite0, reference bank (9 pictures), resize none."
+        "FID: n = 512, extractor lite0, reference bank (9 images), resize none."
     ]
     other = render(SPEC, {**RESULTS, "full": {**FULL, "fid_setting": {**FID, "n": 64}}}).notes
-    assert "FID of Unguided: n = 512, extractor lite0, reference bank (9 pictures), resize none." in other
-    assert "FID of AMG & co: n = 64, extractor lite0, reference bank (9 pictures), resize none." in other
+    assert "FID of Unguided: n = 512, extractor lite0, reference bank (9 images), resize none." in other
+    assert "FID of AMG & co: n = 64, extractor lite0, reference bank (9 images), resize none." in other
 
 
 def test_causes_make_one_section_each_with_every_row_counted_within_the_cause():

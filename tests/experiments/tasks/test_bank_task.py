@@ -144,7 +144,7 @@ DEDUPE = ["task=dedupe", "data=cifar10", f"data.path={PICTURES}", "task.k=20"]
 def test_near_copies_are_counted_once_and_the_answer_is_kept(capsys):
     assert main(DEDUPE) == 0
     told = capsys.readouterr().out
-    assert "200 pictures, 200 distinct, 10 near-copies left out (nL2 below 1, k=20, α=0.5), 190 to refer to" in told
+    assert "200 images, 200 distinct, 10 near-copies left out (nL2 below 1, k=20, α=0.5), 190 to refer to" in told
     (file,) = Path("own").glob("dedupe-*.npy")
     before = file.stat().st_mtime_ns
     assert len(np.load(file)) == 190
