@@ -35,7 +35,7 @@ SEVERAL_CALLS = (
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
 )
-"""They look at the network twice to make one step, the second time at a point that is on no chain."""
+"""They look at the network twice to make one step, the second time at a point that is on no trajectory."""
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
@@ -287,7 +287,7 @@ def posterior_variance(scheduler: Any, timestep: Tensor | int, channels: Tensor)
 
 
 def _bounds(scheduler: Any, place: int) -> tuple[Tensor, Tensor]:
-    """β and β̃ of the step at that place of the chain, float64."""
+    """β and β̃ of the step at that place of the trajectory, float64."""
     timesteps, one = scheduler.timesteps, torch.ones((), dtype=torch.float64)
     now = scheduler.alphas_cumprod[timesteps[place]].double()
     before = scheduler.alphas_cumprod[timesteps[place + 1]].double() if place + 1 < len(timesteps) else one.to(now)

@@ -102,7 +102,7 @@ class Step:
 class Asked:
     """What each row of the network call under way stands for, for what is attached to the network.
 
-    `sample` and `guard` make one for each chain and note every call in it before they make it.
+    `sample` and `guard` make one for each trajectory and note every call in it before they make it.
     """
 
     conditional: tuple[bool, ...] = ()

@@ -75,7 +75,7 @@ class Exponential:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """λ_t read off a curve that was learned on ordinary chains; linear between its knots, level outside.
+    """λ_t read off a curve that was learned on ordinary trajectories; linear between its knots, level outside.
 
     `task=calibrate` learns it and writes it to a file; see `amg.sampling.ordinary`.
     """

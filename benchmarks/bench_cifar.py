@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--data", help="Parquet file or folder, or torchvision's root; random images where not given")
     parser.add_argument("--pictures", type=int, default=50_000)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--steps", type=int, default=2, help="sampling steps per chain that is timed")
+    parser.add_argument("--steps", type=int, default=2, help="sampling steps per trajectory that is timed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--width", type=int, default=128, help="channels; 128 is the true size")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

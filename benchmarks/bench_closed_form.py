@@ -24,7 +24,7 @@ from amg.worlds.closed_form import ClosedForm
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=5, help="sampling steps per chain that is timed")
+    parser.add_argument("--steps", type=int, default=5, help="sampling steps per trajectory that is timed")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     model = ClosedForm()
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def drift(model: ClosedForm, prompts: list[str]) -> None:
-    """The same seeds alone and in one batch: float32 rounds matrix products differently, and chains amplify it."""
+    """The same seeds alone and in one batch: float32 rounds products differently, and trajectories amplify it."""
     some = list(range(16))
     guidance = AntiMemorizationGuidance(PCASimilarity(model.world().bank), Constant(0.85), 13, 20, 5, normalize=True)
 
@@ -69,7 +69,9 @@ def drift(model: ClosedForm, prompts: list[str]) -> None:
 
     apart = torch.cat([draw([seed]) for seed in some])
     worst = (draw(some) - apart).abs().flatten(1).amax(1)
-    print("\nfloat32, 16 guided chains of 150 steps, in one batch against one by one: largest difference of a pixel")
+    print(
+        "\nfloat32, 16 guided trajectories of 150 steps, in one batch against one by one: largest difference of a pixel"
+    )
     print(f"median {worst.median():.1e}, worst {worst.max():.1e} (of a range of 2)")
 
 

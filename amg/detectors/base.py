@@ -22,14 +22,14 @@ class Detector:
     noise: tuple[int, ...] = ()
     """Looks at pure noise x_T, each as if it were at that place of the schedule: 0 is the first step, -1 the last."""
     chain: slice = slice(0)
-    """The steps of the unguided chain that it watches: `slice(None)` all, `slice(-1, None)` the last."""
+    """The steps of the unguided trajectory that it watches: `slice(None)` all, `slice(-1, None)` the last."""
 
     def see(self, step: Step, after: Tensor | None) -> Tensor:
         """Returns the numbers that it takes from one network call.
 
         Args:
-            step: a look at pure noise or a step of the chain.
-            after: x_{t−1}, (B, C, H, W), in the chain; None at pure noise.
+            step: a look at pure noise or a step of the trajectory.
+            after: x_{t−1}, (B, C, H, W), in the trajectory; None at pure noise.
         Returns:
             (B, F).
         """
@@ -59,7 +59,7 @@ def direction(step: Step, name: str) -> Tensor:
     """
     if step.eps_cond is None:
         raise ValueError(
-            f"detector.{name}: compares the predictions with and without the prompt; this chain has one only "
+            f"detector.{name}: compares the predictions with and without the prompt; this trajectory has one only "
             "(no prompt, or s0=1)"
         )
     return step.eps_cond - step.eps_uncond

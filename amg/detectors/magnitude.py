@@ -13,7 +13,7 @@ class Magnitude(Detector):
     """‖ε(x_t, y) − ε(x_t)‖₂ at the first step, or its mean over all steps.
 
     Args:
-        whole: takes the mean over the whole chain; else one look at pure noise suffices.
+        whole: takes the mean over the whole trajectory; else one look at pure noise suffices.
     """
 
     needs_prompts = True

@@ -1,4 +1,4 @@
-"""Unguided sampling as detectors see it: looks at pure noise, the chain, and what both cost."""
+"""Unguided sampling as detectors see it: looks at pure noise, the trajectory, and what both cost."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def observe(
 
 
 def places(detector: Detector, steps: int) -> tuple[list[int], range]:
-    """The places of the schedule, from 0, at which it looks at pure noise, and those of the chain that it watches.
+    """The places of the schedule, from 0, at which it looks at pure noise, and those of the trajectory that it watches.
 
     Raises:
         ValueError: for a place beyond the schedule.

@@ -27,7 +27,7 @@ from amg.thresholds import Threshold
 TERMS = ("spe", "dup", "sim")
 GRADIENTS = ("fixed_eps", "through_unet")
 MIN_ALPHA_BAR = 1e-4
-"""Below it x_t is noise but for 1 %, and the 1/ᾱ that G_sim gains on its way to x̂0 would throw the chain away."""
+"""Below it x_t is noise but for 1 %, and the 1/ᾱ that G_sim gains on its way to x̂0 would throw the trajectory away."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Guidance:
     """What the method does not do without CFG, in words; "" for nothing."""
 
     def ready(self) -> Guidance:
-        """This guidance with all it must learn from other chains; called once, before the first chain is drawn."""
+        """This guidance with all it must learn from other trajectories; called once, before the first sample."""
         return self
 
     def looking(self, looks: Looks | None) -> Guidance:

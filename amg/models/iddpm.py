@@ -59,7 +59,7 @@ def scheduler(steps: int = STEPS) -> DDPMScheduler:
     """The cosine schedule of 4000 steps with a learned variance, log Σ between log β̃_t and log β_t.
 
     `set_timesteps(250)` respaces it as improved-diffusion does: the timesteps are round(i · 3999 / 249), and β_t and
-    β̃_t are those of the shorter chain.
+    β̃_t are those of the shorter trajectory.
     """
     return DDPMScheduler(
         num_train_timesteps=steps,

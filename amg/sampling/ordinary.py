@@ -19,34 +19,34 @@ from amg.thresholds import Calibrated
 
 @dataclass(frozen=True)
 class Calibration:
-    """A learned threshold and how often it flags ordinary chains."""
+    """A learned threshold and how often it flags ordinary trajectories."""
 
     threshold: Calibrated
     learned: float
-    """Share of the chains it was learned on that it flags at any step, before the cap."""
+    """Share of the trajectories it was learned on that it flags at any step, before the cap."""
     held_out: float
-    """The same on chains it has not seen, before the cap."""
+    """The same on trajectories it has not seen, before the cap."""
     held_out_capped: float
     """The same with the cap: what a user of the threshold will see."""
 
 
 def calibrate(times: Tensor, traces: Tensor, held_out: Tensor, rate: float, cap: float) -> Calibration:
-    """The lowest curve of equal per-step quantiles that flags at most `rate` of whole chains, capped.
+    """The lowest curve of equal per-step quantiles that flags at most `rate` of whole trajectories, capped.
 
-    A chain is flagged if its similarity exceeds λ_t at any step, so per-step quantiles must be stricter than `rate`:
-    one quantile for all steps is found, among those that the chains can tell apart.
+    A trajectory is flagged if its similarity exceeds λ_t at any step, so per-step quantiles must be stricter than
+    `rate`: one quantile for all steps is found, among those that the trajectories can tell apart.
 
     Args:
         times: fractions of the schedule of the T steps, (T,).
-        traces: similarities of n ordinary chains, (T, n).
-        held_out: those of other ordinary chains, (T, m).
-        rate: share of ordinary chains that may be flagged, in (0, 1).
+        traces: similarities of n ordinary trajectories, (T, n).
+        held_out: those of other ordinary trajectories, (T, m).
+        rate: share of ordinary trajectories that may be flagged, in (0, 1).
         cap: λ_t never exceeds it; the similarity's copy threshold, so that no copy passes unseen.
     """
     if not 0 < rate < 1:
         raise ValueError(f"calibrate.rate must lie in (0, 1), got {rate}")
     ordered = traces.sort(dim=1).values
-    for place in range(traces.shape[1]):  # from the lowest order statistic up; flagged chains only get fewer
+    for place in range(traces.shape[1]):  # from the lowest order statistic up; flagged trajectories only get fewer
         curve = ordered[:, place]
         learned = _flagged(traces, curve)
         if learned <= rate:
@@ -70,11 +70,11 @@ def learn_norms(
     batch_size: int = 64,
     **options: Any,
 ) -> Norms:
-    """Draws one unguided chain per seed and measures ‖x̂0‖, ‖x_{t−1} − x_t‖ and ‖x_{t−1}‖ at each step.
+    """Draws one unguided trajectory per seed and measures ‖x̂0‖, ‖x_{t−1} − x_t‖ and ‖x_{t−1}‖ at each step.
 
     Args:
         prompts: ordinary prompts or labels, one per seed; None draws without condition.
-        options: of `amg.sampling.sample`; the chains to be compared must have the same s0, scheduler, steps and eta.
+        options: of `amg.sampling.sample`; trajectories to compare must share s0, scheduler, steps and eta.
     Raises:
         ValueError: for fewer than two seeds, which have no standard deviation.
     """

@@ -37,7 +37,7 @@ class Chains:
     threshold: np.ndarray
 
     def nearest(self, n: int) -> tuple[int, ...]:
-        """Seeds of the n chains that end most alike to a training image."""
+        """Seeds of the n trajectories that end most alike to a training image."""
         return tuple(self.seeds[i] for i in np.argsort(-self.similarity[:, -1], kind="stable")[:n])
 
     def band(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,7 +68,7 @@ _TRACES = ("trace_t", "trace_similarity", "trace_threshold")
 
 
 def panels(unguided: pd.DataFrame) -> dict[str, set[int]]:
-    """Seeds of each panel of Figure 3: by cause; where there are no prompts, by what the unguided chain became."""
+    """Seeds of each panel of Figure 3: by cause; where there are no prompts, by what the unguided trajectory became."""
     causes = [cause for cause in dict.fromkeys(unguided["cause"]) if cause]
     if causes:
         order = sorted(causes, key=lambda cause: (*CAUSES, cause, "ordinary").index(cause))
@@ -76,7 +76,7 @@ def panels(unguided: pd.DataFrame) -> dict[str, set[int]]:
     known = unguided[unguided["truth"].notna()]
     if len(known):
         copied = set(known.loc[known["truth"].astype(bool), "seed"])
-    else:  # without the truth: the chains that end above λ
+    else:  # without the truth: the trajectories that end above λ
         ends = zip(unguided["trace_similarity"], unguided["trace_threshold"], strict=True)
         above = [len(s) > 0 and s[-1] > lam[-1] for s, lam in ends]
         copied = set(unguided.loc[above, "seed"])
@@ -86,8 +86,8 @@ def panels(unguided: pd.DataFrame) -> dict[str, set[int]]:
 def figure3(run_none: str | Path, run_guided: str | Path | None, out: str | Path, *, distance: bool = False) -> Path:
     """Similarity σ_t over sampling without and with a guidance, λ_t dashed; one panel per cause (Figure 3).
 
-    A median with its 10–90 % band; thin, the single chains that came nearest without guidance; grey, the median of
-    ordinary unguided chains.
+    A median with its 10–90 % band; thin, the single trajectories that came nearest without guidance; grey, the median
+    of ordinary unguided trajectories.
 
     Args:
         run_none: folder of the run without guidance.

@@ -49,7 +49,7 @@ def default_figures(
         guided_dir = runs[guided] if guided else None
         file = figure3(runs[none], guided_dir, folder / f"similarity-{stem}.png", distance=distance)
         found.append((file, f"Similarity to the nearest training image over sampling ({name}): medians with their "
-                            "10–90 % bands, single chains thin, the threshold dashed."))  # fmt: skip
+                            "10–90 % bands, single trajectories thin, the threshold dashed."))  # fmt: skip
         if guided and bank_images is not None:
             file = figure4(runs[none], runs[guided], bank_images, folder / f"pictures-{stem}.png", distance=distance)
             found.append((file, f"The same seeds without and with the guidance ({name}), unguided copies first, each "

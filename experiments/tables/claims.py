@@ -159,7 +159,7 @@ def needs_less(rows: Mapping[str, Metrics], constant: str, name: str) -> Answer:
 
 
 def ruins(rows: Mapping[str, Metrics], always: str) -> Answer:
-    """Guiding every step of every chain ruins the images."""
+    """Guiding every step of every trajectory ruins the images."""
     others = (always, "sim_constant", *CHANGING, "full")
     ratios = {name: rows[name].get("matched_ratio") for name in others if name in rows}
     ratio = ratios.pop(always)

@@ -48,7 +48,7 @@ class Detect(Task):
     Args:
         ordinary: prompts that are not memorized, what `amg.prompts.read_prompts` takes; for models that bring no
             planted prompts of their own, beside `prompts`, which then are the memorized ones.
-        learn: ordinary chains, not scored, that detectors learn on.
+        learn: ordinary trajectories, not scored, that detectors learn on.
         published: numbers of papers by detector, `auc` and `tpr` (per cent), for the first part of the table.
     """
 
@@ -123,7 +123,7 @@ def _not_applicable(run: RunConfig) -> dict[str, str]:
 
 
 def _detectors(run: RunConfig, parts: Parts, reasons: dict[str, str]) -> dict[str, Any]:
-    """The detectors that can serve; one that looks along a chain without CFG joins the `reasons`.
+    """The detectors that can serve; one that looks along a trajectory without CFG joins the `reasons`.
 
     Raises:
         ConfigError: also for one that looks beyond the schedule.
@@ -142,7 +142,7 @@ def _detectors(run: RunConfig, parts: Parts, reasons: dict[str, str]) -> dict[st
         except ValueError as error:
             raise ConfigError([str(error)]) from None
         if found[name].needs_prompts and chain and run.s0 == 1:
-            reasons[name] = f"detector.{name}: at s0=1 a chain has no unconditional prediction; set s0 > 1"
+            reasons[name] = f"detector.{name}: at s0=1 a trajectory has no unconditional prediction; set s0 > 1"
             del found[name]
     if not found:
         raise NotApplicable([*reasons.values()])
@@ -243,9 +243,9 @@ def _schema(detectors: Mapping[str, Detector]) -> pa.Schema:
 
 
 def scored(run: RunConfig, detectors: Mapping[str, Detector], frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """One row per scored sample with `score_`, `calls_` and `seconds_<detector>`; how many chains were learned on.
+    """One row per scored sample: `score_`, `calls_` and `seconds_<detector>`; and how many were learned on.
 
-    A held-out chain that came out as a copy is not learned on.
+    A held-out trajectory that came out as a copy is not learned on.
     """
     ordinary, rows = frame[frame["held_out"] & ~frame["copy"]], frame[~frame["held_out"]].reset_index(drop=True)
     result = rows[[name for name in rows.columns if not name.startswith("seen_")]].drop(columns="held_out")
@@ -256,8 +256,8 @@ def scored(run: RunConfig, detectors: Mapping[str, Detector], frame: pd.DataFram
             if len(ordinary) < 2:
                 every = int(frame["held_out"].sum())
                 raise ConfigError(
-                    [f"task.learn: {every - len(ordinary)} of {every} ordinary chains came out as copies; {name} needs "
-                     "2 that did not: draw more"]
+                    [f"task.learn: {every - len(ordinary)} of {every} ordinary trajectories came out as copies; {name} "
+                     "needs 2 that did not: draw more"]
                 )  # fmt: skip
             detector = detector.learn(_tensor(ordinary[f"seen_{name}"], looks))
         result[f"calls_{name}"] = network_calls(

@@ -163,7 +163,7 @@ def notes(
     Args:
         reasons: why other detectors cannot serve.
         prompts: whether samples have prompts.
-        learned: ordinary chains that detectors learned on.
+        learned: ordinary trajectories that detectors learned on.
     """
     known = parts.world.truth is not None
     by = "a planted image is responsible (the truth)" if known else f"the judge, {run.judge.get('name')}, says so"
@@ -177,7 +177,7 @@ def notes(
     ]
     learners = ", ".join(name for name, detector in detectors.items() if detector.learns)
     if learners:
-        found.append(f"{learners}: learned on {learned} ordinary chains of other seeds, none of them a copy.")
+        found.append(f"{learners}: learned on {learned} ordinary trajectories of other seeds, none of them a copy.")
     return found
 
 

@@ -13,19 +13,19 @@ from experiments.config.schema import RunConfig
 
 
 def of_ordinary_chains(run: RunConfig, world: World, n: int = 64, seed: int = 1_000_000) -> Callable[[], Norms]:
-    """Learns the norms of n unguided chains that the run's own model, sampler and CFG scale draw.
+    """Learns the norms of n unguided trajectories that the run's own model, sampler and CFG scale draw.
 
     Args:
-        n: chains, >= 2, drawn in turn from the model's ordinary prompts, or from LAION captions that Stable Diffusion
-            is not known to copy where it has none; from the run's labels, or without a condition, as the run does.
-        seed: chain i draws from seed + i, apart from the run's own.
+        n: trajectories, >= 2, drawn in turn from the model's ordinary prompts, or from LAION captions that Stable
+            Diffusion is not known to copy where it has none, the run's labels, or no condition.
+        seed: trajectory i draws from seed + i, apart from the run's own.
     """
     if n < 2:
         raise ValueError(f"guidance.norms.n must be >= 2, got {n}")
     prompts = _ordinary(run, world)
 
     def learn() -> Norms:
-        print(f"learning the norms of {n} ordinary chains")
+        print(f"learning the norms of {n} ordinary trajectories")
         return learn_norms(
             world.model,
             range(seed, seed + n),

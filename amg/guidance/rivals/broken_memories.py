@@ -1,4 +1,4 @@
-"""Chains whose norms leave the range of ordinary ones, caught and repaired ("Broken Memories", Huang et al., 2026)."""
+"""Repairs trajectories whose norms leave the range of ordinary ones ("Broken Memories", Huang et al., 2026)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amg.tensors import broadcast, norm
 
 @dataclass(frozen=True)
 class Norms:
-    """Mean and standard deviation of L2 norms of ordinary chains at each of their T steps, in order.
+    """Mean and standard deviation of L2 norms of ordinary trajectories at each of their T steps, in order.
 
     They belong to one model, sampler, number of steps and CFG scale; `amg.sampling.ordinary.learn_norms` measures them.
     """
@@ -33,7 +33,7 @@ class Norms:
         """Returns the index of the step at t.
 
         Raises:
-            ValueError: where the chains had no step there.
+            ValueError: where the trajectories had no step there.
         """
         distance, place = (self.times - t).abs().min(0)
         if distance > 1e-4:
@@ -50,7 +50,7 @@ class BrokenState:
     z_update: Tensor
     """The same of ‖x_t − x_{t+1}‖, the update that led here, (B,); NaN at the first step."""
     flagged: Tensor
-    """True if the chain has been detected, (B,) bool; it stays so."""
+    """True if the trajectory has been detected, (B,) bool; it stays so."""
     strong: Tensor
     """True if x̂0 was far out when it was, (B,) bool."""
     x_t: Tensor
@@ -58,17 +58,17 @@ class BrokenState:
 
 
 class BrokenMemories(Guidance):
-    """Detects a chain at the first step where both |z(‖x_t − x_{t+1}‖)| and |z(‖x̂0‖)| exceed `detect`; from then on
+    """Detects a trajectory at the first step where |z(‖x_t − x_{t+1}‖)| and |z(‖x̂0‖)| exceed `detect`. From then on
 
-    - mild: x̂0 is scaled to the mean norm of ordinary chains, in the first `early` of the steps;
+    - mild: x̂0 is scaled to the mean norm of ordinary trajectories, in the first `early` of the steps;
     - strong, where |z(‖x̂0‖)| exceeded `strong` at detection: ‖x_{t−1} − x_t‖, then ‖x_{t−1}‖, are clamped to the mean
       ± `detect` standard deviations, at all steps left.
 
-    A chain that is never detected keeps its bits. No network calls beyond those of plain sampling.
+    A trajectory that is never detected stays bit-identical. No network calls beyond those of plain sampling.
 
     Args:
-        norms: of ordinary chains of this model under these settings, or what learns them when `ready` is called. A run
-            learns its own before its first image, from `norms.n` chains: no file to go stale, nothing to mismatch.
+        norms: of ordinary trajectories of this model under these settings, or what learns them when `ready` is called.
+            A run learns its own before its first image, from `norms.n` trajectories: no file to go stale or mismatch.
         detect: the authors' 3 standard deviations; inf only watches.
         strong: the authors' 14.
         early: share of the steps in which the mild repair acts; the authors' first 10 of 50.

@@ -32,7 +32,7 @@ def with_scale(step: Step, scale: float, rows: Tensor) -> Tensor:
 class StaticTransitionPoint(Guidance):
     """CFG scale 0, i.e. unconditional, while t > until; the usual scale from there on.
 
-    A memorized prompt draws every chain to its image at first; a chain that has left that basin of attraction before
+    A memorized prompt draws every trajectory to its image at first. One that has left that basin of attraction before
     the text comes in does not fall back.
 
     Args:
@@ -67,8 +67,8 @@ class TransitionState:
 class DynamicTransitionPoint(Guidance):
     """CFG scale 0, i.e. unconditional, up to the first local minimum of d_t = ‖ε(x_t, y) − ε(x_t)‖; then the usual one.
 
-    The minimum d_{i−2} > d_{i−1} < d_i is known at step i, which is the first with the usual scale. A chain whose d_t
-    has no minimum stays unconditional.
+    The minimum d_{i−2} > d_{i−1} < d_i is known at step i, which is the first with the usual scale. A trajectory whose
+    d_t has no minimum stays unconditional.
 
     Args:
         before: the scale before the transition point, in the convention of Eq. 7. The authors' text: 0; the code that
@@ -93,7 +93,7 @@ class DynamicTransitionPoint(Guidance):
 
 
 class OppositeGuidance(Guidance):
-    """CFG scale −scale up to the transition point, so that the chain leaves the basin of attraction; then as usual.
+    """CFG scale −scale up to the transition point, to leave the basin of attraction; then as usual.
 
     Args:
         scale: >= 0; 0 is the transition point alone. The authors' 2 with stp; 1, 3, 5, 7 or 9 with dtp.

@@ -58,9 +58,9 @@ class ReleasedIDDPM(Guidance):
         through: "mean" adds Σ g to the posterior mean, which x̂0's clipping cannot undo. Paper: "eps" subtracts
             √(1−ᾱ) g from ε (Eq. 17).
         quiet, rest: after so many armed steps in a row without guidance the search rests. The comment in the code says
-            for 10 steps; it rests 5, because the unguided chain that it draws beside counts down too. Paper: rest=0.
+            for 10 steps; it rests 5, because the unguided trajectory beside it counts down too. Paper: rest=0.
 
-    One chain is drawn, not two: the unguided twin is a run with guidance=none.
+    One trajectory is drawn, not two: the unguided twin is a run with guidance=none.
     """
 
     needs_variance = True  # for through="mean"
@@ -152,7 +152,7 @@ class ReleasedIDDPM(Guidance):
         if not self.noised:
             still = replace(step, x_t=step.x0, alpha_bar=torch.ones_like(step.alpha_bar))
             similarity, index, gradient = self._near(still, rows, [None] * len(rows))
-            # as in AMG, nothing where x̂0 hardly depends on x_t: 1/√ᾱ would throw the chain away
+            # as in AMG, nothing where x̂0 hardly depends on x_t: 1/√ᾱ would throw the trajectory away
             slope = torch.where(alpha_bar < MIN_ALPHA_BAR, 0, alpha_bar.rsqrt())
             return similarity, index, broadcast(slope).to(gradient) * gradient
         draws = [np.random.default_rng([step.seeds[row], int(step.timestep)]) for row in rows.tolist()]

@@ -128,9 +128,9 @@ def test_norms_are_finite_where_all_ordinary_chains_are_alike():
 
 
 def test_norms_that_have_learned_nothing_say_so():
-    with pytest.raises(ValueError, match="detector.norms: has seen no ordinary chains"):
+    with pytest.raises(ValueError, match="detector.norms: has seen no ordinary trajectories"):
         Norms().score(torch.ones(1, 2, 2))
-    with pytest.raises(ValueError, match="detector.norms: .* needs 2 ordinary chains, got 1"):
+    with pytest.raises(ValueError, match="detector.norms: .* needs 2 ordinary trajectories, got 1"):
         Norms().learn(torch.ones(1, 2, 2))
 
 

@@ -175,7 +175,7 @@ def test_ordinary_chains_that_came_out_as_copies_are_not_learned_on():
     scores, learned = scored(run, {"norms": Norms()}, rows)
     assert learned == 3 and scores["score_norms"].tolist() == pytest.approx([3.0])
     rows["copy"] = [False, True, True, True, False]
-    with pytest.raises(ConfigError, match="task.learn: 3 of 4 ordinary chains came out as copies"):
+    with pytest.raises(ConfigError, match="task.learn: 3 of 4 ordinary trajectories came out as copies"):
         scored(run, {"norms": Norms()}, rows)
 
 
