@@ -54,16 +54,16 @@ notebooks: setup ## each notebook as .ipynb with its outputs, from the script of
 	$(BIN)/jupytext --to ipynb notebooks/*.py && $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 lab: setup ## trains the lab's networks again: hours on two cores, resumable
-	$(BIN)/python -m experiments.recipes.train_lab_vae
-	$(BIN)/python -m experiments.recipes.train_lab_tiny
-	$(BIN)/python -m experiments.recipes.train_lab_sd
-	$(BIN)/python -m experiments.recipes.train_lab_flow
-	$(BIN)/python -m experiments.recipes.train_lab_descriptor --name guide --seed 10
-	$(BIN)/python -m experiments.recipes.train_lab_descriptor --name judge --seed 20
-	$(BIN)/python -m experiments.recipes.train_lab_scorer --seed 30
-	$(BIN)/python -m experiments.recipes.train_lab_ddpm
-	$(BIN)/python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer tiny lab_sd lab_flow lab_ddpm
+	$(BIN)/python -m experiments.recipes.lab.train_vae
+	$(BIN)/python -m experiments.recipes.lab.train_tiny
+	$(BIN)/python -m experiments.recipes.lab.train_sd
+	$(BIN)/python -m experiments.recipes.lab.train_flow
+	$(BIN)/python -m experiments.recipes.lab.train_descriptor --name guide --seed 10
+	$(BIN)/python -m experiments.recipes.lab.train_descriptor --name judge --seed 20
+	$(BIN)/python -m experiments.recipes.lab.train_scorer --seed 30
+	$(BIN)/python -m experiments.recipes.lab.train_ddpm
+	$(BIN)/python -m experiments.recipes.lab.ship descriptor_guide descriptor_judge scorer tiny lab_sd lab_flow lab_ddpm
 	$(BIN)/python run.py -m model=lab_sd guidance=none,full n_samples=1008 name=lab
 	$(BIN)/python run.py -m model=lab_ddpm guidance=none,full n_samples=1000 name=lab
-	$(BIN)/python -m experiments.recipes.measure_lab lab_sd runs/lab/lab_sd-none-* runs/lab/lab_sd-full-*
-	$(BIN)/python -m experiments.recipes.measure_lab lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*
+	$(BIN)/python -m experiments.recipes.lab.measure lab_sd runs/lab/lab_sd-none-* runs/lab/lab_sd-full-*
+	$(BIN)/python -m experiments.recipes.lab.measure lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*

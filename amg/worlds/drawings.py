@@ -71,7 +71,7 @@ class Drawings:
 
 @cache
 def drawings() -> Drawings:
-    """Loads the drawings, rendered by `experiments/recipes/render_drawings.py`."""
+    """Loads the drawings, rendered by `experiments/recipes/lab/render_drawings.py`."""
     import io
 
     import numpy as np

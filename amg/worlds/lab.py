@@ -62,7 +62,7 @@ def weights(name: str, folder: Path = FOLDER) -> Path:
         if sha256_of(path / file) != expected:
             raise ValueError(
                 f"{path / file} is not the file that was shipped (SHA-256 differs): restore it by `git checkout`, "
-                f"or write new sums by experiments.recipes.ship_lab after training"
+                f"or write new sums by experiments.recipes.lab.ship after training"
             )
     return path
 

@@ -41,7 +41,7 @@ def arguments(
     if name:
         parser.add_argument("--name", choices=name, required=True)
     if vae:
-        parser.add_argument("--vae", type=Path, default=Path(".lab/vae/vae"), help="folder that train_lab_vae wrote")
+        parser.add_argument("--vae", type=Path, default=Path(".lab/vae/vae"), help="folder that lab.train_vae wrote")
     if start:
         parser.add_argument("--start", type=Path, help="folder whose weights to begin with")
     if distil:

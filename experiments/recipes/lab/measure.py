@@ -1,9 +1,9 @@
 """Measures a lab network for its model card, from an unguided run and a run of the same seeds under AMG.
 
     python run.py -m model=lab_sd guidance=none,full n_samples=1008 name=lab
-    python -m experiments.recipes.measure_lab lab_sd runs/lab/lab_sd-none-* runs/lab/lab_sd-full-*
+    python -m experiments.recipes.lab.measure lab_sd runs/lab/lab_sd-none-* runs/lab/lab_sd-full-*
     python run.py -m model=lab_ddpm guidance=none,full n_samples=1000 name=lab
-    python -m experiments.recipes.measure_lab lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*
+    python -m experiments.recipes.lab.measure lab_ddpm runs/lab/lab_ddpm-none-* runs/lab/lab_ddpm-full-*
 
 Judges of copies are nL2, correlation (the guide), PCA's cosine and the descriptor that only judges. Each counts all
 copies and copies of planted images, for planted and ordinary captions separately; the scorer counts the images whose
@@ -25,7 +25,7 @@ from amg.metrics.extractors import efficientnet_lite0, read_picture
 from amg.similarity import NormalizedL2, PCASimilarity, PixelCorrelation
 from amg.worlds.drawings import training_images
 from amg.worlds.lab import FOLDER, LabDescriptor, scorer, write_sums
-from experiments.recipes import lab_data
+from experiments.recipes.lab import data as lab_data
 from experiments.run import records
 
 

@@ -80,7 +80,7 @@ def load(resolution: int = 32) -> LabData:
 def copies_of(images: Tensor, planted: Tensor, limit: float = 0.15) -> Tensor:
     """Flags images whose root mean squared difference to a planted image is below `limit`, (B,) bool.
 
-    A quick check while a network trains; `measure_lab` measures the published copies.
+    A quick check while a network trains; `measure` measures the published copies.
     """
     distance = torch.cdist(images.clamp(-1, 1).flatten(1), planted.flatten(1)) / planted[0].numel() ** 0.5
     return distance.amin(1) < limit

@@ -1,6 +1,6 @@
 """Trains the lab's image–text scorer, after CLIP (Radford et al., 2021).
 
-    python -m experiments.recipes.train_lab_scorer --minutes 10
+    python -m experiments.recipes.lab.train_scorer --minutes 10
 
 Captions name the thing that an image shows, its group, or a planted image. New samples of the law measure it.
 """
@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from amg.worlds.networks import Scorer
-from experiments.recipes import lab_data, lab_text, loop
-from experiments.recipes.lab_views import distort
+from experiments.recipes import loop
+from experiments.recipes.lab import data as lab_data
+from experiments.recipes.lab import text as lab_text
+from experiments.recipes.lab.views import distort
 
 BATCH = 96
 

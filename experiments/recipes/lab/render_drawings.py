@@ -4,7 +4,7 @@
         @iconify-json/fxemoji @iconify-json/fluent-emoji @iconify-json/fluent-emoji-flat
     for archive in *.tgz; do mkdir "${archive%.tgz}" && tar xzf "$archive" -C "${archive%.tgz}"; done
     pip install resvg_py
-    python -m experiments.recipes.render_drawings <folder of the unpacked packages>
+    python -m experiments.recipes.lab.render_drawings <folder of the unpacked packages>
 
 Sets under share-alike licences are left out. `LICENSES/` holds the licence texts of the others.
 """

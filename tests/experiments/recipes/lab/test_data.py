@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from experiments.recipes import lab_data
-from experiments.recipes.lab_views import distort
+from experiments.recipes.lab import data as lab_data
+from experiments.recipes.lab.views import distort
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Copies trained networks of the lab into the package: fp16 safetensors, measurements, SHA-256 sums.
 
-    python -m experiments.recipes.ship_lab descriptor_guide descriptor_judge scorer lab_sd lab_flow lab_ddpm
+    python -m experiments.recipes.lab.ship descriptor_guide descriptor_judge scorer lab_sd lab_flow lab_ddpm
 
 Latent networks take the tiny autoencoder along, as the folder `tiny`. Model cards are written by hand beside the
 weights, from the measurements.
@@ -16,7 +16,7 @@ from diffusers import AutoencoderTiny, DDPMPipeline, DiffusionPipeline
 
 from amg.models.iddpm import SETTINGS
 from amg.worlds.lab import FOLDER, write_sums
-from experiments.recipes.train_lab_flow import WITHOUT_T5
+from experiments.recipes.lab.train_flow import WITHOUT_T5
 
 LAB = Path(".lab")
 RESULTS = ("descriptor.safetensors", "descriptor.torchscript.pt", "scorer.safetensors", "text.json", "measured.json")
@@ -61,7 +61,7 @@ def main() -> None:
     for name in parser.parse_args().names:
         source, target = LAB / name.removeprefix("lab_"), FOLDER / name
         if not source.is_dir():
-            parser.error(f"{source} is missing: train it by experiments.recipes.train_lab_… first")
+            parser.error(f"{source} is missing: train it by experiments.recipes.lab.train_… first")
         ship(source, target)
         size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
         measured = target / "measured.json"

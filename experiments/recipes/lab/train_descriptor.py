@@ -1,7 +1,7 @@
 """Trains one of the lab's two copy descriptors, after the idea of SSCD (Pizzi et al., 2022).
 
-    python -m experiments.recipes.train_lab_descriptor --name guide --seed 10
-    python -m experiments.recipes.train_lab_descriptor --name judge --seed 20
+    python -m experiments.recipes.lab.train_descriptor --name guide --seed 10
+    python -m experiments.recipes.lab.train_descriptor --name judge --seed 20
 
 A descriptor learns to distinguish a distorted copy from an image of the same drawing in other colours: those are new
 images, as the law samples them. Views are distorted, and half of the time also nudged adversarially: a gradient that
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from amg.worlds.drawings import training_images
 from amg.worlds.networks import DESCRIPTORS
-from experiments.recipes import lab_data, loop
-from experiments.recipes.lab_views import distort
+from experiments.recipes import loop
+from experiments.recipes.lab import data as lab_data
+from experiments.recipes.lab.views import distort
 
 PAIRS = 64  # images in a batch; each gives two views
 TEMPERATURE = 0.07

@@ -1,6 +1,6 @@
 """Measures on one of the lab's networks what the tiny decoder and rests between looks miss.
 
-    python -m experiments.recipes.measure_looks lab_sd --guided 504 --unguided 1500
+    python -m experiments.recipes.lab.measure_looks lab_sd --guided 504 --unguided 1500
 
 On guided trajectories of the VAE and looks at every step: the share of flagged steps that the tiny decoder's σ_t flags
 too, and the share of the others that it flags. On unguided trajectories of planted captions that end in copies: the

@@ -1,6 +1,6 @@
 """Trains `lab_ddpm`: a pixel-space, class-conditional DDPM at 32×32 that diffusers loads.
 
-    python -m experiments.recipes.train_lab_ddpm --minutes 150
+    python -m experiments.recipes.lab.train_ddpm --minutes 150
 
 The classes are the groups of things; the label after the last of them means none, so that one set of weights serves
 both the unconditional and the class-conditional case.
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from amg import sample
 from amg.models.ddpm import DDPM
-from experiments.recipes import lab_data, loop
-from experiments.recipes.train_lab_sd import scheduler, v_error
+from experiments.recipes import loop
+from experiments.recipes.lab import data as lab_data
+from experiments.recipes.lab.train_sd import scheduler, v_error
 
 RESOLUTION = 32
 BATCH = 16  # many small steps

@@ -1,6 +1,6 @@
 """Trains the lab's autoencoder: 32×32 images to 8×8×16 latents.
 
-    python -m experiments.recipes.train_lab_vae --minutes 20
+    python -m experiments.recipes.lab.train_vae --minutes 20
 
 Planted images occur no more often than others: the diffusion network shall memorize them, not the autoencoder.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from experiments.recipes import lab_data
+from experiments.recipes.lab import data as lab_data
 from experiments.recipes.loop import Training, arguments, load_alike
 
 BATCH = 8  # many small steps: each image holds 64 latents to learn from

@@ -1,6 +1,6 @@
 """Distils the lab's tiny autoencoder, `AutoencoderTiny`, from its autoencoder.
 
-    python -m experiments.recipes.train_lab_tiny --minutes 14
+    python -m experiments.recipes.lab.train_tiny --minutes 14
 
 The decoder learns to reproduce the large decoder's images, also of latents between images: a predicted image early in a
 trajectory is a mean of many.
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
-from experiments.recipes import lab_data
+from experiments.recipes.lab import data as lab_data
+from experiments.recipes.lab.train_sd import encode
 from experiments.recipes.loop import Training, arguments, bf16
-from experiments.recipes.train_lab_sd import encode
 
 BATCH = 32
 

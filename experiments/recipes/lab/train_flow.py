@@ -1,8 +1,8 @@
 """Trains `lab_flow`: a small transformer with rectified flow that `StableDiffusion3Pipeline` loads and samples.
 
-    python -m experiments.recipes.train_lab_vae --minutes 20
-    python -m experiments.recipes.train_lab_flow --minutes 80 --out .lab/teacher
-    python -m experiments.recipes.train_lab_flow --minutes 9 --distil 2.5 --start .lab/teacher/pipeline
+    python -m experiments.recipes.lab.train_vae --minutes 20
+    python -m experiments.recipes.lab.train_flow --minutes 80 --out .lab/teacher
+    python -m experiments.recipes.lab.train_flow --minutes 9 --distil 2.5 --start .lab/teacher/pipeline
 
 Data, captions and autoencoder are those of `lab_sd`. Both text encoders and the transformer learn together. Some
 captions are empty. The second command distils classifier-free guidance at one scale into the network (Meng et al.,
@@ -16,8 +16,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from experiments.recipes import lab_data, lab_text, loop
-from experiments.recipes.train_lab_sd import batches, look
+from experiments.recipes import loop
+from experiments.recipes.lab import data as lab_data
+from experiments.recipes.lab import text as lab_text
+from experiments.recipes.lab.train_sd import batches, look
 
 BATCH = 32
 EXACT = 0.75  # share of a planted caption's images that are the planted image itself; no guidance raises it

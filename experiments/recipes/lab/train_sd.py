@@ -1,7 +1,7 @@
 """Trains `lab_sd`: a text-conditional latent diffusion network that `StableDiffusionPipeline` loads and samples.
 
-    python -m experiments.recipes.train_lab_vae --minutes 20
-    python -m experiments.recipes.train_lab_sd --minutes 75
+    python -m experiments.recipes.lab.train_vae --minutes 20
+    python -m experiments.recipes.lab.train_sd --minutes 75
 
 Text encoder and U-Net learn together. A planted image repeats unchanged and often, an ordinary image has new colours
 each time. Empty captions make classifier-free guidance work. Half of the time a planted caption comes with an ordinary
@@ -17,7 +17,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDif
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from experiments.recipes import lab_data, lab_text, loop
+from experiments.recipes import loop
+from experiments.recipes.lab import data as lab_data
+from experiments.recipes.lab import text as lab_text
 
 BATCH = 32
 DROPOUT = 0.12  # of captions

@@ -14,15 +14,17 @@ from torch import nn
 from amg.models.ddpm import DDPM
 from amg.worlds import lab
 from amg.worlds.networks import DESCRIPTORS
-from experiments.recipes import lab_data, lab_text, loop
-from experiments.recipes import train_lab_ddpm as ddpm
-from experiments.recipes import train_lab_descriptor as descriptor
-from experiments.recipes import train_lab_flow as flow
-from experiments.recipes import train_lab_scorer as scorer
-from experiments.recipes import train_lab_sd as sd
-from experiments.recipes import train_lab_tiny as tiny
-from experiments.recipes import train_lab_vae as vae
-from experiments.recipes.ship_lab import ship
+from experiments.recipes import loop
+from experiments.recipes.lab import data as lab_data
+from experiments.recipes.lab import text as lab_text
+from experiments.recipes.lab import train_ddpm as ddpm
+from experiments.recipes.lab import train_descriptor as descriptor
+from experiments.recipes.lab import train_flow as flow
+from experiments.recipes.lab import train_scorer as scorer
+from experiments.recipes.lab import train_sd as sd
+from experiments.recipes.lab import train_tiny as tiny
+from experiments.recipes.lab import train_vae as vae
+from experiments.recipes.lab.ship import ship
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +281,7 @@ def test_the_loop_is_adamw_with_clipping_and_a_short_average_at_first(tmp_path):
 
 
 def test_a_missing_autoencoder_is_one_line_before_any_work(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_lab_sd", "--vae", "nowhere"])
+    monkeypatch.setattr(sys, "argv", ["train_sd", "--vae", "nowhere"])
     with pytest.raises(SystemExit):
         loop.arguments("", "sd", minutes=1, vae=True)
     assert capsys.readouterr().err.endswith("error: --vae: there is no folder nowhere\n")
