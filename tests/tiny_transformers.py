@@ -37,9 +37,9 @@ def t5() -> T5EncoderModel:
     ).eval()
 
 
-def language_model(config: type, kind: type):
+def language_model(config: type, kind: type, layers: int = 2):
     """Gemma or Qwen."""
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": layers, "head_dim": 8}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     return kind(config(vocab_size=128, max_position_embeddings=512, **sizes, **heads)).eval()
 
@@ -76,7 +76,7 @@ def flux(dtype=torch.float32, kind=diffusers.FluxPipeline, embedded=True):
 
 
 @seeded
-def flux2(dtype=torch.float32, kind=diffusers.Flux2KleinPipeline):
+def flux2(dtype=torch.float32, kind=diffusers.Flux2KleinPipeline, layers=2):
     autoencoder = diffusers.AutoencoderKLFlux2(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -100,7 +100,7 @@ def flux2(dtype=torch.float32, kind=diffusers.Flux2KleinPipeline):
             ).eval(),
             scheduler=euler(),
             vae=autoencoder.eval(),
-            text_encoder=language_model(Qwen3Config, Qwen3Model),
+            text_encoder=language_model(Qwen3Config, Qwen3Model, layers),
             tokenizer=letters(),
         ),
         dtype,

@@ -127,7 +127,8 @@ class TinyDecoder:
 class LinearDecoder:
     """Decodes each latent to one colour, by least squares on images and their encodings; nothing is downloaded.
 
-    Colours are enlarged to the resolution of the images. The map is fitted at the first call.
+    Colours are enlarged to the resolution of the images. Those beyond [−1, 1] saturate at ±1.5, as a VAE's do: the
+    gradient becomes smaller there and never 0. The map is fitted at the first call.
 
     Args:
         vae: of the pipeline.
@@ -142,13 +143,16 @@ class LinearDecoder:
         self.vae, self.images, self._weights = vae, images, None
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """Decodes (B, C, h, w) to (B, 3, H, W), about [−1, 1], in float32 at least."""
+        """Decodes (B, C, h, w) to (B, 3, H, W), within ±1.5, in float32 at least."""
         if self._weights is None:
             with torch.inference_mode(False), torch.no_grad():  # gradients pass it whatever the mode of the call
                 self._weights = self._fit()
         latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
         weights = self._weights.to(latents)
         colours = torch.einsum("bchw,cd->bdhw", latents, weights[:-1]) + weights[-1].view(1, 3, 1, 1)
+        inside = colours.clamp(-1, 1)
+        beyond = colours - inside
+        colours = inside + beyond.sign() * (1 - 1 / (1 + 2 * beyond.abs())) / 2
         return F.interpolate(colours, scale_factor=magnification(self.vae), mode="bilinear")
 
     def _fit(self) -> Tensor:

@@ -82,6 +82,22 @@ def test_the_linear_map_is_the_least_squares_one_and_shows_the_lab_its_images():
     assert (rows.T @ residual).abs().max() < 1e-3 * len(rows)  # normal equations
 
 
+def test_a_linear_decoder_saturates_and_keeps_a_gradient():
+    """x̂0 of random weights at ᾱ = 4e-5 is huge: a guide overflowed."""
+    decoder = decoder_of(stable_diffusion(), "linear", bank())
+    decoder(LATENTS)
+    slopes, offset = decoder._weights[:-1].float(), decoder._weights[-1].float().view(3, 1, 1)
+    latents = (LATENTS * torch.tensor([1e-3, 1e3, 1e30]).view(3, 1, 1, 1)).requires_grad_()
+    images = decoder(latents)
+    assert images.abs().max() <= 1.5 and images[1].abs().max() > 1.4
+    colours = F.interpolate(
+        torch.einsum("bchw,cd->bdhw", latents[:1], slopes) + offset, scale_factor=2, mode="bilinear"
+    )
+    torch.testing.assert_close(images[:1], colours)  # inside the range it is the map itself
+    (gradient,) = torch.autograd.grad(images[:2].square().sum(), latents)
+    assert gradient.isfinite().all() and (gradient[:2].abs().amax((1, 2, 3)) > 1e-9).all()
+
+
 def test_a_models_own_folder_brings_its_tiny_autoencoder(tmp_path):
     stable_diffusion().save_pretrained(tmp_path)
     small = tiny()
