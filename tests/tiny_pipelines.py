@@ -18,6 +18,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.modular_pipelines.stable_diffusion_3 import StableDiffusion3AutoBlocks
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 LENGTH = 16
@@ -198,3 +199,12 @@ def unconditional(kind: type, scheduler, dtype=torch.float32):
 
 IMG2IMG, INPAINT = StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 CONTROLNET = StableDiffusionControlNetPipeline
+
+
+def modular():
+    """Stable Diffusion 3 as a ModularPipeline."""
+    pipe = StableDiffusion3AutoBlocks().init_pipeline()
+    parts = stable_diffusion_3().components
+    pipe.update_components(**{name: part for name, part in parts.items() if name in pipe.components})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

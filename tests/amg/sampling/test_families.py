@@ -7,9 +7,8 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from diffusers.modular_pipelines.stable_diffusion_3 import StableDiffusion3AutoBlocks
 from guarded import FLOWS, PICTURE, PIPELINES, PROMPTS, SEEDS, amg, bank, call, has_cfg, remains, size_of
-from tiny_pipelines import WIDTH, stable_diffusion_3
+from tiny_pipelines import WIDTH, modular, stable_diffusion_3
 from tiny_transformers import flux, flux2
 
 from amg.guidance import AntiMemorizationGuidance, Guidance
@@ -190,10 +189,7 @@ def test_flux_2_dev_by_embeddings():
 
 
 def test_a_modular_pipeline_by_its_components():
-    parts = stable_diffusion_3()
-    pipe = StableDiffusion3AutoBlocks().init_pipeline()
-    pipe.update_components(**{name: part for name, part in parts.components.items() if name in pipe.components})
-    pipe.set_progress_bar_config(disable=True)
+    pipe = modular()
 
     def sampled(pipe):
         generator = [torch.Generator().manual_seed(seed) for seed in SEEDS]

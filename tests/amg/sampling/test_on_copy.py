@@ -5,7 +5,7 @@ import pytest
 import torch
 from guarded import PIPELINES, PROMPTS, SEEDS, amg
 from PIL import Image
-from tiny_pipelines import WIDTH, stable_diffusion, stable_diffusion_3
+from tiny_pipelines import WIDTH, modular, stable_diffusion, stable_diffusion_3
 
 from amg.bank import TrainingBank
 from amg.guidance import AntiMemorizationGuidance, Chain, Guidance
@@ -105,6 +105,28 @@ def test_embeddings_latents_and_unconditional_rows_are_drawn_again_too():
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     got = guarded(**options, generator=generators, num_inference_steps=4, output_type="np").images
     assert [one.tries for one in guarded.report] == [0, 1, 0] and np.array_equal(got[::2], bare[::2])
+
+
+@pytest.mark.parametrize("kind", ["pil", "np", "pt"])
+def test_copies_of_a_modular_pipeline_are_drawn_again_and_refused(kind):
+    pipe = modular()
+
+    def images(pipe, seeds=SEEDS, prompts=PROMPTS):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        options = {"num_inference_steps": 2, "height": 16, "width": 16, "output": "images", "output_type": kind}
+        return pipe(prompt=list(prompts), generator=generators, **options)
+
+    bare = images(pipe)
+    judge = Nearest(tensor(bare)[[1]])
+    guarded = guard(pipe, Guidance(), on_copy="resample", judge=judge)
+    got = images(guarded)
+    assert [(one.tries, one.copy) for one in guarded.report] == [(0, False), (1, False), (0, False)]
+    assert all(np.array_equal(np.asarray(got[i]), np.asarray(bare[i])) for i in (0, 2))
+    alone = images(pipe, [derived_seed(SEEDS[1], 1)], PROMPTS[1:2])
+    torch.testing.assert_close(tensor(got)[1:2], tensor(alone), rtol=0.01, atol=0.01)
+    refused = guard(pipe, Guidance(), on_copy="refuse", judge=judge)
+    got = images(refused)
+    assert [one.refused for one in refused.report] == [False, True, False] and not np.asarray(got[1]).any()
 
 
 def test_what_stays_a_copy_is_refused_after_the_last_try_and_the_strong_constants_come_second():
