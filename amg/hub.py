@@ -36,7 +36,7 @@ def parts(index: dict[str, Any]) -> list[str]:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether a component is there: its configuration, and every shard of its weights if it has any."""
+    """Tells whether a component is there: its configuration, and every shard of its weights if it has any."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     for listing in folder.glob("*.safetensors.index.json"):
@@ -81,7 +81,7 @@ def fetch(source: str | Path | Any, variant: str | None = None) -> None:
 
 
 def _wanted(name: str, index: dict[str, Any], variant: str | None) -> bool:
-    """Whether a file of a repository belongs to the pipeline that is loaded: no other format, no other variant."""
+    """Tells whether a file belongs to the pipeline that is loaded: no other format, no other variant."""
     folder, _, file = name.rpartition("/")
     if name == "model_index.json":
         return True

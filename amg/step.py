@@ -27,7 +27,7 @@ from amg.tensors import broadcast, finite_rows
 
 @dataclass(frozen=True)
 class Start:
-    """What a guidance may see before the first step, beside prompts, condition and first noise."""
+    """Facts that a guidance may see before the first step, beside prompts, condition and first noise."""
 
     null: Any
     """The null condition of classifier-free guidance, B rows; None where there is no condition or s0 = 1."""
@@ -100,13 +100,13 @@ class Step:
 
 @dataclass
 class Asked:
-    """What each row of the network call under way stands for, for what is attached to the network.
+    """Meaning of each row of the network call under way, for hooks attached to the network.
 
     `sample` and `guard` make one for each trajectory and note every call in it before they make it.
     """
 
     conditional: tuple[bool, ...] = ()
-    """Whether the row is of the conditional branch."""
+    """True for a row of the conditional branch."""
     prompts: tuple[str, ...] | None = None
     """The prompt of the row's sample, in both branches; None where it is not known in words."""
 

@@ -1,4 +1,4 @@
-"""Which copies an audit finds: 30 planted images of the drawn world among 850 novel ones, in five versions.
+"""Copies that an audit finds: 30 planted images of the drawn world among 850 novel ones, in five versions.
 
     python benchmarks/bench_audit.py [guide judge …]
 

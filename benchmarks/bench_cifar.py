@@ -1,4 +1,4 @@
-"""What AMG adds to a CIFAR-10 sampling step: time per image of network, search and guidance.
+"""Cost that AMG adds to a CIFAR-10 sampling step: time per image of network, search and guidance.
 
     python benchmarks/bench_cifar.py                                 # 50,000 random images
     python benchmarks/bench_cifar.py --data data/cifar10             # the real training set

@@ -1,4 +1,4 @@
-"""What AMG adds to a step of the closed-form world, and how far float32 drifts with the batch.
+"""Cost that AMG adds to a step of the closed-form world, and how far float32 drifts with the batch.
 
     python benchmarks/bench_closed_form.py
 

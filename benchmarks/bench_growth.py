@@ -1,4 +1,4 @@
-"""How the cost of a guarded sample grows with samples, batch and bank; draws docs/images/cost.svg.
+"""Growth of the cost of a guarded sample with samples, batch and bank; draws docs/images/cost.svg.
 
     python benchmarks/bench_growth.py --plot docs/images/cost.svg
 

@@ -1,4 +1,4 @@
-"""What `guard` adds to a step of Stable Diffusion: time and memory as ratios to a plain step, in one process.
+"""Cost that `guard` adds to a step of Stable Diffusion: time and memory as ratios to a plain step, in one process.
 
     python benchmarks/bench_guard.py                       # a quarter of the width, 256×256: some minutes
     SIZE=full python benchmarks/bench_guard.py             # v1.4's true size, 512×512: 8 GB in float32

@@ -1,4 +1,4 @@
-"""What importing the library costs, as a ratio to `import torch`.
+"""Cost of importing the library, as a ratio to `import torch`.
 
     python benchmarks/bench_import.py
 

@@ -1,4 +1,4 @@
-"""How the benchmarks take time."""
+"""Clocks of the benchmarks."""
 
 import statistics
 from collections.abc import Callable

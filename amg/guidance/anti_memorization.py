@@ -45,7 +45,7 @@ class State(Sight):
     sim: Tensor
     """‖G_sim‖₂, (B,)."""
     dropped: Tensor
-    """Whether ∇σ_t was zero or not finite and G_sim took a direction of the sample's own seed instead, (B,) bool."""
+    """True where ∇σ_t was zero or not finite and G_sim took a direction of the sample's own seed, (B,) bool."""
 
 
 class AntiMemorizationGuidance(Guidance):

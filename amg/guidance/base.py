@@ -21,25 +21,22 @@ class Guidance:
     """
 
     needs_prompts = False
-    """Whether the method works on text and is n/a for a model without it."""
+    """Works on text; n/a for a model without it."""
     needs_attention = False
-    """Whether it edits cross-attention and is n/a for a model whose class does not say `has_attention`."""
+    """Edits cross-attention; n/a for a model whose class does not say `has_attention`."""
     needs_text_encoder = False
-    """Whether it rewrites prompts or edits embeddings and is n/a for a model whose class does not say
-    `has_text_encoder`."""
+    """Rewrites prompts or edits embeddings; n/a for a model whose class does not say `has_text_encoder`."""
     needs_variance = False
-    """Whether it needs a variance that the network learned and is n/a for a model whose class does not say
-    `learns_variance`."""
+    """Needs a variance that the network learned; n/a for a model whose class does not say `learns_variance`."""
     needs_cfg = False
-    """Whether it works on the difference of conditional and unconditional prediction and is n/a without CFG."""
+    """Works on the difference of conditional and unconditional prediction; n/a without CFG."""
     needs_points = False
-    """Whether it removes planted points from a known law and is n/a for a model whose class does not say
-    `has_points`."""
+    """Removes planted points from a known law; n/a for a model whose class does not say `has_points`."""
     embeds_captions = False
-    """Whether it asks for predictions under captions (`Step.denoise`), which need the text encoder."""
+    """Asks for predictions under captions (`Step.denoise`), which need the text encoder."""
 
     lost_without_cfg = ""
-    """What the method does not do without CFG, in words; "" for nothing."""
+    """Part of the method that is lost without CFG, in words; "" for nothing."""
 
     def ready(self) -> Guidance:
         """This guidance with all it must learn from other trajectories; called once, before the first sample."""

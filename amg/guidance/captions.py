@@ -32,7 +32,7 @@ class CommonCaption:
 
     @cached_property
     def any(self) -> bool:
-        """Whether there is a caption at all."""
+        """Tells whether there is a caption at all."""
         return any(any(names) for names in self._captions)
 
     def __call__(self, near: Tensor) -> Tensor:

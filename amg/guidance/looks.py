@@ -1,4 +1,4 @@
-"""When to look at a predicted image again: for how long a sample may rest, by its gap λ_t − σ_t."""
+"""Rests between looks at a predicted image: their length by the sample's gap λ_t − σ_t."""
 
 from __future__ import annotations
 

@@ -25,11 +25,11 @@ class Model(Protocol):
     digest: str | None = None
     """A hash of its weights; None if its configuration alone decides what it predicts."""
     has_attention = False
-    """Whether its `unet` attends to text, so that edits of cross-attention reach it."""
+    """Says that its `unet` attends to text, so that edits of cross-attention reach it."""
     has_text_encoder = False
-    """Whether it takes any text, by way of embeddings: a guidance may rewrite the one and edit the other."""
+    """Says that it takes any text, by way of embeddings: a guidance may rewrite the one and edit the other."""
     learns_variance = False
-    """Whether its network predicts the variance of x_{t−1} too."""
+    """Says that its network predicts the variance of x_{t−1} too."""
 
     denoise: Callable[[Tensor, Tensor, Condition | None], Tensor] | None = None
     """denoise(x_t, ᾱ_t, condition) -> E[x_0 | x_t, condition] at any ᾱ_t in [0, 1], (B,), not those of the scheduler

@@ -1,4 +1,4 @@
-"""Which decoder shows a guidance the predicted images of a pipeline: `decoder_of`."""
+"""Choice of the decoder that shows a guidance the predicted images of a pipeline: `decoder_of`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `guard` knows of the pipelines of diffusers: one row per class.
+"""Table of the pipelines of diffusers that `guard` knows: one row per class.
 
 A guidance sees (B, C, h, w) whatever a pipeline's own layout is.
 """
@@ -82,7 +82,7 @@ def grid_of_shapes(arguments: Mapping[str, Any]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Family:
-    """How the pipelines of one class ask their denoiser, and what they make of its answers.
+    """Questions that the pipelines of one class ask their denoiser, and use that they make of its answers.
 
     `call` is a call of the pipeline: its arguments by name, with their defaults.
     """
@@ -90,9 +90,9 @@ class Family:
     denoiser: str = "transformer"
     """Attribute of the pipeline. What the denoiser is fed is its first argument."""
     latents: bool = True
-    """Whether samples are latents of `pipe.vae`; else they are images."""
+    """Samples are latents of `pipe.vae`; else they are images."""
     encoded: tuple[str | None, ...] = ("encoder_hidden_states",)
-    """What each value that `pipe.encode_prompt` returns is to the denoiser, by the argument's name; None is unused.
+    """Arguments of the denoiser that take the values of `pipe.encode_prompt`, by name; None is unused.
 
     () for a pipeline without text.
     """
@@ -103,7 +103,7 @@ class Family:
     order: tuple[bool, bool] = (False, True)
     """Their order; True is the conditional one."""
     calls: int = 1
-    """Whether both come of 1 call of 2B rows or of 2 calls of B."""
+    """Number of calls for both: 1 of 2B rows or 2 of B."""
     scale: str = "guidance_scale"
     """Argument of a call that says s0 of Eq. 7; "" where there never is CFG."""
     scale_offset: float = 0.0
@@ -111,7 +111,7 @@ class Family:
     combine: Callable[[Tensor, Tensor, float, Mapping[str, Any]], Tensor] = eq7
     """combine(uncond, cond, s0, call): what the scheduler is given."""
     guider: bool = False
-    """Whether it is a ModularPipeline, whose guider says s0 and whose blocks encode prompts."""
+    """Is a ModularPipeline: its guider says s0, and its blocks encode prompts."""
     refuses: tuple[str, ...] = ()
     """Arguments of a call that change the prediction in ways that `guard` does not follow."""
     by_row: tuple[str, ...] = ()

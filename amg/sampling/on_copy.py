@@ -1,4 +1,4 @@
-"""What `guard` does with finished images that are copies: draw them again, or paint them black."""
+"""Finished images that are copies: `guard` draws them again, or paints them black."""
 
 from __future__ import annotations
 

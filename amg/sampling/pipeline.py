@@ -168,7 +168,7 @@ class GuardedPipeline:
         return {name: v for name, v in arguments.items() if name != "kwargs"} | arguments.get("kwargs", {})
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, _Call]:
-        """What a call returns, and the call, whatever its images show."""
+        """Runs a call whatever its images show; returns its output and the call."""
         self._check()
         family, arguments = self.family, inspect.signature(self.pipe.__call__).bind(*args, **kwargs)
         named = arguments.arguments.setdefault("kwargs", {}) if family.guider else arguments.arguments
@@ -434,7 +434,7 @@ class _Call:
 
     @torch.no_grad()
     def shift(self, step: Step, eps: Tensor, result: Any) -> Any:
-        """What the scheduler returned, with the guidance's shift of x_{t−1}."""
+        """Adds the guidance's shift of x_{t−1} to the scheduler's result."""
         before = result[0] if isinstance(result, tuple) else result.prev_sample
         x_prev = self.records.unpack(before)
         shifted = self.x_prev = shift(self.guidance, step, eps, self.state, x_prev, self.pipe.scheduler)

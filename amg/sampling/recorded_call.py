@@ -1,4 +1,4 @@
-"""What a pipeline asked its denoiser at one step, and the same question asked again with other captions."""
+"""Record of a pipeline's call of its denoiser at one step, and the same call again with other captions."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ class Records:
 
 
 def conditions(family: Family, arguments: Mapping[str, Any], branches: Sequence[bool]) -> dict[bool, dict[str, Tensor]]:
-    """What each branch of a call of the denoiser is told beside x and t: tensors by name, B rows each."""
+    """Returns the inputs of each branch of a call of the denoiser beside x and t: tensors by name, B rows each."""
     told = {**arguments, **(arguments.get("added_cond_kwargs") or {})}
     names = [name for name in (*family.encoded, "time_ids") if isinstance(told.get(name), Tensor)]
     parts = {name: told[name].chunk(len(branches)) for name in names}

@@ -23,7 +23,7 @@ Images = Tensor | np.ndarray | Sequence[Image.Image | str | Path]
 
 @dataclass(frozen=True)
 class SampleReport:
-    """What is known of one finished image."""
+    """Findings on one finished image."""
 
     similarity: float
     """To its nearest training image, by the guide; NaN if the image is not finite."""
@@ -32,7 +32,7 @@ class SampleReport:
     caption: str
     """Its most frequent caption, "" if it has none."""
     copy: bool
-    """Whether the guide or the judge is beyond its threshold."""
+    """True if the guide or the judge is beyond its threshold."""
     judge: float | None = None
     """Similarity by the judge; None without one."""
     steps_guided: int | None = None
@@ -40,7 +40,7 @@ class SampleReport:
     tries: int = 0
     """Times that the sample was drawn again."""
     refused: bool = False
-    """Whether a black image took its place."""
+    """True if a black image took its place."""
 
 
 @torch.no_grad()
@@ -189,7 +189,7 @@ class CopyChecker(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the pipeline moved it, which asks its components."""
+        """Device that the pipeline moved it to; the pipeline asks its components."""
         return self._place.device
 
     @property

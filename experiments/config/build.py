@@ -37,7 +37,7 @@ class Parts:
     decoder: Any = None
     """Decodes x̂0 for the guidance; None for a model that is no pipeline of diffusers: its own."""
     looks: Any = None
-    """When a sample is looked at again; None for every step."""
+    """Rests between looks at a sample; None looks at every step."""
 
     @property
     def model(self) -> Any:
@@ -72,7 +72,7 @@ def build(run: RunConfig, measures: bool = False) -> Parts:
 
 
 def decoder_for(world: World, run: RunConfig) -> Any:
-    """What decodes x̂0 for the guidance; None for the model's own."""
+    """Builds the decoder of x̂0 for the guidance; None for the model's own."""
     from amg.sampling.decoders import decoder_of
 
     pipe = getattr(world.model, "pipe", None) or world.model.pipeline
@@ -244,7 +244,7 @@ COMMANDS = {
     "TrainingBank.build": "`python run.py task=bank task.out=…`",
     "bank.embed": "`python run.py task=bank` with this run's data and similarity",
 }
-"""What a library's error calls, as a command."""
+"""Commands for functions that a library's errors name."""
 
 
 class told:

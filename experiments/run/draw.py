@@ -55,7 +55,7 @@ class Kind:
     folder: str = "records"
     schema: pa.Schema = records.SCHEMA
     filters: bool = False
-    """Whether `on_copy` acts on its images."""
+    """True if `on_copy` acts on its images."""
 
 
 class Generate(L.LightningModule):
@@ -115,7 +115,7 @@ class Generate(L.LightningModule):
         return [row | {"seed": seed, "tries": k, "copied": c, "refused": r} for row, seed, c, r in told], images
 
     def copied(self, images: torch.Tensor) -> torch.Tensor:
-        """Which images the guide or the judge calls copies, (B,) bool."""
+        """Marks the images that the guide or the judge calls copies, (B,) bool."""
         both = (self.parts.similarity, self.parts.judge)
         return torch.stack([exactly(one, images).value.cpu() > one.copy for one in both]).any(0)
 

@@ -90,7 +90,7 @@ def evaluate(
 
 
 def _refused(rows: pd.DataFrame) -> pd.Series:
-    """Which samples a black image took the place of; False where nothing was refused at all."""
+    """Marks the samples that a black image replaced; False where nothing was refused at all."""
     return rows["refused"].fillna(False).astype(bool)
 
 

@@ -160,7 +160,7 @@ def _section(
 
 
 def shown(bank: TrainingBank, entry: int, words: str) -> dict[str, str]:
-    """What the page shows of a training image; without its file, the image is empty."""
+    """Returns the page's entry of a training image; without its file, the image is empty."""
     try:
         source = inline(training_picture(bank.pictures, entry))
     except ValueError:

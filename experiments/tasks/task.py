@@ -13,7 +13,7 @@ class Task:
     """Does what one configuration asks for; its fields are the keys below `task`."""
 
     builds = False
-    """Whether it builds components, whose files are fetched first where they are missing."""
+    """Builds components; their files are fetched first where they are missing."""
 
     def run(self, config: RunConfig, command: str = "", in_sweep: bool = False) -> Path | None:
         """Does it and returns the folder or file that it leaves.
