@@ -47,6 +47,12 @@ def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return content.hexdigest()
 
 
+def sketch_of(network: torch.nn.Module) -> str:
+    """Hash of about 64 weights of each tensor: names a network of gigabytes without reading all of it."""
+    weights = sorted(network.state_dict().items())
+    return digest_of((name, value.flatten()[:: max(1, value.numel() // 64)]) for name, value in weights)
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in lower-case hexadecimal digits."""
     with path.open("rb") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from amg.models.latents import LatentDecoder
 from amg.models.stable_diffusion import check_prompts, load
 from amg.models.stable_diffusion import fetch as fetch
 from amg.models.stable_diffusion import find as find  # what a component's module says of files that are missing
+from amg.tensors import sketch_of
 
 
 class Pipeline(Model):
@@ -51,7 +53,7 @@ class Pipeline(Model):
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
         self.pipeline, self.scheduler, self.device = pipe, pipe.scheduler, torch.device(device)
-        network = pipe.transformer if "transformer" in pipe.components else pipe.unet
+        self.denoiser = network = pipe.transformer if "transformer" in pipe.components else pipe.unet
         self.dtype, factor = network.dtype, pipe.vae_scale_factor
         self.side = size or getattr(pipe, "default_sample_size", network.config.sample_size) * factor
         if self.side % factor:
@@ -63,6 +65,11 @@ class Pipeline(Model):
             self.options["use_resolution_binning"] = False  # the size is `size`, not the nearest of the pipeline's own
         self.decode_latents = LatentDecoder(pipe.vae)
         self._checked: set[str] = set()
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of a sample of the denoiser's weights: it names the network in a run's record."""
+        return sketch_of(self.denoiser)
 
     def __call__(self, x_t: Tensor, timestep: Tensor, condition: Condition | None) -> tuple[Tensor, None]:
         """Refuses: the pipeline alone knows how its network is asked."""

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from amg.hub import fetch as fetch  # what a component's module says of how its 
 from amg.hub import reachable
 from amg.models.base import Condition, Model, take
 from amg.models.latents import LatentDecoder
+from amg.tensors import sketch_of
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 OUT_OF_REACH = "not on disk, and the hub is out of reach"
@@ -82,6 +83,11 @@ class StableDiffusion(Model):
         self._encoded: dict[tuple, Condition] = {}
         self._rows: dict[str, Condition] = {}
         self._checked: set[str] = set()
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of a sample of the U-Net's weights: it names the network in a run's record."""
+        return sketch_of(self.unet)
 
     def __call__(self, x_t: Tensor, timestep: Tensor, condition: Condition | None) -> tuple[Tensor, None]:
         """The U-Net's output, ε or v as the scheduler's config says, (B, C, h, w); of the null condition for None."""

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
 
 from amg.metrics.values import Share, plain
 from experiments.config.build import component
 from experiments.config.schema import RunConfig
+from experiments.run.folder import Manifest
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from torch import Tensor
+
+SHOWN = 16
+"""Samples beside their nearest training images."""
 
 
-def log(run: RunConfig, run_dir: Path, metrics: dict[str, Any], jobs: list[list[str]] | None = None) -> None:
+def log(
+    run: RunConfig,
+    run_dir: Path,
+    metrics: dict[str, Any],
+    jobs: list[list[str]] | None = None,
+    training: Sequence[Tensor] | None = None,
+) -> None:
     """Calls the logger of `conf/logger` with what was measured; where it fails, says so: the run itself is done.
 
     Args:
         run_dir: the run's folder, or that of a sweep.
         metrics: of the run; of a sweep none, its jobs have logged theirs.
         jobs: of a sweep, the overrides of each; None for a run.
+        training: the bank's images, (3, H, W) in [−1, 1]; None for a sweep.
     """
     try:
-        component(run.logger, run=run, run_dir=run_dir, metrics=metrics, jobs=jobs)
+        component(run.logger, run=run, run_dir=run_dir, metrics=metrics, jobs=jobs, training=training)
     except Exception as error:
         name = run.logger.get("name") or run.logger["_target_"].rpartition(".")[2]
         warnings.warn(f"logger={name} failed, and {run_dir} is whole: {type(error).__name__}: {error}", stacklevel=1)
@@ -37,13 +55,16 @@ def wandb(
     run_dir: Path,
     metrics: dict[str, Any],
     jobs: list[list[str]] | None = None,
+    training: Sequence[Tensor] | None = None,
     project: str = "memorization-free-diffusion",
     offline: bool = True,
     group: str | None = None,
 ) -> None:
-    """Logs configuration, metrics, table, figures and per-sample records to Weights & Biases.
+    """Logs configuration, metrics, table, figures, records and samples to Weights & Biases.
 
-    The jobs of a sweep share a group, and so does one more run of type "sweep" with its tables and figures.
+    The samples most similar to a training image are shown beside it. Hashes of bank, λ_t and weights are in the
+    configuration; tags name model, guidance and similarity. The jobs of a sweep share a group, and so does one more
+    run of type "sweep" with its tables and figures.
 
     Args:
         project: the project's name there.
@@ -63,7 +84,11 @@ def wandb(
     if offline:
         settings["mode"] = "offline"
     if jobs is None:
-        settings |= {"job_type": run.guidance.get("name"), "config": run.model_dump()}
+        names = [getattr(run, node).get("name") for node in ("model", "guidance", "similarity")]
+        told = Manifest(run_dir).read()
+        digests = {"bank": told["bank"]["digest"]} | {key: told[key] for key in ("threshold", "weights")}
+        settings |= {"job_type": run.guidance.get("name"), "config": run.model_dump() | {"digests": digests}}
+        settings["tags"] = [name for name in names if name]
     else:
         settings |= {"job_type": "sweep", "config": {"name": run.name, "jobs": jobs}}
     with wb.init(**settings) as there:
@@ -74,11 +99,23 @@ def wandb(
             plain = table[[name for name in table.columns if not name.startswith("trace_")]]
             plain = plain.astype(object).where(plain.notna(), None)  # W&B knows no pandas.NA
             there.log({"samples": wb.Table(dataframe=plain)})
+            there.log({"nearest": [wb.Image(pair, caption=text) for pair, text in _beside(run_dir, table, training)]})
         for file in sorted([*run_dir.glob("table.csv"), *run_dir.glob("table-*/table.csv")]):
             printed = pandas.read_csv(file, dtype=str, keep_default_na=False)
             there.log({"table" if file.parent == run_dir else file.parent.name: wb.Table(dataframe=printed)})
         for figure in sorted((run_dir / "figures").glob("*.png")):
             there.log({figure.stem: wb.Image(str(figure))})
+
+
+def _beside(run_dir: Path, table: DataFrame, training: Sequence[Tensor]) -> Iterator[tuple[np.ndarray, str]]:
+    """Samples with their nearest training images on the right, (H, 2 W, 3) uint8, and what is known of both."""
+    from experiments.report.pictures import enlarge, picture, training_picture
+
+    for row in table.sort_values(["similarity", "seed"], ascending=[False, True]).head(SHOWN).to_dict("records"):
+        pair = picture(run_dir, row["seed"]), training_picture(training, row["nearest_index"])
+        height = max(len(enlarge(pixels)) for pixels in pair)
+        both = [np.asarray(Image.fromarray(p).resize((height, height), Image.Resampling.NEAREST)) for p in pair]
+        yield np.concatenate(both, axis=1), f"seed {row['seed']}, similarity {row['similarity']:.2f}"
 
 
 def _ask_for_key(offline: bool = True) -> None:

@@ -129,8 +129,12 @@ def folder(
 def _digest(config: RunConfig, parts: Any, chosen: list[str | int] | None, keys: Sequence[str]) -> str:
     """A hash of these keys, of prompts, bank and weights."""
     decides = _set(config, keys)
-    content = json.dumps([decides, chosen, parts.bank.digest(), parts.model.digest], sort_keys=True)
-    return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
+    return hash_of([decides, chosen, parts.bank.digest(), parts.model.digest])
+
+
+def hash_of(content: Any) -> str:
+    """A hash of anything that JSON can hold, 10 hexadecimal digits."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=5).hexdigest()
 
 
 def _set(config: RunConfig, keys: Sequence[str]) -> dict[str, Any]:
@@ -141,8 +145,7 @@ def _set(config: RunConfig, keys: Sequence[str]) -> dict[str, Any]:
 
 def twin_of(config: RunConfig) -> str:
     """Returns a hash of all that a run shares with its unguided twin."""
-    content = json.dumps([*_set(config, TWIN).values()], sort_keys=True)
-    return hashlib.blake2b(content.encode(), digest_size=5).hexdigest()
+    return hash_of([*_set(config, TWIN).values()])
 
 
 def is_twin(guided: RunConfig, unguided: RunConfig) -> bool:
@@ -170,6 +173,8 @@ def facts(config: RunConfig, parts: Any, chosen: list[str | int] | None) -> dict
         "twin": twin_of(config),
         "sampler": config.sampler.model_dump(),
         "bank": {"digest": parts.bank.digest(), "pictures": len(parts.bank), "note": parts.bank.note},
+        "weights": parts.model.digest,
+        "threshold": hash_of(config.threshold),
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "machine": f"{platform.machine()}, {parts.model.device}, CPU threads {torch.get_num_threads()}",
     }

@@ -43,7 +43,7 @@ class Generate(Task):
             metrics = measure(config, parts, run_dir)
             manifest.write(status="done", metrics=metrics)
             present(config, parts, run_dir, metrics, drawn, in_sweep)
-            log(config, run_dir, metrics)
+            log(config, run_dir, metrics, training=parts.bank.pictures)
         return run_dir
 
     @staticmethod

@@ -73,3 +73,13 @@ def test_detectors_look_at_the_noise_that_the_trajectory_begins_with(folder):
     sample(model, SEEDS, prompts=PROMPTS, s0=3.0, steps=3, on_step=lambda step, state: steps.append(step))
     expected = (steps[0].eps_cond - steps[0].eps_uncond).flatten(1).norm(dim=1)
     torch.testing.assert_close(seen.seen["magnitude"].flatten().float(), expected)
+
+
+@pytest.mark.parametrize("kind", [Pipeline, StableDiffusion])
+def test_the_digest_names_the_weights(kind):
+    pipe, again = stable_diffusion(), stable_diffusion()
+    again.unet.load_state_dict(pipe.unet.state_dict())
+    assert kind(pipe).digest == kind(again).digest
+    with torch.no_grad():
+        again.unet.conv_out.bias += 1
+    assert kind(pipe).digest != kind(again).digest

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from amg.metrics import Share
 from experiments.cli.main import compose_config, main
@@ -35,6 +36,7 @@ class Offline:
         for record in _records(log):
             if record.HasField("run"):
                 self.group, self.job_type, self.project = record.run.run_group, record.run.job_type, record.run.project
+                self.tags = list(record.run.tags)
             for item in [*record.run.config.update, *record.config.update]:
                 self._keep(self.config, item)
             for item in record.history.item:
@@ -97,6 +99,20 @@ def test_a_finished_offline_run_holds_configuration_metrics_table_figures_and_sa
     assert run.table("table")[0]["label"] == "none"
     figures = {key for key, value in run.history.items() if isinstance(value, dict) and value["_type"] == "image-file"}
     assert figures == {file.stem for file in Path("out/figures").glob("*.png")} and len(figures) > 1
+    assert run.config["digests"] == {
+        "bank": manifest["bank"]["digest"], "threshold": manifest["threshold"], "weights": manifest["weights"]
+    }  # fmt: skip
+    assert sorted(run.tags) == ["closed_form", "none", "pca"]
+    nearest = run.history["nearest"]
+    assert nearest["_type"] == "images/separated" and nearest["count"] == 2
+    assert sorted(nearest["captions"]) == sorted(
+        f"seed {row.seed}, similarity {row.similarity:.2f}" for row in rows.itertuples()
+    )
+    with Image.open(run.files / nearest["filenames"][0]) as pair:  # by similarity: the sample, then its neighbour
+        best = rows.sort_values(["similarity", "seed"], ascending=[False, True]).iloc[0]
+        left = pair.convert("RGB").crop((0, 0, pair.height, pair.height)).resize((32, 32), Image.Resampling.NEAREST)
+    with Image.open(records.picture_path("out", best["seed"])) as own:
+        assert left.tobytes() == own.convert("RGB").tobytes()
     assert all((run.files / run.history[key]["path"]).is_file() for key in figures)
     import wandb
 
