@@ -73,7 +73,7 @@ class Watch:
             due = last.ever.to(due.device) | self.looks.due(step.t, last.until)
         rows = due.nonzero().flatten()
         again = last.flagged.to(rows.device)[rows] if self.slopes and last is not None else torch.zeros_like(rows) > 0
-        similarity, index = self._match(step, rows, again)
+        similarity, index = self._match(step, rows, again, None if last is None else last.index)
         lam = torch.as_tensor(self.threshold(step.t)).to(similarity).expand_as(similarity)
         if last is not None:
             lam = torch.where(last.ever, lam - self.margin, lam)
@@ -118,13 +118,13 @@ class Watch:
                 slopes[~kept] = slope(self.similarity, step, rows[~kept])
         return slopes
 
-    def _match(self, step: Step, rows: Tensor, again: Tensor) -> Match:
+    def _match(self, step: Step, rows: Tensor, again: Tensor, before: Tensor | None) -> Match:
         """σ_t and neighbours of all samples, (B,); NaN and 0 where a sample is not among the rows."""
         last = self._last
         if last is None or last[0] is not step or len(last[1]) != len(rows) or not (last[1] == rows).all():
             if not len(rows):  # all rest
                 return Match(torch.full_like(step.t, torch.nan), torch.zeros_like(step.t, dtype=torch.long))
-            self._last = last = (step, rows, *self._look(step, rows, again))
+            self._last = last = (step, rows, *self._look(step, rows, again, before))
         match = last[3]
         if len(rows) == len(step.x0):
             return match
@@ -133,22 +133,30 @@ class Watch:
         places = rows.to(value.device)
         return Match(value.index_copy(0, places, match.value), index.index_copy(0, places, match.index))
 
-    def _look(self, step: Step, rows: Tensor, again: Tensor) -> tuple[Tensor, Match]:
-        """Predicted images of the rows and their match; keeps the graph of those that were flagged before."""
+    def _look(self, step: Step, rows: Tensor, again: Tensor, before: Tensor | None) -> tuple[Tensor, Match]:
+        """Predicted images of the rows and their match; keeps the graph of those that were flagged before.
+
+        Args:
+            before: neighbours of all samples at the step before, (B,); None at the first.
+        """
+
+        def compare(images: Tensor, rows: Tensor) -> Match:
+            return measure(self.similarity, images, None if before is None else before[rows.to(before.device)])
+
         self._graph = None
         if not again.any():
             images = step.decode(step.x0 if len(rows) == len(step.x0) else step.x0[rows])
-            return images, measure(self.similarity, images)
+            return images, compare(images, rows)
         with torch.inference_mode(False), torch.enable_grad():
             x0 = step.x0[rows[again]].clone().requires_grad_()
             images = step.decode(x0)
-            match = measure(self.similarity, images)
+            match = compare(images, rows[again])
         self._graph = rows[again], x0, match.value
         images, match = images.detach(), Match(match.value.detach(), match.index)
         if again.all():
             return images, match
         others = step.decode(step.x0[rows[~again]])
-        other = measure(self.similarity, others)
+        other = compare(others, rows[~again])
         order = torch.cat([again.nonzero(), (~again).nonzero()]).flatten().argsort()
         joined = ((images, others), (match.value, other.value), (match.index, other.index))
         images, value, index = (torch.cat(pair)[order.to(pair[0].device)] for pair in joined)

@@ -26,22 +26,26 @@ class Similarity(Protocol):
     """Images (B, 3, H, W) in [−1, 1] to a `Match`; differentiable in the images, the neighbour held fixed.
 
     A plain function serves too. `copy` and `strict` are the values beyond which an image counts as memorized;
-    `neighbours(images, k)` lists the k nearest training images, for those who count their captions.
+    `neighbours(images, k)` lists the k nearest training images, for those who count their captions. One that searches
+    an approximate index says so by `remembers` and takes `near`, (B,): the neighbours of the step before, which are
+    candidates beside those of the index.
     """
 
     def __call__(self, images: Tensor) -> Match: ...
 
 
-def measure(similarity: Similarity, images: Tensor) -> Match:
+def measure(similarity: Similarity, images: Tensor, near: Tensor | None = None) -> Match:
     """σ of the images to their nearest training images; NaN for images that are not finite or far outside [−1, 1].
 
     Args:
         images: (B, 3, H, W) in [−1, 1].
+        near: neighbours of the step before, (B,), for a similarity that `remembers`.
     Raises:
         ValueError: where σ of a finite image is not finite: no threshold would flag it.
     """
     finite = (images.abs() <= SANE).flatten(1).all(1)  # false for NaN
-    match = similarity(images if finite.all() else torch.where(broadcast(finite), images, 0))
+    known = {"near": near} if near is not None and getattr(similarity, "remembers", False) else {}
+    match = similarity(images if finite.all() else torch.where(broadcast(finite), images, 0), **known)
     finite = finite.to(match.value.device)
     broken = finite & ~match.value.isfinite()
     if broken.any():

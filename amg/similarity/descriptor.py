@@ -79,10 +79,18 @@ class DescriptorSimilarity:
         """E(n) of all training images, (N, D), on the device and in the dtype of `like`."""
         return self.bank.vectors(self.training, like.device, like.dtype)
 
-    def __call__(self, images: Tensor) -> Match:
+    def __call__(self, images: Tensor, near: Tensor | None = None) -> Match:
         descriptors = self.descriptors(images)
-        index = self._search(descriptors, 1)[:, 0]
-        return self._match(descriptors, index)
+        match = self._match(descriptors, self._search(descriptors, 1)[:, 0])
+        if near is None:
+            return match
+        known = self._match(descriptors, near.to(match.index.device))
+        return Match(*(torch.where(known.value > match.value, *both) for both in zip(known, match, strict=True)))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the index may miss a neighbour, so that the one of the step before is worth a product."""
+        return any(not isinstance(index, ExactIndex) for index in self._indexes.values())
 
     @torch.no_grad()
     def neighbours(self, images: Tensor, k: int) -> Tensor:

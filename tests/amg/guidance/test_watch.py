@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from amg.bank import TrainingBank
 from amg.guidance import AntiMemorizationGuidance, Looks, Watch
 from amg.guidance.looks import SPANS, late, learn, replay
 from amg.metrics.values import Share
-from amg.similarity import Match
+from amg.similarity import DescriptorSimilarity, Match
 from amg.step import Step
 from amg.thresholds import Constant
 
@@ -154,3 +155,27 @@ def test_too_few_copies_to_learn_looks_from():
 def test_a_negative_margin_is_refused():
     with pytest.raises(ValueError, match="guidance.margin must be >= 0, got -0.1"):
         Watch(Mean(), Constant(0.5), margin=-0.1)
+
+
+class Blind:
+    """An index that finds nothing but its first vector."""
+
+    def __init__(self, vectors):
+        self.vectors = vectors
+
+    def search(self, queries, k=1):
+        return queries @ self.vectors[:k].T, torch.zeros(len(queries), k, dtype=torch.long)
+
+
+def test_the_neighbour_of_the_step_before_is_a_candidate_where_the_index_misses_it():
+    bank = TrainingBank.from_tensors(torch.rand(20, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    exact, blind = (DescriptorSimilarity(bank, lambda x: x.flatten(1), index=how) for how in ("exact", Blind))
+    x0 = bank.pictures[[7, 3, 0]]
+    step = replace(step_at([0.0] * 3), x0=x0)
+    first = Watch(exact, Constant(0.9))(step)
+    assert first.index.tolist() == [7, 3, 0]
+    watch = Watch(blind, Constant(0.9))
+    assert watch(step).index.tolist() == [0, 0, 0]
+    found = watch(replace(step, x0=x0 * 0.5), first)
+    assert found.index.tolist() == [7, 3, 0] and found.flagged.all()
+    torch.testing.assert_close(found.similarity, torch.ones(3))
