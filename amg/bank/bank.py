@@ -145,7 +145,7 @@ class TrainingBank:
         """Holds images in memory; merges exact repeats.
 
         Args:
-            images: (N, 3, H, W) floats in [−1, 1].
+            images: (N, 3, H, W), floats in [−1, 1], or 8 bits, which stay 8 bits.
             captions: N captions, one per row; "" or None where an image has none. A list of captions stands for as
                 many occurrences of its image.
             source: where they come from, in words.
@@ -155,19 +155,20 @@ class TrainingBank:
         """
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise ValueError(f"bank images must be (N, 3, H, W) with N > 0, got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise ValueError(f"bank images must be floats in [-1, 1], got {images.dtype}: divide by 127.5, subtract 1")
+        eight_bits = images.dtype == torch.uint8
+        if not images.is_floating_point() and not eight_bits:
+            raise ValueError(f"bank images must be floats in [-1, 1] or uint8, got {images.dtype}")
         lo, hi = images.min().item(), images.max().item()
         if lo != lo:
             raise ValueError("bank images hold NaN: leave those images out")
-        if lo < -1.001 or hi > 1.001:
+        if not eight_bits and (lo < -1.001 or hi > 1.001):
             raise ValueError(
                 f"bank images must lie in [-1, 1], got [{lo:.2f}, {hi:.2f}]: divide 8-bit values by 127.5, subtract 1"
             )
         if captions is not None and len(captions) != len(images):
             raise ValueError(f"the bank got {len(images)} images and {len(captions)} captions: one caption each")
         listed = [_texts(some, i) for i, some in enumerate([""] * len(images) if captions is None else captions)]
-        images = images.detach().float().contiguous()
+        images = images.contiguous() if eight_bits else images.detach().float().contiguous()
         digests = [digest_of(picture.tobytes()) for picture in images.cpu().numpy()]
         rows = Rows.of_tables(table_of(digests, listed, *images.shape[2:]))
         if len(rows) < len(images):  # without repeats a copy would double the memory

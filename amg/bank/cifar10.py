@@ -17,6 +17,7 @@ from amg.bank.bank import TrainingBank
 from amg.bank.dedupe import dedupe
 from amg.bank.images import UnreadableImage, decode_pixels
 from amg.fetch import fetch_file
+from amg.tensors import floats
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SIZE, SHA256 = 170_498_071, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
@@ -38,7 +39,7 @@ def cifar10_bank(
         deduplicate: the paper's 1.0, see `amg.bank.dedupe`; None keeps all.
         cache: where descriptors are kept on disk, see `TrainingBank.from_folder`.
     """
-    images, labels = read_cifar10(path, split, download)
+    images, labels = _read(path, split, download)
     bank = TrainingBank.from_tensors(images, [CLASSES[label] for label in labels.tolist()], str(path), cache)
     del images  # the bank has its own
     if deduplicate is None:
@@ -96,18 +97,24 @@ def read_cifar10(
         split: `train` or `test`.
         download: lets torchvision download the 170 MB to `path` if there is nothing.
     Raises:
-        FileNotFoundError, ValueError: one line that names the file and the mend.
+        FileNotFoundError, ValueError: one line that names the file and the fix.
     """
+    images, labels = _read(path, split, download)
+    return floats(images), labels
+
+
+def _read(path: str | Path, split: str, download: bool) -> tuple[Tensor, Tensor]:
+    """As `read_cifar10`, in 8 bits."""
     path = Path(os.path.expanduser(path))
     if split not in ("train", "test"):
         raise ValueError(f"data.split: CIFAR-10 has train and test, got {split!r}")
     files = sorted(path.glob(f"{split}*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []
     if files:
         parts = [_read_parquet(file) for file in files]
-        pictures, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     else:
-        pictures, labels = _read_torchvision(path, split, download)
-    return pictures.contiguous().float().div_(127.5).sub_(1), labels
+        images, labels = _read_torchvision(path, split, download)
+    return images.contiguous(), labels
 
 
 def _read_parquet(file: Path) -> tuple[Tensor, Tensor]:

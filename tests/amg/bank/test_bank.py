@@ -71,7 +71,7 @@ def test_queries_of_another_size_are_refused():
         (torch.zeros(2, 1, 4, 4), r"must be \(N, 3, H, W\)"),
         (torch.zeros(3, 4, 4), r"must be \(N, 3, H, W\)"),
         (torch.zeros(0, 3, 4, 4), "N > 0"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "must be floats .* divide by 127.5"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.int64), "must be floats .* or uint8, got torch.int64"),
         (torch.full((2, 3, 4, 4), 255.0), r"must lie in \[-1, 1\], got \[255.00, 255.00\]"),
         (torch.full((2, 3, 4, 4), -2.0), r"must lie in \[-1, 1\]"),
         (torch.full((2, 3, 4, 4), torch.nan), "hold NaN"),
@@ -138,3 +138,15 @@ def test_a_bank_survives_pickling():
     twin = pickle.loads(pickle.dumps(bank))
     assert twin.digest() == bank.digest()
     assert torch.equal(twin.search(x, 3)[1], bank.search(x, 3)[1])
+
+
+def test_images_of_eight_bits_stay_so_and_are_what_their_floats_are():
+    eight = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    eight[3] = eight[1]
+    bank, floats = TrainingBank.from_tensors(eight), TrainingBank.from_tensors(eight.float() / 127.5 - 1)
+    assert len(bank) == len(floats) == 4 and bank.multiplicity.tolist() == [1, 2, 1, 1]
+    torch.testing.assert_close(bank.pictures[:], floats.pictures[:])
+    assert bank.pixels().dtype == torch.uint8
+    queries = floats.pictures[[2, 0]] * 0.9
+    for one, other in zip(bank.search(queries, 2), floats.search(queries, 2), strict=True):
+        torch.testing.assert_close(one, other)
