@@ -66,7 +66,7 @@ def decoder_of(pipe: Any, kind: str | nn.Module | Decoder = "auto", bank: Traini
         reason = str(error).split(": take ")[0].removeprefix("decoder=tiny: ")
     linear = bank is not None and encodes(pipe.vae)
     how = "by a linear map early and by the VAE late" if linear else "by the VAE, the price of a step each time"
-    warnings.warn(f"decoder=auto: {reason}; predicted images are decoded {how}", stacklevel=4)
+    warnings.warn(f"decoder=auto: {reason}; predicted images are decoded {how}", stacklevel=3)
     full = LatentDecoder(pipe.vae)
     return EarlyLinear(_linear(pipe, bank), full) if linear else full
 

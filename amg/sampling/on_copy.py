@@ -57,7 +57,7 @@ def check(on_copy: str | None, tries: int, guidance: Guidance, judge: Similarity
 
 def checked(guarded: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """A guarded call whose copies are flagged, drawn again or painted black; the reports go to `guarded.report`."""
-    pipe, how, guide = guarded.pipe, guarded.on_copy, guide_of(guarded.guidance, guarded.judge)
+    how, guide = guarded.on_copy, guide_of(guarded.guidance, guarded.judge)
     named = guarded.bound(args, kwargs)
     latent, modular = named.get("output_type") == "latent", guarded.family.guider
     if latent and how != "flag":
@@ -85,10 +85,8 @@ def checked(guarded: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
         guidance = guarded.guidance
         if k > 1 and isinstance(guidance, Guidance):  # a plain function serves as a guidance
             guidance = guidance.stronger()
-        again = type(guarded)(pipe, guidance, decoder=guarded.decoder)
-        vars(again)["_told"] = guarded._told
         arguments = _rows_of(named, rows, [derived_seed(seeds[i], k) for i in rows], len(report))
-        drawn, called = again.run((), arguments)
+        drawn, called = guarded.under(guidance).run((), arguments)
         for i, image, one in zip(rows, _images(drawn), reports(_images(drawn), called), strict=True):
             images[i], report[i] = image, replace(one, tries=k)
     for i, one in enumerate(report):
