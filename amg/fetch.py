@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,8 @@ def fetch_file(
     tries: int = 3,
     wait: float = 1.0,
     seconds: float = 30.0,
+    headers: Mapping[str, str] | None = None,
+    label: str | None = None,
 ) -> Path:
     """Fetches a file unless it is there and right; a second process waits for the first.
 
@@ -45,6 +47,8 @@ def fetch_file(
         tries: attempts while the connection or the server fails.
         wait: seconds before the second attempt, doubled each time.
         seconds: silence after which an attempt ends.
+        headers: more of them, e.g. a token; another server that the first one names is not told it.
+        label: name of the file in messages; that of the path by default.
     Returns:
         path.
     Raises:
@@ -63,7 +67,7 @@ def fetch_file(
     def download(source: str, target: str, _: Any) -> None:
         if not sha256:
             part.unlink(missing_ok=True)
-        retry(lambda: _append(source, part, size, seconds, bool(sha256)), tries, wait)
+        retry(lambda: _append(source, part, size, seconds, bool(sha256), headers, label or path.name), tries, wait)
         os.replace(part, target)
 
     pooch.get_logger().setLevel("WARNING")
@@ -86,7 +90,15 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "TRUE", "YES")
 
 
-def _append(url: str, part: Path, size: int | None, seconds: float, resume: bool) -> None:
+def _append(
+    url: str,
+    part: Path,
+    size: int | None,
+    seconds: float,
+    resume: bool,
+    headers: Mapping[str, str] | None,
+    label: str,
+) -> None:
     """Downloads what a partial file lacks."""
     import requests
     from tqdm.auto import tqdm
@@ -94,7 +106,7 @@ def _append(url: str, part: Path, size: int | None, seconds: float, resume: bool
     start = part.stat().st_size if resume and part.exists() else 0
     if start and start == size:
         return
-    asked = HEADERS | ({"Range": f"bytes={start}-"} if start else {})
+    asked = HEADERS | dict(headers or {}) | ({"Range": f"bytes={start}-"} if start else {})
     with explained(), requests.get(url, headers=asked, stream=True, timeout=seconds) as response:
         if start and response.status_code == 416:  # nothing is left to send: the digest decides
             return
@@ -108,8 +120,8 @@ def _append(url: str, part: Path, size: int | None, seconds: float, resume: bool
             raise NotFetched("refused", "neither a digest nor a length would show whether all of it came")
         if size is not None and total != size:
             raise NotFetched("refused", f"the server has {total:,} bytes, expected {size:,}")
-        print(f"{part.stem}: {total or 0:,} bytes from {url}", file=sys.stderr)
-        bar = tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, disable=None)
+        print(f"{label}: {total or 0:,} bytes from {url}", file=sys.stderr)
+        bar = tqdm(desc=label, total=total, initial=start, unit="B", unit_scale=True, disable=None)
         with bar, part.open("ab" if start else "wb") as file:
             for chunk in body(response):
                 bar.update(file.write(chunk))

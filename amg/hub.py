@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from amg.fetch import NotFetched, offline
-from amg.tensors import sha256_of
+from amg.fetch import NotFetched, fetch_file, offline
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".onnx", ".pb", ".h5")
 LEFT_OUT = ("safety_checker",)
@@ -61,23 +62,46 @@ def fetch(source: str | Path | Any, variant: str | None = None) -> None:
     if not reachable():
         raise NotFetched("unreachable", f"{source} is not on disk, and the hub is out of reach")
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    try:
+    with _explained(source):
         info = HfApi().model_info(str(source), files_metadata=True)
         index = json.loads(Path(hf_hub_download(str(source), "model_index.json")).read_text())
         files = {file.rfilename: file for file in info.siblings or () if _wanted(file.rfilename, index, variant)}
         size = sum(file.size or 0 for file in files.values())
         print(f"{source}: {size:,} bytes in {len(files)} files from the hub", file=sys.stderr)
-        folder = Path(snapshot_download(str(source), allow_patterns=list(files)))
+    for name, file in files.items():
+        if file.lfs is not None:
+            _fetch_blob(str(source), name, info.sha, file.lfs.sha256, file.size)
+    with _explained(source):
+        snapshot_download(str(source), allow_patterns=list(files))
+
+
+def _fetch_blob(source: str, name: str, revision: str, sha256: str, size: int | None) -> None:
+    """Fetches a large file to its place in the hub's cache; the hub's own client begins an interrupted one anew."""
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import build_hf_headers
+
+    blob = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model") / "blobs" / sha256
+    try:
+        url = hf_hub_url(source, name, revision=revision)
+        fetch_file(url, blob, sha256, size, headers=build_hf_headers(), label=name)
+    except NotFetched as error:
+        raise NotFetched(error.reason, f"{source}: {name}: {error}") from None
+    except ValueError:
+        raise ValueError(f"{source}: {name} has not the SHA-256 that the hub names; try again later") from None
+
+
+@contextmanager
+def _explained(source: str | Path) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
     except HfHubHTTPError as error:
         raise NotFetched("refused", f"{source}: {str(error).strip().splitlines()[0]}") from None
     except Exception as error:  # of whichever HTTP library the hub's client is built on; no such name, a full disk
         raise NotFetched("unreachable", f"{source}: {' '.join(str(error).split())[:200]}") from None
-    for name, file in files.items():
-        if file.lfs is not None and sha256_of(folder / name) != file.lfs.sha256:
-            blob = (folder / name).resolve()
-            raise ValueError(f"{source}: {name} has not the SHA-256 that the hub names; delete {blob} to fetch it anew")
 
 
 def _wanted(name: str, index: dict[str, Any], variant: str | None) -> bool:

@@ -3,11 +3,14 @@
 import hashlib
 import io
 import json
+import multiprocessing
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import urllib.parse
@@ -17,9 +20,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from reference_iddpm import random_network
 from tiny_pipelines import stable_diffusion
 
+from amg import hub
+from amg.bank import cifar10
 from amg.hub import _wanted
+from amg.models import ddpm
+from amg.similarity import sscd_file
+from experiments.tasks.run import fetch as FETCH
 
 REPO, REVISION = "tiny/stable-diffusion", "0123456789abcdef0123456789abcdef01234567"
 ROOT = Path(__file__).parents[3]
@@ -79,6 +88,7 @@ class Published(BaseHTTPRequestHandler):
         start = int(span[1]) if span else 0
         if body:
             server.asked.append((name, start))
+            server.paths.append((self.path, start))
         self.send_response(206 if span else status)
         if span:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
@@ -88,7 +98,7 @@ class Published(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
-        if server.halve == name:
+        if server.halve and self.path.endswith(server.halve):
             self.wfile.write(data[start : start + (len(data) - start) // 2])
             self.wfile.flush()
             server.half.set()
@@ -119,7 +129,7 @@ def served(tmp_path_factory):
 def server(served):
     with ThreadingHTTPServer(("127.0.0.1", 0), Published) as server:
         server.daemon_threads, server.block_on_close = True, False
-        server.files, server.asked, server.halve = dict(served), [], None
+        server.files, server.asked, server.paths, server.halve = dict(served), [], [], None
         server.half, server.ended = threading.Event(), threading.Event()
         siblings, server.tree = [], []
         for name, data in served.items():
@@ -207,6 +217,119 @@ def test_sizes_come_first_and_a_wrong_digest_is_refused_by_name(server, served, 
     assert f"error: model: not fetched: {REPO}: unet/diffusion_pytorch_model.safetensors has not the SHA-256" in told
     assert "error: similarity: not fetched: sscd_disc_mixup.torchscript.pt from " in told
     assert not (tmp_path / "sscd_disc_mixup.torchscript.pt").exists() and not (tmp_path / "out").exists()
+
+
+LARGE = [
+    *(f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")),
+    *("text_encoder/model.safetensors", "sscd_disc_mixup.torchscript.pt", "sscd_disc_large.torchscript.pt"),
+]
+
+
+@pytest.fixture
+def own_process(server, tmp_path, monkeypatch):
+    """Calls a function in a process of its own that knows the server; `kill` ends it when half of a file is there."""
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name, value in (
+        *(("ENDPOINT", address), ("HF_HUB_OFFLINE", False), ("HF_HUB_CACHE", str(tmp_path / "hub"))),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"),
+    ):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    for module, name in (("amg.similarity.sscd_file", "sscd/"), ("amg.models.ddpm", "iddpm.pt")):
+        monkeypatch.setattr(f"{module}.URL", f"{address}/{name}")
+    monkeypatch.setattr("amg.bank.cifar10.URL", f"{address}/cifar-10-python.tar.gz")
+
+    def call(function, kill=None):
+        def told():
+            try:
+                function()
+            except Exception as error:
+                (tmp_path / "told").write_text(str(error))
+                raise SystemExit(1) from None
+
+        server.halve = kill
+        server.half.clear()
+        process = multiprocessing.get_context("fork").Process(target=told)
+        process.start()
+        if kill:
+            assert server.half.wait(60)
+            for _ in range(300):  # what was sent is on its way to the disk
+                if any(part.stat().st_size for part in tmp_path.rglob("*.part") if part.is_file()):
+                    break
+                time.sleep(0.02)
+            process.kill()
+        process.join(120)
+        server.halve = None
+        return process.exitcode
+
+    return call
+
+
+def fetch_of(name, data):
+    if name.startswith("sscd"):
+        return lambda: sscd_file.fetch(name, len(data), hashlib.sha256(data).hexdigest())
+    return lambda: hub.fetch(REPO)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_each_file_goes_on_where_it_was_killed(server, served, tmp_path, own_process, name):
+    data = served[("sscd/" if name.startswith("sscd") else "hub/") + name]
+    fetch = fetch_of(name, data)
+    assert own_process(fetch, kill=name) == -signal.SIGKILL
+    assert own_process(fetch) == 0
+    first, second = [start for path, start in server.paths if path.endswith(name)]
+    assert first == 0 < second <= len(data) // 2
+    assert any(file.is_file() and file.read_bytes() == data for file in tmp_path.rglob(Path(name).name))
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_other_bytes_are_refused_by_name(server, served, tmp_path, own_process, name):
+    key = ("sscd/" if name.startswith("sscd") else "hub/") + name
+    server.files[key] = bytes(len(served[key]))
+    assert own_process(fetch_of(name, served[key])) == 1
+    assert name in (tmp_path / "told").read_text()
+    assert not list(tmp_path.rglob(Path(name).name))
+
+
+@pytest.mark.slow
+def test_table_2_fetches_and_converts_its_network_and_fetches_its_images(
+    server, tmp_path, own_process, monkeypatch, command
+):
+    """A small network and 80 images in the layout of the published files."""
+    checkpoint, archive = io.BytesIO(), io.BytesIO()
+    torch.save(random_network(width=32).state_dict(), checkpoint)
+    pixels = torch.randint(0, 256, (5, 16, 3072), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+    batches = {f"data_batch_{i + 1}": {"data": rows, "labels": 2 * list(range(8))} for i, rows in enumerate(pixels)}
+    batches |= {"test_batch": batches["data_batch_1"], "batches.meta": {"label_names": list(cifar10.CLASSES)}}
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, content in batches.items():
+            entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            entry.size = len(data := pickle.dumps(content))
+            tar.addfile(entry, io.BytesIO(data))
+    server.files |= {"iddpm.pt": checkpoint.getvalue(), "cifar-10-python.tar.gz": archive.getvalue()}
+    for name, value in (
+        ("SIZE", len(archive.getvalue())),
+        ("SHA256", hashlib.sha256(archive.getvalue()).hexdigest()),
+    ):
+        monkeypatch.setattr(cifar10, name, value)
+    # torchvision knows the digests of the published files alone
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: os.path.isfile(path))
+    fetch_network = ddpm.iddpm_cifar10.fetch
+    assert own_process(fetch_network, kill="iddpm.pt") == -signal.SIGKILL
+    assert own_process(cifar10.fetch, kill="cifar-10-python.tar.gz") == -signal.SIGKILL
+    assert not Path("weights/iddpm_cifar10").exists() and not Path("data/cifar10/cifar-10-batches-py").exists()
+    monkeypatch.setattr("experiments.tasks.run.fetch", FETCH)
+    code, _, told = command(
+        *("experiment=table2", "model=iddpm_cifar10", "n_samples=2", "sampler.steps=2", "trainer=cpu"),
+        *("metrics.extractor=none", "download=true"),
+    )
+    assert code == 0, told
+    assert list(tmp_path.rglob("table.md"))
+    assert (tmp_path / "weights" / "iddpm_cifar10" / "unet").is_dir() and f"{len(archive.getvalue()):,} bytes" in told
+    starts = [start for path, start in server.paths if path.endswith("cifar-10-python.tar.gz")]
+    assert starts[0] == 0 < starts[1] and len(starts) == 2
+    assert [start for path, start in server.paths if path.endswith("iddpm.pt")] == [0, 0]  # no digest is published
 
 
 @pytest.mark.slow
