@@ -315,9 +315,8 @@ def test_table_2_fetches_and_converts_its_network_and_fetches_its_images(
         monkeypatch.setattr(cifar10, name, value)
     # torchvision knows the digests of the published files alone
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: os.path.isfile(path))
-    fetch_network = ddpm.iddpm_cifar10.fetch
-    assert own_process(fetch_network, kill="iddpm.pt") == -signal.SIGKILL
     assert own_process(cifar10.fetch, kill="cifar-10-python.tar.gz") == -signal.SIGKILL
+    assert own_process(ddpm.iddpm_cifar10.fetch, kill="iddpm.pt") == -signal.SIGKILL
     assert not Path("weights/iddpm_cifar10").exists() and not Path("data/cifar10/cifar-10-batches-py").exists()
     monkeypatch.setattr("experiments.tasks.run.fetch", FETCH)
     code, _, told = command(
