@@ -9,7 +9,7 @@
 # # Anatomy of a guided step
 #
 # The closed-form world knows its exact denoiser, so one can watch what Anti-Memorization Guidance does to a chain that
-# would copy a training picture. Open this file as a notebook with jupytext, or run it as a script.
+# would copy a training image.
 
 # %%
 import matplotlib.pyplot as plt

@@ -52,7 +52,7 @@ guidance = AntiMemorizationGuidance(guide, Constant(0.8), c1=13, c2=20, c3=40, n
 guarded = guard(pipe, guidance)(prompts, generator=seeded(), **call).images * 2 - 1
 
 # %% [markdown]
-# Whether a image is a copy is not for the guide to say, which was optimized against: a judge that gave no gradient
+# Whether an image is a copy is not for the guide to say, which was optimized against: a judge that gave no gradient
 # counts. And look: a guide that is a network can be fooled, so that its numbers fall and the copy stays to be seen.
 # That is why the guide here is linear (PCA-whitened pixels). How far this network's copies can be driven out is in
 # its model card, `amg/worlds/weights/lab_sd/MODEL_CARD.md`.
