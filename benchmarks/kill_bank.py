@@ -1,6 +1,6 @@
-"""Kills `task=bank` at random moments of each step, then compares what it leaves with a bank that nobody disturbed.
+"""Kills `task=bank` at random moments of each step, then compares the banks with one that nobody disturbed.
 
-    python benchmarks/kill_bank.py --moments 20
+    PYTHONPATH=. python benchmarks/kill_bank.py --moments 20 # on a system that can fork
 
 Rows must be the same, vectors up to half precision, answers the same; also after two processes worked on one bank at
 once, and after two parts of two processes.
@@ -9,22 +9,20 @@ once, and after two parts of two processes.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-SMALL = (
-    "import amg.bank.rows as r, amg.bank.vectors as v; r.FILE, v.BLOCK = 64, 32; from experiments.cli.main import main"
-)
-"""Small files, so that a small bank has many of them."""
+STEPS = ("rows", "vectors", "index")
+FORK = multiprocessing.get_context("fork")
 
 
 def train(folder: Path, n: int) -> None:
@@ -43,25 +41,31 @@ def train(folder: Path, n: int) -> None:
         file.with_suffix(".txt").write_text(f"caption {i}")
 
 
-def call(folder: Path, bank: str, *keys: str) -> subprocess.Popen:
+def call(folder: Path, bank: str, *keys: str) -> BaseProcess:
+    """Starts `task=bank` in a child that has all imports already, so that what is killed is its work."""
     words = ["task=bank", f"task.out={bank}", "data=folder", "data.path=train", "trainer=cpu", "similarity=lab_guide"]
-    words += ["similarity@judge=nl2", *keys]
-    code = f"import sys; {SMALL}; from experiments.cli.main import main; sys.exit(main({words!r}))"
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = FORK.Process(target=_run, args=(folder, [*words, "similarity@judge=nl2", *keys]))
+    process.start()
+    return process
 
 
-def finished(*processes: subprocess.Popen) -> None:
+def _run(folder: Path, words: list[str]) -> None:
+    from amg.bank import rows, vectors
+    from experiments.cli.main import main
+
+    rows.FILE, vectors.BLOCK = 64, 32  # small files, so that a small bank has many of them
+    os.chdir(folder)
+    with open(folder / "log", "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.exit(main(words))
+
+
+def finished(*processes: BaseProcess) -> None:
     for process in processes:
-        _, err = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"exit code {process.returncode}: {err}")
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"exit code {process.exitcode}: see the log")
 
 
 def alike(folder: Path, one: str, other: str) -> None:
@@ -92,25 +96,30 @@ def _alike(folder: Path, one: str, other: str) -> None:
 
 
 def disturbed(folder: Path, moments: int, seed: int = 0) -> None:
-    """Kills each step at random moments, then lets it end; after it two at once, and two parts."""
-    generator = random.Random(seed)
-    start = time.perf_counter()
-    finished(call(folder, "whole"))
-    seconds = time.perf_counter() - start
-    print(f"undisturbed: {seconds:.1f} s")
-    for step in ("rows", "vectors", "index"):
-        for moment in range(moments):
-            process = call(folder, "killed", f"task.step={step}")
-            try:
-                process.wait(seconds * (0.3 + 0.7 * generator.random()))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-            process.wait()
-            if process.stderr:
-                process.stderr.close()
-            print(f"  {step} {moment}: {'killed' if process.returncode < 0 else 'done'}")
-        finished(call(folder, "killed", f"task.step={step}"))
-    alike(folder, "whole", "killed")
+    """Kills each step of as many banks at a random moment, then lets it end; at last two at once, and two parts."""
+    import torch
+
+    import experiments.tasks.bank  # noqa: F401 - before the children are forked
+    from amg.worlds.lab import LabDescriptor  # noqa: F401
+
+    torch.set_num_threads(1)  # threads do not survive a fork
+    generator, took = random.Random(seed), {}
+    for step in STEPS:
+        start = time.perf_counter()
+        finished(call(folder, "whole", f"task.step={step}"))
+        took[step] = time.perf_counter() - start
+    print("undisturbed: " + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in took.items()))
+    for moment in range(moments):
+        bank, killed = f"killed{moment}", []
+        for step in STEPS:
+            process = call(folder, bank, f"task.step={step}")
+            process.join(took[step] * generator.random())
+            process.kill()
+            process.join()
+            killed.append(process.exitcode == -signal.SIGKILL)
+            finished(call(folder, bank, f"task.step={step}"))
+        print(f"killed in {', '.join(step for step, yes in zip(STEPS, killed, strict=True) if yes)}")
+        alike(folder, "whole", bank)
     finished(call(folder, "both"), call(folder, "both"))
     alike(folder, "whole", "both")
     finished(call(folder, "parts", "task.step=rows"))
