@@ -28,7 +28,7 @@ ASKED = 256
 """Queries at each of them."""
 ENOUGH = 0.99
 """Recall below which another index is tried, and at last a warning given."""
-TRIED = ((1, 32), (1, 128), (2, 128), (2, 512))
+TRIED = ((1, 128), (2, 32), (2, 128), (4, 128), (4, 512))
 """Bytes of a code, in units of the shortest, and candidates: the first whose recall is enough is taken."""
 
 Recall = Mapping[float, tuple[float, float, float]]
@@ -39,8 +39,8 @@ class FaissIndex:
     """Nearest vectors by inner product: a scan of 4-bit codes of all vectors proposes, exact products rank.
 
     Nothing is pruned: at the cosines near 0.5 at which guidance works, a copy and its original share a cell of an
-    inverted file little more often than strangers do. A vector of 512 values takes 64 bytes, or 128 where recall asks
-    for it. In memory are the codes alone; vectors are read where they lie. Needs the extra `bank`; runs on the CPU.
+    inverted file little more often than strangers do. A vector of 512 values takes 32 bytes, or 64 or 128 where recall
+    asks for it. In memory are the codes alone; vectors are read where they lie. Needs the extra `bank`; runs on the CPU.
 
     Args:
         vectors: (N, D). Of unit length they make it a search by cosine.
@@ -75,7 +75,7 @@ class FaissIndex:
         if len(vectors) < exact_below:
             return
         dimension = vectors.shape[1]
-        shortest = width or min(4, -(-dimension // 128))
+        shortest = width or min(8, -(-dimension // 64))
         about = {"state": state, "count": len(vectors), "dimension": dimension}
         if file is not None and self._kept(file, about):
             self._warn()
