@@ -51,7 +51,7 @@ tables: setup ## Tables 1-5, Figures 3-4 and every rival, measured (hours on two
 	$(BIN)/python run.py task=overview "task.failed=[$${failed#,}]" && test -z "$$failed"
 
 notebooks: setup ## each notebook as .ipynb with its outputs, from the script of the same name
-	$(BIN)/jupytext --to ipynb notebooks/*.py && $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+	$(BIN)/python -m experiments.cli.notebooks notebooks/*.py
 
 lab: setup ## trains the lab's networks again: hours on two cores, resumable
 	$(BIN)/python -m experiments.recipes.lab.train_vae

@@ -9,8 +9,8 @@
 # # Add your own guidance
 #
 # A guidance is a class with settings and a call: it sees a step, returns the noise prediction to use and its state.
-# Here one that weakens classifier-free guidance early in the chain, where a copy is decided: s(t) = s0 − strength ·
-# (s0 − 1) · t.
+# Here one that weakens classifier-free guidance early in the trajectory, where a copy is decided: s(t) = s0 − strength
+# · (s0 − 1) · t.
 
 # %%
 import os
@@ -90,7 +90,7 @@ print({name: sum(found) for name, found in copies.items()}, "of", len(seeds))
 
 # %%
 YAML = """
-# Weaker CFG early in the chain; strength 0 is plain.
+# Weaker CFG early in the trajectory; strength 0 is plain.
 name: early_relief
 _target_: early_relief.EarlyRelief
 strength: 0.8

@@ -8,8 +8,8 @@
 # %% [markdown]
 # # Anatomy of a guided step
 #
-# The closed-form world knows its exact denoiser, so one can watch what Anti-Memorization Guidance does to a chain that
-# would copy a training image.
+# The closed-form world knows its exact denoiser, so one can watch what Anti-Memorization Guidance does to a trajectory
+# that would copy a training image.
 
 # %%
 import matplotlib.pyplot as plt
@@ -59,7 +59,7 @@ def chain(guidance=None):
 #
 # The similarity of x̂0 to its nearest training picture, step by step, from noise (t = 1) to the picture. AMG acts where
 # it lies above the threshold, and nowhere else: dots are steps that were guided. All is decided early. This λ_t is
-# set by hand and flags an ordinary chain too; a calibrated one (`task=calibrate`) seldom does.
+# set by hand and flags an ordinary trajectory too; a calibrated one (`task=calibrate`) seldom does.
 
 # %%
 UNGUIDED, GUIDED = "#c8553d", "#1f6f8b"
@@ -82,10 +82,10 @@ curves = figure
 # %% [markdown]
 # ## One guided step, as pictures
 #
-# At a step where the planted chains are flagged: the noisy x_t, where it leads (x̂0), the training picture n0 that this
-# is nearest to, and the three changes of ε. Each has the shape of a picture; grey is 0, each is scaled to its own
-# largest value, and its norm stands above. Last, where the chain leads after all three. The chains are the unguided
-# ones: what would AMG do here?
+# At a step where the planted trajectories are flagged: the noisy x_t, where it leads (x̂0), the training picture n0
+# that this is nearest to, and the three changes of ε. Each has the shape of a picture; grey is 0, each is scaled to its
+# own largest value, and its norm stands above. Last, where the trajectory leads after all three. The trajectories are
+# the unguided ones: what would AMG do here?
 
 # %%
 planted = [row for row, prompt in enumerate(prompts) if model.cause(prompt) != "ordinary"]
@@ -132,8 +132,8 @@ figure.tight_layout()
 
 # %% [markdown]
 # G_spe and G_dup show the picture that is about to be copied: added to ε, they take back from x̂0 what the prompt, and
-# what the caption of n0, had put there. Where the chain has arrived (σ_t = 1) both are all but zero, since the prompt
-# changes nothing any more; G_sim, which needs no prompt, is what is left.
+# what the caption of n0, had put there. Where the trajectory has arrived (σ_t = 1) both are all but zero, since the
+# prompt changes nothing any more; G_sim, which needs no prompt, is what is left.
 #
 # ## The truth
 #

@@ -16,12 +16,13 @@
 from pathlib import Path
 from tempfile import mkdtemp
 
+import matplotlib.pyplot as plt
 import torch
 from torchvision.transforms.functional import to_pil_image
 
 from amg import AntiMemorizationGuidance, TrainingBank, guard
 from amg.guidance.presets import constants, threshold
-from amg.similarity import PCASimilarity
+from amg.similarity import PixelCorrelation
 from amg.similarity.copies import find_copies
 from amg.worlds.drawings import training_images
 from amg.worlds.lab import LabDescriptor, lab_sd
@@ -45,7 +46,7 @@ for i, (image, captions) in enumerate(zip(training.images, training.captions, st
 
 # %%
 bank = TrainingBank.from_folder(folder, cache=None)
-guide, judge = PCASimilarity(bank, directions=48, copy=0.965), LabDescriptor(bank, which="judge")
+guide, judge = PixelCorrelation(bank), LabDescriptor(bank, which="judge")
 prompts = [captions[0] for captions, cause in zip(training.captions, training.causes, strict=True) if cause][:8]
 call = {"guidance_scale": 4.0, "num_inference_steps": 50}
 
@@ -54,8 +55,8 @@ def seeded() -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
 
 
-images = pipe(prompts, generator=seeded(), **call).images
-before = find_copies(images, bank, guide, judge=judge)
+plain = pipe(prompts, generator=seeded(), **call).images
+before = find_copies(plain, bank, guide, judge=judge)
 for prompt, one in zip(prompts, before, strict=True):
     print(f"{prompt}: {one.similarity:.3f} by the guide, {one.judge:.3f} by the judge{', a copy' if one.copy else ''}")
 
@@ -82,3 +83,13 @@ print(f"drawn again: {sum(one.tries for one in guarded.report)}, refused: {sum(o
 after = find_copies(images, bank, guide, judge=judge)
 copies = {"without": [one.copy for one in before], "guarded": [one.copy for one in after]}
 print({name: sum(flags) for name, flags in copies.items()})
+
+rows = {"without": plain, "nearest": [to_pil_image(bank.pictures[one.index] / 2 + 0.5) for one in before]}
+rows |= {"guarded": images}
+figure, axes = plt.subplots(len(rows), len(prompts), figsize=(1.3 * len(prompts), 1.5 * len(rows)))
+for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+    for axis, picture in zip(line, pictures, strict=True):
+        axis.imshow(picture)
+        axis.set(xticks=[], yticks=[])
+    line[0].set_ylabel(name)
+figure.tight_layout()

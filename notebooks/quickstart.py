@@ -17,8 +17,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from amg import AntiMemorizationGuidance, guard
-from amg.similarity import PCASimilarity
-from amg.thresholds import Constant
+from amg.guidance.presets import constants, threshold
+from amg.similarity import PixelCorrelation
 from amg.worlds.drawings import training_images
 from amg.worlds.lab import LabDescriptor, lab_sd
 
@@ -42,20 +42,22 @@ def seeded() -> list[torch.Generator]:
 plain = pipe(prompts, generator=seeded(), **call).images * 2 - 1
 
 # %% [markdown]
-# The same call, guarded. The similarity says how alike x̂0 and its nearest training image are; the threshold from
-# which value on a sample is guided, here one for all steps; c1, c2 and c3 how strongly (Eqs. 13, 15, 17), as the lab
-# does (`amg/guidance/presets.py`).
+# The same call, guarded. The similarity measures how alike x̂0 and its nearest training image are. A sample is guided
+# where it exceeds the threshold λ_t, which was learned on ordinary samples; c1, c2 and c3 are the strengths (Eqs. 13,
+# 15, 17) that were tuned for this network. For Stable Diffusion `AntiMemorizationGuidance.preset("sd-main", bank)` has
+# them all.
 
 # %%
-guide = PCASimilarity(bank)
-guidance = AntiMemorizationGuidance(guide, Constant(0.8), c1=13, c2=20, c3=40, normalize=True)
+chosen = constants("lab_sd", "correlation")
+strengths = {name: getattr(chosen, name) for name in ("c1", "c2", "c3", "normalize", "margin")}
+guidance = AntiMemorizationGuidance(PixelCorrelation(bank), threshold("lab_sd", "correlation"), **strengths)
 guarded = guard(pipe, guidance)(prompts, generator=seeded(), **call).images * 2 - 1
 
 # %% [markdown]
 # Whether an image is a copy is not for the guide to say, which was optimized against: a judge that gave no gradient
 # counts. And look: a guide that is a network can be fooled, so that its numbers fall and the copy stays to be seen.
-# That is why the guide here is linear (PCA-whitened pixels). How far this network's copies can be driven out is in
-# its model card, `amg/worlds/weights/lab_sd/MODEL_CARD.md`.
+# That is why the guide here is the correlation of pixels. How many copies are left of hundreds of samples is in the
+# network's model card, `amg/worlds/weights/lab_sd/MODEL_CARD.md`.
 
 # %%
 judge = LabDescriptor(bank, which="judge")

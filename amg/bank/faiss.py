@@ -39,8 +39,9 @@ class FaissIndex:
     """Nearest vectors by inner product: a scan of 4-bit codes of all vectors proposes, exact products rank.
 
     Nothing is pruned: at the cosines near 0.5 at which guidance works, a copy and its original share a cell of an
-    inverted file little more often than strangers do. A vector of 512 values takes 32 bytes, or 64 or 128 where recall
-    asks for it. In memory are the codes alone; vectors are read where they lie. Needs the extra `bank`; runs on the CPU.
+    inverted file little more often than strangers do. A vector of 512 values takes 32 bytes, or 64 or 128 where
+    recall asks for it. In memory are the codes alone; vectors are read where they lie. Needs the extra
+    `bank`; runs on the CPU.
 
     Args:
         vectors: (N, D). Of unit length they make it a search by cosine.

@@ -201,6 +201,8 @@ def test_one_command_from_nothing_to_a_table_killed_in_each_download(server, ser
     sscd = [start for name, start in server.asked if name == "sscd_disc_mixup.torchscript.pt"]
     assert sscd[0] == 0 < sscd[1] and len(sscd) == 2
     assert not any("fp16" in name for name, _ in server.asked)
+    weights = [start for name, start in server.asked if name == "diffusion_pytorch_model.safetensors"]
+    assert sorted(weights)[:2] == [0, 0] and len(weights) == 3  # of U-Net and VAE, and the rest of the killed one
     assert len(list((tmp_path / "data" / "memorized_laion").glob("*.png"))) == 4
 
 
