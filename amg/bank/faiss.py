@@ -28,8 +28,10 @@ ASKED = 256
 """Queries at each of them."""
 ENOUGH = 0.99
 """Recall below which another index is tried, and at last a warning given."""
-TRIED = ((1, 128), (2, 32), (2, 128), (4, 128), (4, 512))
-"""Bytes of a code, in units of the shortest, and candidates: the first whose recall is enough is taken."""
+TRIED = ((1, 128), (1, 512), (2, 32), (2, 128), (4, 128), (4, 512))
+"""Bytes of a code, in units of the shortest, and candidates: the cheapest whose recall is enough is taken."""
+CANDIDATE = 1000
+"""Shortest codes that are scanned in the time of ranking one candidate, about."""
 
 Recall = Mapping[float, tuple[float, float, float]]
 """Share of queries whose nearest vector is found, with its 95 % interval, by cosine."""
@@ -126,14 +128,14 @@ class FaissIndex:
             index.add(self._padded(block))
 
     def _choose(self, width: int) -> None:
-        """The first of TRIED whose recall is enough at every cosine, else the best of them."""
+        """The cheapest of TRIED whose recall is enough at every cosine, else the last of them."""
         queries = {cosine: near(self.vectors, cosine, ASKED, self.seed) for cosine in COSINES}
         everything = torch.cat(list(queries.values()))
         truth = ExactIndex(self.vectors, self.dead, BLOCK).search(everything.to(self.vectors.device))[1][:, 0].cpu()
         made = None
-        for finer, candidates in TRIED:
+        for finer, candidates in sorted(TRIED, key=lambda tried: tried[0] * len(self) + tried[1] * CANDIDATE):
             if width // finer < 1:
-                break
+                continue
             if made != finer:
                 self._make(width // finer, candidates)
                 made = finer
