@@ -87,8 +87,8 @@ PRESETS: dict[tuple[str, str], Presets] = {
         strong=Preset(13, 20, 24, Constant(0.9), 0.94, 0.95, "untuned", normalize=True, margin=0.1),
     ),
     ("lab_flow", "correlation"): Presets(  # c1 and c2 have no effect without classifier-free guidance
-        main=Preset(13, 20, 30, "calibrated", 0.977, 0.98, LAB, normalize=True, margin=0.15),
-        strong=Preset(13, 20, 36, Constant(0.9), 0.94, 0.95, "untuned", normalize=True, margin=0.15),
+        main=Preset(13, 20, 40, "calibrated", 0.977, 0.98, LAB, normalize=True, margin=0.35),
+        strong=Preset(13, 20, 48, Constant(0.9), 0.94, 0.95, "untuned", normalize=True, margin=0.35),
     ),
     **{
         (model, "pca"): Presets(

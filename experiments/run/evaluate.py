@@ -106,7 +106,7 @@ def copies(rows: pd.DataFrame, similarity_copy: float, judge_copy: float) -> dic
         "copies": shown & (rows["similarity"] > similarity_copy),
         "judge_copies": judged,
         "planted_copies": (rows["planted"] & judged).mask(rows["planted"].isna()),
-        "truth_copies": rows["truth"] & shown,
+        "truth_copies": (rows["truth"].astype("boolean") & shown).mask(rows["truth"].isna()),
     }
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from composed import composed, mistakes
 from PIL import Image
@@ -12,6 +13,7 @@ from amg.guidance import AntiMemorizationGuidance
 from experiments.config.bind import check
 from experiments.config.build import component
 from experiments.run import records
+from experiments.run.evaluate import copies
 
 QUICK = ["metrics.extractor=none", "trainer=cpu", "sampler.steps=8", "prompts=planted", "n_samples=12", "seed=40"]
 
@@ -70,3 +72,11 @@ def test_another_first_noise_comes_first_then_the_strong_constants():
 def test_mistakes_are_told():
     assert mistakes("tries=2") == ["tries: counts the redraws of on_copy=resample; leave it out, or choose that"]
     assert "on_copy='drop': input should be 'flag', 'resample' or 'refuse'" in mistakes("on_copy=drop")
+
+
+def test_a_truth_that_is_unknown_stays_so_where_images_were_refused():
+    rows = pd.DataFrame({"similarity": [0.5, 0.99], "judge": [0.5, 0.9], "refused": [False, True]})
+    rows = rows.assign(truth=pd.array([None, None], "boolean"), planted=pd.array([False, False], "boolean"))
+    assert copies(rows, 0.9, 0.8)["truth_copies"].isna().all()
+    known = copies(rows.assign(truth=pd.array([True, True], "boolean")), 0.9, 0.8)["truth_copies"]
+    assert known.tolist() == [True, False]
