@@ -21,9 +21,9 @@ from timing import seconds
 from amg import TrainingBank, sample
 from amg.bank.exact import ExactIndex
 from amg.guidance import AntiMemorizationGuidance
-from amg.guidance.presets import constants
+from amg.guidance.presets import constants, threshold
 from amg.sampling.decoders import decoder_of
-from amg.similarity import PixelCorrelation
+from amg.similarity import PixelCorrelation, Similarity
 from amg.worlds.lab import LabDescriptor, LabStableDiffusion
 
 
@@ -39,9 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     model = LabStableDiffusion()
     world = model.world()
-    chosen = constants("lab_sd", "correlation", "main")
-    strengths = {name: getattr(chosen, name) for name in ("threshold", "c1", "c2", "c3", "normalize", "margin")}
-    guidance = AntiMemorizationGuidance(PixelCorrelation(world.bank), **strengths)
+    guidance = amg(PixelCorrelation(world.bank), "correlation")
     decoder = decoder_of(model.pipe, "auto", world.bank)
     planted = [prompt for prompt in world.prompts if world.cause(prompt) != "ordinary"]
 
@@ -93,9 +91,14 @@ def guided_by(images: torch.Tensor) -> AntiMemorizationGuidance:
     """AMG by the lab's descriptor on a bank of these images, with its vectors and index made."""
     similarity = LabDescriptor(TrainingBank.from_tensors(images, [f"image {i}" for i in range(len(images))]))
     similarity(images[:1].float() / 127.5 - 1)
-    chosen = constants("lab_sd", "lab_guide", "main")
-    strengths = {name: getattr(chosen, name) for name in ("threshold", "c1", "c2", "c3", "normalize", "margin")}
-    return AntiMemorizationGuidance(similarity, **strengths)
+    return amg(similarity, "lab_guide")
+
+
+def amg(similarity: Similarity, name: str) -> AntiMemorizationGuidance:
+    """AMG with the constants of lab_sd and a similarity."""
+    chosen = constants("lab_sd", name)
+    strengths = {key: getattr(chosen, key) for key in ("c1", "c2", "c3", "normalize", "margin")}
+    return AntiMemorizationGuidance(similarity, threshold("lab_sd", name), **strengths)
 
 
 def plot(panels: dict[str, dict[int, float]], file: str) -> None:
