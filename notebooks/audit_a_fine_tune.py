@@ -84,7 +84,7 @@ after = find_copies(images, bank, guide, judge=judge)
 copies = {"without": [one.copy for one in before], "guarded": [one.copy for one in after]}
 print({name: sum(flags) for name, flags in copies.items()})
 
-rows = {"without": plain, "nearest": [to_pil_image(bank.pictures[one.index] / 2 + 0.5) for one in before]}
+rows = {"without": plain, "nearest": [to_pil_image(bank.pictures[one.nearest] / 2 + 0.5) for one in before]}
 rows |= {"guarded": images}
 figure, axes = plt.subplots(len(rows), len(prompts), figsize=(1.3 * len(prompts), 1.5 * len(rows)))
 for line, (name, pictures) in zip(axes, rows.items(), strict=True):

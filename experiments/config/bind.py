@@ -27,6 +27,7 @@ PROVIDED = {
     "run_dir",
     "metrics",
     "jobs",
+    "training",
     "command",
     "device",
     "looks",
