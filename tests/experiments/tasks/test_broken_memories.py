@@ -153,7 +153,7 @@ def test_a_run_learns_its_norms_first_and_a_finished_one_does_not(tmp_path, monk
     command = ["guidance=broken_memories", "guidance.norms.n=4", "n_samples=2", "sampler.steps=5", "output_dir=out"]
     command += ["metrics.extractor=none", "trainer=cpu"]
     assert main(command) == 0
-    assert "learning the norms of 4 ordinary chains" in capsys.readouterr().out
+    assert "learning the norms of 4 ordinary trajectories" in capsys.readouterr().out
     assert main(command) == 0
     assert "learning the norms" not in capsys.readouterr().out
     assert main([*command[:1], "guidance.norms.n=1", "output_dir=other"]) == 2
