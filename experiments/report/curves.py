@@ -137,7 +137,7 @@ def _draw(axis: Any, some: Chains, color: str, label: str, sign: float, shown: S
 def _label(figure: Any, axes: np.ndarray, distance: bool, bottom: Sequence[Any]) -> None:
     first = axes[0][0]
     first.set_xlim(1, 0)
-    first.set_xticks([1, 0.75, 0.5, 0.25, 0], ["noise", "0.75", "0.5", "0.25", "picture"])
+    first.set_xticks([1, 0.75, 0.5, 0.25, 0], ["noise", "0.75", "0.5", "0.25", "image"])
     if distance:
         first.invert_yaxis()
     for axis in axes[:, 0]:
