@@ -249,7 +249,7 @@ class TrainingBank:
 
     @property
     def folder(self) -> Path | None:
-        """Where it lies; None in memory."""
+        """Folder of the bank; None in memory."""
         return self.rows.path
 
     @property
@@ -270,7 +270,7 @@ class TrainingBank:
 
     @cached_property
     def multiplicity(self) -> Tensor:
-        """How often each entry occurs, (N,)."""
+        """Number of times that each entry occurs, (N,)."""
         return torch.from_numpy(self.rows.multiplicity)
 
     @property

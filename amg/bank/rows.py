@@ -163,7 +163,7 @@ class Rows:
 
     @cached_property
     def multiplicity(self) -> np.ndarray:
-        """How often each entry occurs, (N,): a list of captions stands for as many occurrences."""
+        """Number of times that each entry occurs, (N,): a list of captions stands for as many occurrences."""
         import pyarrow.compute as pc
 
         tables = (self.table(number) for number in range(-(-self.info["rows"] // FILE)))
@@ -190,7 +190,7 @@ class Rows:
 
     @property
     def imageless(self) -> bool:
-        """Whether it is an index without images."""
+        """True for an index without images."""
         return (self.info.get("source") or {}).get("kind") == "embeddings"
 
     def vectors(self, start: int, stop: int) -> np.ndarray:
@@ -231,7 +231,7 @@ class Rows:
 
     @property
     def name(self) -> str:
-        """Where the images come from."""
+        """Source of the images."""
         return str((self.info.get("source") or {}).get("path", "memory"))
 
     def broken(self) -> dict[int, str]:
@@ -307,7 +307,7 @@ def read_table(file: Path) -> pa.Table:
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """What `bank.json` says.
+    """Content of `bank.json`.
 
     Raises:
         FileNotFoundError, ValueError: where there is none, or one of another version.

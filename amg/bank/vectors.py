@@ -34,7 +34,7 @@ class Identity:
 
     @classmethod
     def of(cls, module: nn.Module, descriptor: str, preprocessing: str = "none") -> Identity:
-        """That of a network with the weights that it has now."""
+        """Returns the identity of a network with the weights that it has now."""
         return cls(descriptor, digest_of(module.state_dict().items()), preprocessing)
 
 

@@ -89,7 +89,7 @@ class DescriptorSimilarity:
 
     @property
     def remembers(self) -> bool:
-        """Whether the index may miss a neighbour, so that the one of the step before is worth a product."""
+        """True if the index may miss a neighbour, so that the one of the step before is worth a product."""
         return any(not isinstance(index, ExactIndex) for index in self._indexes.values())
 
     @torch.no_grad()

@@ -24,12 +24,12 @@ def official(images: Tensor) -> Tensor:
 
 
 def nemo(images: Tensor) -> Tensor:
-    """That of NeMo (Hintersdorf et al., 2024) and of Han et al.: as `official`."""
+    """Preprocessing of NeMo (Hintersdorf et al., 2024) and of Han et al.: as `official`."""
     return official(images)
 
 
 def dcr(images: Tensor) -> Tensor:
-    """That of Somepalli et al. (2023), Wen et al. and others: smaller side to 256, centre 224, mean, deviation 0.5."""
+    """Preprocessing of Somepalli et al. (2023), Wen et al.: smaller side to 256, centre 224, mean, deviation 0.5."""
     height, width = images.shape[2:]
     small = min(height, width)
     images = _resize(images, (round(256 * height / small), round(256 * width / small)))
@@ -38,7 +38,7 @@ def dcr(images: Tensor) -> Tensor:
 
 
 def amg_release(images: Tensor) -> Tensor:
-    """That of the released AMG code: 224 × 224, the generated image left in [−1, 1]."""
+    """Preprocessing of the released AMG code: 224 × 224, the generated image left in [−1, 1]."""
     return _resize(images, (224, 224))
 
 

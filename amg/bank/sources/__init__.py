@@ -1,4 +1,4 @@
-"""Where training images come from; one file each. `opened` looks at what a path holds."""
+"""Sources of training images; one file each. `opened` looks at what a path holds."""
 
 from amg.bank.sources.base import Row, Source
 from amg.bank.sources.choose import opened

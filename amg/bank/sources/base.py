@@ -1,4 +1,4 @@
-"""What a source of training images is, and what sources of several files share."""
+"""The interface of sources of training images, and what those of several files share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Source(Protocol):
     """Streams encoded images with their captions, in an order that never changes; decodes none."""
 
     captions_in: str
-    """Where captions are looked for, in words."""
+    """Places of the captions, in words."""
     spec: dict[str, Any]
     """JSON that opens the same source again."""
     missed: dict[str, int]

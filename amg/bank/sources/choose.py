@@ -1,4 +1,4 @@
-"""Which source lies at a path."""
+"""The choice of a source by what lies at a path."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def opened(
 
 
 def kind_of(path: Path) -> str:
-    """What lies at a path, one of KINDS.
+    """Returns the kind of what lies at a path, one of KINDS.
 
     Raises:
         FileNotFoundError: where nothing does.

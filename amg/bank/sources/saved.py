@@ -1,4 +1,4 @@
-"""What the library `datasets` reads: Arrow folders that it saved, Lance, and names on the hub."""
+"""Data sets that the library `datasets` reads: Arrow folders that it saved, Lance, and names on the hub."""
 
 from __future__ import annotations
 

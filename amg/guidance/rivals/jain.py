@@ -59,7 +59,7 @@ class TransitionState:
     norm: Tensor
     """d_t = ‖ε(x_t, y) − ε(x_t)‖₂ of this step, (B,)."""
     last: Tensor
-    """That of the step before, (B,); NaN at the first."""
+    """d_t of the step before, (B,); NaN at the first."""
     reached: Tensor
     """True if the transition point has been reached, (B,) bool; it stays so."""
 
