@@ -35,7 +35,8 @@ class Watch:
     """Compares σ_t of the predicted image with λ_t.
 
     Decoding and comparing are the price of detection. The last step's are remembered, so that all who ask about the
-    same `Step` object share them. Those of all samples that are looked at are one call.
+    same `Step` object share them. Samples that are looked at are one call; with `slopes`, those that were flagged at
+    the step before are another.
 
     Args:
         similarity: σ_t; see `amg.similarity`.

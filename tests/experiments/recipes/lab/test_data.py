@@ -7,18 +7,6 @@ from experiments.recipes.lab import data as lab_data
 from experiments.recipes.lab.views import distort
 
 
-@pytest.fixture(scope="module")
-def data():
-    return lab_data.load()
-
-
-@pytest.fixture(autouse=True)
-def fixed_seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def test_the_requested_share_of_a_batch_is_planted(data):
     images = torch.cat([data.mixed(100, share=0.2) for _ in range(40)])
     planted = torch.cdist(images.flatten(1), data.planted.flatten(1)).amin(1) < 0.5  # cdist rounds

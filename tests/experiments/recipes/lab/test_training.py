@@ -15,7 +15,6 @@ from amg.models.ddpm import DDPM
 from amg.worlds import lab
 from amg.worlds.networks import DESCRIPTORS
 from experiments.recipes import loop
-from experiments.recipes.lab import data as lab_data
 from experiments.recipes.lab import text as lab_text
 from experiments.recipes.lab import train_ddpm as ddpm
 from experiments.recipes.lab import train_descriptor as descriptor
@@ -25,18 +24,6 @@ from experiments.recipes.lab import train_sd as sd
 from experiments.recipes.lab import train_tiny as tiny
 from experiments.recipes.lab import train_vae as vae
 from experiments.recipes.lab.ship import ship
-
-
-@pytest.fixture(scope="module")
-def data():
-    return lab_data.load()
-
-
-@pytest.fixture(autouse=True)
-def fixed_seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 @pytest.fixture(scope="module")
