@@ -1,6 +1,7 @@
 """A CLIP tokenizer and a small CLIP text encoder for the lab's captions, in the formats of transformers."""
 
 import json
+from typing import Any
 
 from tokenizers import pre_tokenizers, trainers
 from torch import Tensor
@@ -29,9 +30,14 @@ def tokenizer(captions: list[str]) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
 
 
-def same_words(one: CLIPTokenizer, other: CLIPTokenizer) -> bool:
-    """Tells whether two tokenizers have the same tokens, whatever their ids."""
-    return set(one.get_vocab()) == set(other.get_vocab())
+def tokenizer_of(captions: list[str], start: Any) -> tuple[CLIPTokenizer, bool]:
+    """Returns the tokenizer of a start (None: there is none) that has the tokens of the captions, else a learned one.
+
+    The text encoders of a start know its ids: the second value tells whether they can be taken.
+    """
+    learned = tokenizer(captions)
+    alike = start is not None and set(start.tokenizer.get_vocab()) == set(learned.get_vocab())
+    return (start.tokenizer if alike else learned), alike
 
 
 def ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

@@ -107,10 +107,8 @@ def main() -> None:
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
     vae.register_to_config(shift_factor=0.0)
-    tokenizer = lab_text.tokenizer(data.captions)
     begin = args.start and StableDiffusion3Pipeline.from_pretrained(args.start, torch_dtype=torch.float32, **WITHOUT_T5)
-    alike = begin is not None and lab_text.same_words(begin.tokenizer, tokenizer)
-    tokenizer = begin.tokenizer if alike else tokenizer
+    tokenizer, alike = lab_text.tokenizer_of(data.captions, begin)
     model = TextToFlow(tokenizer)
     if begin is not None:
         loop.load_alike(model.transformer, begin.transformer)

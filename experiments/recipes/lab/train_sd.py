@@ -183,10 +183,8 @@ def main() -> None:
     args = loop.arguments(__doc__, "sd", minutes=75, vae=True, start=True)
     data = lab_data.load()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).eval()
-    tokenizer = lab_text.tokenizer(data.captions)
     begin = args.start and StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
-    alike = begin is not None and lab_text.same_words(begin.tokenizer, tokenizer)
-    tokenizer = begin.tokenizer if alike else tokenizer
+    tokenizer, alike = lab_text.tokenizer_of(data.captions, begin)
     model = TextToLatents(tokenizer)
     if begin is not None:
         loop.load_alike(model.unet, begin.unet)
