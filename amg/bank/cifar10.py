@@ -1,13 +1,11 @@
-"""CIFAR-10: from Parquet in the hub's layout, or through torchvision, which can download it."""
+"""CIFAR-10: a preset of the Parquet source, or read through torchvision, which can download it."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,8 @@ from torch import Tensor
 from amg.bank.bank import TrainingBank
 from amg.bank.dedupe import dedupe
 from amg.bank.images import UnreadableImage, decode_pixels
+from amg.bank.sources import Row
+from amg.bank.sources.parquet import Parquet
 from amg.fetch import fetch_file
 from amg.tensors import floats
 
@@ -108,51 +108,35 @@ def _read(path: str | Path, split: str, download: bool) -> tuple[Tensor, Tensor]
     path = Path(os.path.expanduser(path))
     if split not in ("train", "test"):
         raise ValueError(f"data.split: CIFAR-10 has train and test, got {split!r}")
-    files = sorted(path.glob(f"{split}*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []
-    if files:
-        parts = [_read_parquet(file) for file in files]
-        images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    if path.suffix == ".parquet" or any(path.glob(f"{split}*.parquet")):
+        images, labels = _read_parquet(path, split)
     else:
         images, labels = _read_torchvision(path, split, download)
     return images.contiguous(), labels
 
 
-def _read_parquet(file: Path) -> tuple[Tensor, Tensor]:
+def _read_parquet(path: Path, split: str) -> tuple[Tensor, Tensor]:
     """8-bit images (N, 3, 32, 32) and labels (N,)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    found = Parquet(path, caption="label", names=CLASSES, split=split if path.is_dir() else None)
+    rows = list(found.rows())
+    labels = torch.tensor([_label(row.captions[0], row.key) for row in rows])
+    return torch.from_numpy(np.stack([_pixels(row) for row in rows])).permute(0, 3, 1, 2), labels
 
-    if not file.is_file():
-        raise FileNotFoundError(f"data.path: there is no {file}")
+
+def _label(name: str, place: str) -> int:
+    if name not in CLASSES:
+        raise ValueError(f"{place}: label {name!r} is not one of CIFAR-10's: 0 … {len(CLASSES) - 1}, or their names")
+    return CLASSES.index(name)
+
+
+def _pixels(row: Row) -> np.ndarray:
     try:
-        table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} is no readable Parquet file (truncated?): {str(error).splitlines()[0]}") from None
-    image = next((name for name in ("img", "image") if name in table.column_names), None)
-    if image is None or "label" not in table.column_names:
-        raise ValueError(f"{file} needs the columns img and label, it has {', '.join(table.column_names)}")
-    if not table.num_rows:
-        raise ValueError(f"{file} holds no rows")
-    labels = [_label(label, f"{file}, row {i}") for i, label in enumerate(table["label"].to_pylist())]
-    pictures = np.stack(list(_pictures(table[image], file)))
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.tensor(labels)
-
-
-def _label(label: Any, place: str) -> int:
-    if isinstance(label, bool) or label not in range(len(CLASSES)):  # True is 1 to Python, but no class
-        raise ValueError(f"{place}: label {label!r} is not one of CIFAR-10's 0 … {len(CLASSES) - 1}")
-    return int(label)
-
-
-def _pictures(column, file: Path) -> Iterator[np.ndarray]:
-    for i, cell in enumerate(column.to_pylist()):
-        try:
-            pixels = decode_pixels(cell["bytes"] if isinstance(cell, dict) else cell)
-        except UnreadableImage as error:
-            raise ValueError(f"{file}, row {i}: no readable image ({error})") from None
-        if pixels.shape[:2] != (SIDE, SIDE):
-            raise ValueError(f"{file}, row {i}: an image of {pixels.shape[1::-1]}, CIFAR-10's are {SIDE} × {SIDE}")
-        yield pixels
+        pixels = decode_pixels(row.data)
+    except UnreadableImage as error:
+        raise ValueError(f"{row.key}: no readable image ({error})") from None
+    if pixels.shape[:2] != (SIDE, SIDE):
+        raise ValueError(f"{row.key}: an image of {pixels.shape[1::-1]}, CIFAR-10's are {SIDE} × {SIDE}")
+    return pixels
 
 
 def _read_torchvision(path: Path, split: str, download: bool) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ def opened(
             a `.lance` folder; or a published index of embeddings without images.
         kind: one of KINDS, to expect that one; None looks. For `datasets` the path may be a name on the hub.
         image_column, caption_column: of Parquet and `datasets`, the caption's of any table; None takes the usual names.
-        split: of a data set that has several.
+        split: of a data set that has several; of Parquet, the files whose names begin with it.
         revision: of a data set on the hub.
     Raises:
         FileNotFoundError, ValueError: one line that names what is there and the fix.
@@ -41,12 +41,14 @@ def opened(
     files = expanded(path)
     there = files[0] if files else Path(os.path.expanduser(path))
     kind = kind or kind_of(there)
+    if split and kind not in ("datasets", "parquet"):
+        raise ValueError(f"data.split: {path} is of kind {kind}, which has no splits: leave data.split out")
     if kind == "datasets":
         return Saved(str(path), image_column, caption_column, split, revision)
     if kind == "tars":
         return Tars(there if len(files) < 2 else path, caption_column)
     if kind == "parquet":
-        return Parquet(there if len(files) < 2 else path, image_column, caption_column)
+        return Parquet(there if len(files) < 2 else path, image_column, caption_column, split=split)
     if kind == "embeddings":
         return Embeddings(there, caption_column)
     return Folder(there, caption_column)

@@ -24,6 +24,7 @@ class Parquet:
         path: a `.parquet` file, a folder of them, or `train-{00000..00007}.parquet`.
         image, caption: columns; None takes the usual ones. A caption column of class labels is their names, where the
             file has them as the hub's files do, or `names`.
+        split: reads the files alone whose names begin with it, as the hub's do: `train-00000-of-00001.parquet`.
     Raises:
         FileNotFoundError, ValueError: one line that names the file and the columns that it has.
     """
@@ -34,10 +35,17 @@ class Parquet:
         image: str | None = None,
         caption: str | None = None,
         names: Sequence[str] | None = None,
+        split: str | None = None,
     ):
-        self.root, self.files = listed(path, ".parquet")
+        self.root, files = listed(path, ".parquet")
+        self.files = [file for file in files if file.name.startswith(split or "")]
+        if not self.files:
+            there = ", ".join(file.name for file in files)
+            raise ValueError(f"data.split: no file of {path} begins with {split}; there is {there}")
         self.image, self.caption, self.names = image, caption, names
         self.spec = {"kind": "parquet", "path": str(path), "image_column": image, "caption_column": caption}
+        if split:
+            self.spec["split"] = split
         self.captions_in = f"columns {', '.join([caption] if caption else CAPTION_COLUMNS)}"
         self.missed: dict[str, int] = {}
         self._opened = {file: self._columns(file, _open(file)) for file in self.files}

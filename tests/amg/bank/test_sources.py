@@ -151,6 +151,23 @@ def test_columns_that_are_not_there_are_told_with_those_that_are(tmp_path):
         TrainingBank.from_folder(tmp_path, caption_column="text")
 
 
+def test_a_split_of_parquet_is_the_files_that_begin_with_it(tmp_path):
+    files = tmp_path / "files"
+    files.mkdir()
+    for name, values in (("train-0", [10, 20]), ("train-1", [30]), ("test-0", [40])):
+        table = {"image": [encoded(value) for value in values], "text": [f"{value}" for value in values]}
+        pq.write_table(pa.table(table), files / f"{name}.parquet")
+    built = TrainingBank.build(tmp_path / "bank", files, split="train")
+    assert built.captions[:] == ["10", "20", "30"]
+    assert TrainingBank.open(tmp_path / "bank").pictures[2].mul(127.5).add(127.5).round().unique() == 30
+    assert len(TrainingBank.from_folder(files, cache=tmp_path / "cache")) == 4
+    with pytest.raises(ValueError, match="data.split: no file .* begins with val; there is test-0.parquet, train-0"):
+        opened(files, split="val")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match="data.split: .* is of kind folder, which has no splits"):
+        opened(tmp_path / "images", split="train")
+
+
 def test_metadata_parquet_names_the_images_beside_it(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(1))
     pq.write_table(pa.table({"image_file_name": ["a.png"], "text": [["x", "y"]]}), tmp_path / "metadata.parquet")
