@@ -62,7 +62,7 @@ lab: setup ## trains the lab's networks again: hours on two cores, resumable
 	$(BIN)/python -m experiments.recipes.lab.train_descriptor --name judge --seed 20
 	$(BIN)/python -m experiments.recipes.lab.train_scorer --seed 30
 	$(BIN)/python -m experiments.recipes.lab.train_ddpm
-	$(BIN)/python -m experiments.recipes.lab.ship descriptor_guide descriptor_judge scorer tiny lab_sd lab_flow lab_ddpm
+	$(BIN)/python -m experiments.recipes.lab.ship descriptor_guide descriptor_judge scorer lab_sd lab_flow lab_ddpm
 	$(BIN)/python run.py -m model=lab_sd guidance=none,full n_samples=1008 name=lab
 	$(BIN)/python run.py -m model=lab_ddpm guidance=none,full n_samples=1000 name=lab
 	$(BIN)/python -m experiments.recipes.lab.measure lab_sd runs/lab/lab_sd-none-* runs/lab/lab_sd-full-*

@@ -154,5 +154,5 @@ def _read_torchvision(path: Path, split: str, download: bool) -> tuple[Tensor, T
 def _missing(path: Path, split: str) -> FileNotFoundError:
     return FileNotFoundError(
         f"data.path: {path} holds neither {split}*.parquet nor an intact cifar-10-batches-py: set "
-        "data.download=true (170 MB), or data.path to the hub's Parquet files; model=closed_form runs now"
+        "data.download=true (170 MB), or data.path to the hub's Parquet files; ClosedForm() needs no files"
     )

@@ -171,8 +171,7 @@ def named_looks(name: str | Path) -> Looks:
     except FileNotFoundError:
         known = ", ".join(sorted(file.stem for file in CURVES.glob("*.json") if '"looks"' in file.read_text("utf8")))
         raise FileNotFoundError(
-            f"looks={name}: nothing was learned, python run.py task=calibrate … learns it; known: {known or 'none'}, "
-            "and every"
+            f"looks={name}: nothing was learned, amg.guidance.looks.learn does; known: {known or 'none'}, and every"
         ) from None
 
 

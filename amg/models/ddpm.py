@@ -177,7 +177,7 @@ iddpm_cifar10.learns_variance = iddpm_cifar10_cond.learns_variance = True
 
 def _need(path: str | Path, mend: str) -> None:
     if not Path(path).is_dir():
-        raise FileNotFoundError(f"model.path: there is no folder {path}: {mend}; model=closed_form runs now")
+        raise FileNotFoundError(f"model.path: there is no folder {path}: {mend}; ClosedForm() needs no files")
 
 
 def _folder(path: str | Path) -> Path:
@@ -200,7 +200,7 @@ def _out_of_reach(path: str | Path, error: Exception) -> FileNotFoundError:
     return FileNotFoundError(
         f"model.path: {path} is no folder and the hub cannot give it ({type(error).__name__}): download "
         f"https://huggingface.co/{path}{' (about 143 MB)' if path == CIFAR10 else ''} where there is a network, "
-        "set model.path to that folder; model=closed_form runs now"
+        "set model.path to that folder; ClosedForm() needs no files"
     )
 
 

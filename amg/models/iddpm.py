@@ -102,8 +102,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: download {URL} (about 210 MB) to that path and convert it; "
-            "model=closed_form runs now, without any download"
+            f"{path} is missing: download {URL} (about 210 MB) to that path and convert it; ClosedForm() needs no files"
         )
     with path.open("rb") as file:
         ours = file.read(len(LEGACY)).startswith((ZIP, LEGACY))

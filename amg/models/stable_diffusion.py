@@ -263,7 +263,7 @@ def _missing(source: str | Path, reason: Exception | str) -> FileNotFoundError:
     why = str(reason).strip().splitlines()[0].rstrip(".")
     return FileNotFoundError(
         f"model {str(source)!r} could not be loaded ({why}): put its files, in diffusers' format with safetensors, "
-        f"into {where} and set model.source to it; model=closed_form runs now and needs no files"
+        f"into {where} and set model.source to it; ClosedForm() needs no files"
     )
 
 

@@ -23,7 +23,6 @@ DIMENSIONS = (512, 1024)
 SLICE = 8
 """Images embedded at once; under a gradient each slice is recomputed, so that memory does not grow with the batch."""
 Step = Callable[[Tensor], Tensor]
-COMMAND = "`python run.py task=download_sscd` with this run's keys of model, similarity and judge"
 
 
 def find(path: str | Path = FILE, size: int | None = None, sha256: str | None = None) -> None:
@@ -39,13 +38,13 @@ def find(path: str | Path = FILE, size: int | None = None, sha256: str | None = 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"similarity.path: no descriptor file at {path}: fetch {url(path)} by {COMMAND}, or put it there yourself, "
-            "or name another place"
+            f"similarity.path: no descriptor file at {path}: fetch {url(path)} by amg.similarity.sscd_file.fetch, or "
+            "put it there yourself, or name another place"
         )
     if wrong := mismatch(path, size, sha256):
         raise ValueError(
-            f"similarity.path: {path} {wrong}: fetch it anew by {COMMAND}; a file of your own is taken by "
-            f"similarity.path={path} similarity.size=null similarity.sha256=null"
+            f"similarity.path: {path} {wrong}: fetch it anew by amg.similarity.sscd_file.fetch; a file of your own is "
+            f"taken by similarity.path={path} similarity.size=null similarity.sha256=null"
         )
 
 

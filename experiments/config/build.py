@@ -242,6 +242,9 @@ COMMANDS = {
     "`python run.py task=download` fetches those of the memorized prompts into data/memorized_laion; "
     "model=closed_form and model=lab_sd bring their own",
     "TrainingBank.build": "`python run.py task=bank task.out=…`",
+    "ClosedForm() needs no files": "model=closed_form runs now and needs no files",
+    "amg.similarity.sscd_file.fetch": "`python run.py task=download_sscd` with this run's keys of model, similarity "
+    "and judge",
     "bank.embed": "`python run.py task=bank` with this run's data and similarity",
 }
 """Commands for functions that a library's errors name."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from amg.metrics.values import Share, plain
 from experiments.config.build import component
@@ -108,13 +107,17 @@ def wandb(
 
 
 def _beside(run_dir: Path, table: DataFrame, training: Sequence[Tensor]) -> Iterator[tuple[np.ndarray, str]]:
-    """Samples with their nearest training images on the right, (H, 2 W, 3) uint8, and what is known of both."""
+    """Samples with their nearest training images on the right, (H, W, 3) uint8, and what is known of both.
+
+    Each keeps its proportions; the lower one of a pair stands on white.
+    """
     from experiments.report.pictures import enlarge, picture, training_picture
 
     for row in table.sort_values(["similarity", "seed"], ascending=[False, True]).head(SHOWN).to_dict("records"):
         pair = picture(run_dir, row["seed"]), training_picture(training, row["nearest_index"])
-        height = max(len(enlarge(pixels)) for pixels in pair)
-        both = [np.asarray(Image.fromarray(p).resize((height, height), Image.Resampling.NEAREST)) for p in pair]
+        shown = [enlarge(pixels) for pixels in pair]
+        height = max(map(len, shown))
+        both = [np.pad(p, ((0, height - len(p)), (0, 0), (0, 0)), constant_values=255) for p in shown]
         yield np.concatenate(both, axis=1), f"seed {row['seed']}, similarity {row['similarity']:.2f}"
 
 

@@ -218,7 +218,7 @@ def test_missing_column_file_or_split_is_one_line(tmp_path, table):
         read_cifar10(tmp_path / "x.parquet")
     with pytest.raises(FileNotFoundError, match="no .parquet file at .*none.parquet"):
         read_cifar10(tmp_path / "none.parquet")
-    with pytest.raises(FileNotFoundError, match="data.download=true.*closed_form"):
+    with pytest.raises(FileNotFoundError, match="data.download=true.*ClosedForm"):
         read_cifar10(tmp_path)
     with pytest.raises(ValueError, match="train and test, got 'val'"):
         read_cifar10(tmp_path, split="val")

@@ -116,7 +116,7 @@ def test_a_saved_folder_is_loaded_without_a_network(build, tmp_path):
 
 def test_a_model_that_is_nowhere_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match=r"model .*none.*set model.source.*model=closed_form runs") as error:
+    with pytest.raises(FileNotFoundError, match=r"model .*none.*set model.source.*ClosedForm\(\)") as error:
         StableDiffusion(str(tmp_path / "none"))
     assert "\n" not in str(error.value)
 

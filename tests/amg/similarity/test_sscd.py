@@ -119,7 +119,8 @@ def test_the_presets_name_is_part_of_its_name(file):
 
 def test_a_missing_file_says_where_to_get_it_and_where_to_put_it(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=f"no descriptor file at {tmp_path}/none.pt: fetch https://.*task=download_sscd"
+        FileNotFoundError,
+        match=f"no descriptor file at {tmp_path}/none.pt: fetch https://.*amg.similarity.sscd_file.fetch",
     ) as error:
         SSCD(bank(), tmp_path / "none.pt")
     assert "\n" not in str(error.value)
