@@ -25,6 +25,7 @@ from amg.guidance.presets import constants, threshold
 from amg.sampling.decoders import decoder_of
 from amg.similarity import PixelCorrelation, Similarity
 from amg.worlds.lab import LabDescriptor, LabStableDiffusion
+from experiments.report.style import style
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -70,9 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
         index = ExactIndex(F.normalize(torch.randn(n, 512), dim=1))
         banks |= timed({n: lambda: index.search(queries)})  # noqa: B023
     panels = {
-        "samples, s": samples,
-        "batch, ms a sample and step": {n: took * 1000 / args.steps for n, took in batches.items()},
-        "bank, ms a search of 16": {n: took * 1000 for n, took in banks.items()},
+        "samples, seconds": samples,
+        "samples in a batch, ms per sample and step": {n: took * 1000 / args.steps for n, took in batches.items()},
+        "images in the bank, ms per search of 16": {n: took * 1000 for n, took in banks.items()},
     }
     for name, values in panels.items():
         print(f"| {name} | " + " | ".join(f"{n:,}: {value:.3g}" for n, value in values.items()) + " |")
@@ -102,15 +103,18 @@ def amg(similarity: Similarity, name: str) -> AntiMemorizationGuidance:
 
 
 def plot(panels: dict[str, dict[int, float]], file: str) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(panels), figsize=(9, 2.6), layout="constrained")
-    for axis, (name, values) in zip(axes, panels.items(), strict=True):
-        what, unit = name.split(", ")
-        axis.loglog(list(values), list(values.values()), "o-")
-        axis.set(xlabel=what, ylabel=unit, ylim=(min(values.values()) / 3, max(values.values()) * 3))
-        axis.grid(alpha=0.3)
-    figure.savefig(file)
+    """Draws each panel; one that spans more than a factor of 100 has logarithmic axes."""
+    with style() as plt:
+        figure, axes = plt.subplots(1, len(panels), figsize=(9, 2.6), layout="constrained")
+        for axis, (name, values) in zip(axes, panels.items(), strict=True):
+            what, unit = name.split(", ")
+            axis.plot(list(values), list(values.values()), "o-")
+            axis.set(xlabel=what, ylabel=unit)
+            if max(values) > 100 * min(values):
+                axis.loglog()
+            else:
+                axis.set(xticks=list(values), ylim=(0, None))
+        figure.savefig(file)
 
 
 if __name__ == "__main__":

@@ -34,14 +34,14 @@ def refused(tmp_path, content, message, write=torch.save):
 def test_missing_checkpoint_says_where_to_get_it_how_big_it_is_and_what_runs_now(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         convert(tmp_path / "none.pt", tmp_path / "out")
-    for part in ("none.pt", "https://", "cifar10_uncond_50M_500K.pt", "210 MB", "model=closed_form"):
+    for part in ("none.pt", "https://", "cifar10_uncond_50M_500K.pt", "210 MB", "model=ClosedForm"):
         assert part in str(error.value)
 
 
 def test_missing_folder_says_how_to_make_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="amg.models.iddpm .*210 MB.*|210 MB.*amg.models.iddpm.*closed_form"):
+    with pytest.raises(FileNotFoundError, match="amg.models.iddpm .*210 MB.*|210 MB.*amg.models.iddpm.*ClosedForm"):
         iddpm_cifar10(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="train_iddpm_cifar10_cond.*closed_form"):
+    with pytest.raises(FileNotFoundError, match="train_iddpm_cifar10_cond.*ClosedForm"):
         iddpm_cifar10_cond(tmp_path / "none")
 
 
@@ -190,5 +190,5 @@ def test_folder_without_weights_or_config_is_refused(tmp_path, small):
 
 def test_hub_name_out_of_reach_says_what_to_do(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match="nobody/nothing is no folder.*huggingface.co.*closed_form"):
+    with pytest.raises(FileNotFoundError, match="nobody/nothing is no folder.*huggingface.co.*ClosedForm"):
         DDPM("nobody/nothing")
