@@ -37,7 +37,7 @@ lint: setup ## ruff and the import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
 bench: setup ## speed, as ratios measured side by side in one run (SIZE=full: Stable Diffusion at its true size)
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	for name in $(basename $(notdir $(wildcard benchmarks/bench_*.py))); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 # in the closed-form world, and on the lab's networks as <experiment>-<model>
 TABLES ?= table1 table2 table3 table4 table5 figure3 figure4 rivals \
@@ -57,7 +57,8 @@ lab: setup ## trains the lab's networks again: hours on two cores, resumable
 	$(BIN)/python -m experiments.recipes.lab.train_vae
 	$(BIN)/python -m experiments.recipes.lab.train_tiny
 	$(BIN)/python -m experiments.recipes.lab.train_sd
-	$(BIN)/python -m experiments.recipes.lab.train_flow
+	$(BIN)/python -m experiments.recipes.lab.train_flow --out .lab/teacher
+	$(BIN)/python -m experiments.recipes.lab.train_flow --minutes 9 --distil 2.5 --start .lab/teacher/pipeline
 	$(BIN)/python -m experiments.recipes.lab.train_descriptor --name guide --seed 10
 	$(BIN)/python -m experiments.recipes.lab.train_descriptor --name judge --seed 20
 	$(BIN)/python -m experiments.recipes.lab.train_scorer --seed 30

@@ -1,6 +1,6 @@
 """Copies that an audit finds: 30 planted images of the drawn world among 850 novel ones, in five versions.
 
-    python benchmarks/bench_audit.py [guide judge …]
+    python -m benchmarks.bench_audit [guide judge …]
 
 Prints the share that guide and judge find of each version, and the seconds of the audit of 1,000 images.
 """

@@ -1,7 +1,7 @@
 """A bank's cost by its size: rows from tars, opening, the index with its recall check, a query. CPU seconds, one core.
 
-    python benchmarks/bench_bank.py                                    # 10,000 images, 100,000 vectors
-    python benchmarks/bench_bank.py --images 100000 --vectors 1000000 10000000
+    python -m benchmarks.bench_bank                                    # 10,000 images, 100,000 vectors
+    python -m benchmarks.bench_bank --images 100000 --vectors 1000000 10000000
 
 Each part runs in a process of its own. Memory is what it takes beyond its imports, without mapped files.
 """

@@ -1,7 +1,7 @@
 """Cost that AMG adds to a CIFAR-10 sampling step: time per image of network, search and guidance.
 
-    python benchmarks/bench_cifar.py                                 # 50,000 random images
-    python benchmarks/bench_cifar.py --data data/cifar10             # the real training set
+    python -m benchmarks.bench_cifar                                 # 50,000 random images
+    python -m benchmarks.bench_cifar --data data/cifar10             # the real training set
 
 The network has the true size of iDDPM and random weights, which go through the converter as a checkpoint under
 improved-diffusion's names; its time does not depend on them. `search` is exact, `watched` flags nothing, `guidance` is
@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import torch
-from timing import seconds
 
 from amg import TrainingBank, sample
 from amg.bank.cifar10 import read_cifar10
@@ -28,6 +27,7 @@ from amg.models.ddpm import DDPM
 from amg.models.iddpm import convert, restore, unet
 from amg.similarity import NormalizedL2
 from amg.thresholds import Always, Constant
+from benchmarks.timing import seconds
 
 
 def main() -> None:

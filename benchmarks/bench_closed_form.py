@@ -1,6 +1,6 @@
 """Cost that AMG adds to a step of the closed-form world, and how far float32 drifts with the batch.
 
-    python benchmarks/bench_closed_form.py
+    python -m benchmarks.bench_closed_form
 
 The exact denoiser is itself a search over components, so the search of a similarity weighs more here than beside a
 network of true size (bench_cifar.py).
@@ -12,13 +12,13 @@ import argparse
 import time
 
 import torch
-from timing import seconds
 
 from amg import sample
 from amg.guidance import AntiMemorizationGuidance
 from amg.similarity import NormalizedL2, PCASimilarity
 from amg.thresholds import Always, Constant
 from amg.worlds.closed_form import ClosedForm
+from benchmarks.timing import seconds
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Growth of the cost of a guarded sample with samples, batch and bank; draws docs/images/cost.svg.
 
-    python benchmarks/bench_growth.py --plot docs/images/cost.svg
-    python benchmarks/bench_growth.py --guided 1000 100000         # embeds the larger bank: two minutes
+    python -m benchmarks.bench_growth --plot docs/images/cost.svg
+    python -m benchmarks.bench_growth --guided 1000 100000         # embeds the larger bank: two minutes
 
 Samples and batches are of lab_sd under guidance=full on planted prompts. Banks are random unit vectors of 512 numbers,
 searched exactly, 16 queries at once. `--guided` compares guided steps of lab_sd at batch 16 under `lab_guide` on banks
@@ -16,7 +16,6 @@ from itertools import cycle, islice
 
 import torch
 import torch.nn.functional as F
-from timing import seconds
 
 from amg import TrainingBank, sample
 from amg.bank.exact import ExactIndex
@@ -25,6 +24,7 @@ from amg.guidance.presets import constants, threshold
 from amg.sampling.decoders import decoder_of
 from amg.similarity import PixelCorrelation, Similarity
 from amg.worlds.lab import LabDescriptor, LabStableDiffusion
+from benchmarks.timing import seconds
 from experiments.report.style import style
 
 

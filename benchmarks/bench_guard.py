@@ -1,8 +1,8 @@
 """Cost that `guard` adds to a step of Stable Diffusion: time and memory as ratios to a plain step, in one process.
 
-    python benchmarks/bench_guard.py                       # a quarter of the width, 256×256: some minutes
-    SIZE=full python benchmarks/bench_guard.py             # v1.4's true size, 512×512: 8 GB in float32
-    python benchmarks/bench_guard.py --dtype bfloat16
+    python -m benchmarks.bench_guard                       # a quarter of the width, 256×256: some minutes
+    SIZE=full python -m benchmarks.bench_guard             # v1.4's true size, 512×512: 8 GB in float32
+    python -m benchmarks.bench_guard --dtype bfloat16
 
 Weights are random, which no time depends on; the descriptor has the size of SSCD's, a ResNet-50 at 320×320, and
 computes in float32. `watched` decodes and compares each predicted image and flags none; with adaptive looks as many

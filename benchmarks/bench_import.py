@@ -1,6 +1,6 @@
 """Cost of importing the library, as a ratio to `import torch`.
 
-    python benchmarks/bench_import.py
+    python -m benchmarks.bench_import
 
 Budget: `import amg` at most 1.2 times `import torch`. Its names load at first use, so `import amg` alone costs next to
 nothing; the second line adds what a caller then needs.

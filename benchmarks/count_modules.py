@@ -1,6 +1,6 @@
 """Counts the files of `experiments/` that one run enters before its report.
 
-    python benchmarks/count_modules.py
+    python -m benchmarks.count_modules
 
 Runs `python run.py n_samples=2` in a temporary folder under `sys.setprofile`. A file is entered when one of its
 functions is called. Module and class bodies do not count: imports run them. The report begins with the first call into

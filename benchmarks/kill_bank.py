@@ -1,6 +1,6 @@
 """Kills `task=bank` at random moments of each step, then compares the banks with one that nobody disturbed.
 
-    PYTHONPATH=. python benchmarks/kill_bank.py --moments 20 # on a system that can fork
+    python -m benchmarks.kill_bank --moments 20 # on a system that can fork
 
 Rows must be the same, vectors up to half precision, answers the same; also after two processes worked on one bank at
 once, and after two parts of two processes.

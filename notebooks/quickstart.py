@@ -10,7 +10,7 @@
 #
 # A pipeline of diffusers, a bank of its training images, and a guidance that keeps the first from copying the
 # second. The network is the lab's own: a latent diffusion model of 32×32 drawings that memorized 32 planted ones.
-# With Stable Diffusion only the first two lines change.
+# With Stable Diffusion the pipeline, the bank and the preset are others.
 
 # %%
 import matplotlib.pyplot as plt

@@ -1,12 +1,8 @@
 """The benchmark of a guarded step: its smallest run, and the operations that it counts, which no machine changes."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import bench_guard
+from benchmarks import bench_guard
 
 
 def cells(line: str) -> list[str]:

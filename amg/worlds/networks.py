@@ -2,8 +2,8 @@
 
 The descriptors, after the idea of SSCD (Pizzi et al., 2022), are of different build and seed. Both map (B, 3, 32, 32)
 in [-1, 1] to unit vectors; the cosine of two is high where one image is a copy of the other, however cropped,
-shifted, blurred or recoloured. `guide` gives AMG its gradient; `judge` only counts, so that an image that merely fools
-the guide is still seen. Trained by `experiments/recipes/lab/train_descriptor.py`.
+shifted, blurred or recoloured. `guide` can give AMG its gradient (`similarity=lab_guide`); `judge` only counts, so that
+an image that merely fools the guide is still seen. Trained by `experiments/recipes/lab/train_descriptor.py`.
 
 The scorer says how well an image answers its caption. Trained by `experiments/recipes/lab/train_scorer.py`, apart from
 the generators and the descriptors.

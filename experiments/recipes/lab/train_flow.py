@@ -5,7 +5,7 @@
     python -m experiments.recipes.lab.train_flow --minutes 9 --distil 2.5 --start .lab/teacher/pipeline
 
 Data, captions and autoencoder are those of `lab_sd`. Both text encoders and the transformer learn together. Some
-captions are empty. The second command distils classifier-free guidance at one scale into the network (Meng et al.,
+captions are empty. The last command distils classifier-free guidance at one scale into the network (Meng et al.,
 2023): sampling then needs no guidance, as with most models of today.
 """
 

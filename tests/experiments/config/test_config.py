@@ -77,9 +77,9 @@ def test_every_row_of_every_experiment_composes_and_binds():
         (["experiment=table5", "model=lab_ddpm", "guidance=sim_constant"], "table5-lab_ddpm", 512),
         (["experiment=table1", "model=sd", "guidance=full"], "table1-sd", 500),  # each of the prompts once
         (["experiment=figure4", "model=sd"], "figure4-sd", 500),
-        (["experiment=figure4", "model=lab_sd"], "figure4-lab_sd", 72),
-        (["experiment=rivals"], "rivals", 136),
-        (["experiment=rivals", "model=closed_form"], "rivals-closed_form", 136),
+        (["experiment=figure4", "model=lab_sd"], "figure4-lab_sd", 64),
+        (["experiment=rivals"], "rivals", 128),
+        (["experiment=rivals", "model=closed_form"], "rivals-closed_form", 128),
         (["experiment=table2", "model=iddpm_cifar10", "n_samples=7", "name=mine"], "mine", 7),
     ],
 )

@@ -97,7 +97,7 @@ def test_ray_writes_the_vectors_that_lightning_does(bank, command, monkeypatch):
 
 @pytest.mark.slow
 def test_a_bank_that_was_killed_shared_or_made_in_parts_is_the_same():
-    script = [sys.executable, "benchmarks/kill_bank.py", "--moments", "3", "--images", "200"]
+    script = [sys.executable, "-m", "benchmarks.kill_bank", "--moments", "3", "--images", "200"]
     done = subprocess.run(script, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the same") == 3 + 2  # and two at once, and two parts
