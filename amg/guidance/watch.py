@@ -35,8 +35,8 @@ class Watch:
     """Compares σ_t of the predicted image with λ_t.
 
     Decoding and comparing are the price of detection. The last step's are remembered, so that all who ask about the
-    same `Step` object share them. Samples that are looked at are one call; with `slopes`, those that were flagged at
-    the step before are another.
+    same `Step` object share them. Samples that are looked at are one call of the descriptor; with `slopes`, those that
+    were flagged at the step before are decoded apart.
 
     Args:
         similarity: σ_t; see `amg.similarity`.
@@ -141,27 +141,25 @@ class Watch:
             before: neighbours of all samples at the step before, (B,); None at the first.
         """
 
-        def compare(images: Tensor, rows: Tensor) -> Match:
+        def compare(images: Tensor) -> Match:
             return measure(self.similarity, images, None if before is None else before[rows.to(before.device)])
 
         self._graph = None
+        x0 = step.x0 if len(rows) == len(step.x0) else step.x0[rows]
         if not again.any():
-            images = step.decode(step.x0 if len(rows) == len(step.x0) else step.x0[rows])
-            return images, compare(images, rows)
-        with torch.inference_mode(False), torch.enable_grad():
-            x0 = step.x0[rows[again]].clone().requires_grad_()
             images = step.decode(x0)
-            match = compare(images, rows[again])
-        self._graph = rows[again], x0, match.value
-        images, match = images.detach(), Match(match.value.detach(), match.index)
-        if again.all():
-            return images, match
-        others = step.decode(step.x0[rows[~again]])
-        other = compare(others, rows[~again])
-        order = torch.cat([again.nonzero(), (~again).nonzero()]).flatten().argsort()
-        joined = ((images, others), (match.value, other.value), (match.index, other.index))
-        images, value, index = (torch.cat(pair)[order.to(pair[0].device)] for pair in joined)
-        return images, Match(value, index)
+            return images, compare(images)
+        with torch.inference_mode(False), torch.enable_grad():
+            kept = x0[again].clone().requires_grad_()
+            images = step.decode(kept)
+            if not again.all():
+                with torch.no_grad():
+                    others = step.decode(x0[~again])
+                order = torch.cat([again.nonzero(), (~again).nonzero()]).flatten().argsort()
+                images = torch.cat([images, others])[order.to(images.device)]
+            match = compare(images)
+            self._graph = rows[again], kept, match.value[again.to(match.value.device)]
+        return images.detach(), Match(match.value.detach(), match.index)
 
 
 def slope(similarity: Similarity, step: Step, rows: Tensor) -> Tensor:
