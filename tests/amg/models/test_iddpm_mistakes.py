@@ -34,7 +34,7 @@ def refused(tmp_path, content, message, write=torch.save):
 def test_missing_checkpoint_says_where_to_get_it_how_big_it_is_and_what_runs_now(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         convert(tmp_path / "none.pt", tmp_path / "out")
-    for part in ("none.pt", "https://", "cifar10_uncond_50M_500K.pt", "210 MB", "model=ClosedForm"):
+    for part in ("none.pt", "https://", "cifar10_uncond_50M_500K.pt", "210 MB", "ClosedForm()"):
         assert part in str(error.value)
 
 
