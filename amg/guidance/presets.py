@@ -56,7 +56,7 @@ CIFAR10 = Presets(  # c1 and c2 have no effect: nL2 is negative, and Eqs. 13 and
     main=Preset(0, 0, 12, Parabolic(-1.5, -1.2), -1.4, -1.2, "untuned", normalize=True),
     strong=Preset(0, 0, 12, Parabolic(-1.7, -1.4), -1.6, -1.4, "untuned", normalize=True),
 )
-DRAWN = "tuned on the drawn world, seeds 0 to 255"
+DRAWN = "tuned on the drawn world, seeds below 1504"
 CARD = "tuned on the network (model card)"
 LAB = "tuned on the network, on half of the planted images' captions (model card)"
 
@@ -79,8 +79,8 @@ PRESETS: dict[tuple[str, str], Presets] = {
     },
     **{(model, similarity): SD for model in ("sd", "sd_v2", "sdxl", "local") for similarity in ("sscd", "clip_sscd")},
     ("lab_ddpm", "nl2"): Presets(
-        main=Preset(0, 0, 21, Parabolic(-1.45, -1.1), -1.4, -1.2, CARD, normalize=True, margin=0.35),
-        strong=Preset(0, 0, 25, Parabolic(-1.68, -1.25), -1.6, -1.4, CARD, normalize=True, margin=0.2),
+        main=Preset(0, 0, 40, "calibrated", -0.93, -0.85, CARD, normalize=True, margin=0.3),
+        strong=Preset(0, 0, 40, Constant(-1.25), -1.14, -1.05, "untuned", normalize=True, margin=0.3),
     ),
     ("lab_sd", "correlation"): Presets(
         main=Preset(13, 20, 20, "calibrated", 0.977, 0.98, LAB, normalize=True, margin=0.1),
@@ -110,8 +110,8 @@ PRESETS: dict[tuple[str, str], Presets] = {
 
 
 COPY_THRESHOLDS: dict[tuple[str, str], tuple[float, float]] = {
-    ("closed_form", "pca"): (0.97, 0.93),
-    ("closed_form", "nl2"): (-0.93, -1.14),
+    **{(model, "pca"): (0.97, 0.93) for model in ("closed_form", "lab_ddpm")},
+    **{(model, "nl2"): (-0.93, -1.14) for model in ("closed_form", "lab_ddpm")},
     **{(model, "pca"): (0.97, 0.93) for model in ("lab_sd", "lab_flow")},
     **{(model, "nl2"): (-0.89, -1.16) for model in ("lab_sd", "lab_flow")},
 }

@@ -150,6 +150,7 @@ class Watch:
             images = step.decode(x0)
             return images, compare(images)
         with torch.inference_mode(False), torch.enable_grad():
+            again = again.clone()  # no tensor of inference mode may be kept for the way back
             kept = x0[again].clone().requires_grad_()
             images = step.decode(kept)
             if not again.all():

@@ -134,10 +134,10 @@ def ordinary(resolution: int = 32, placements=PLACEMENTS) -> Components:
     return Components(layers[:, :3], layers[:, 3:], index.repeat(2 * len(placements)))
 
 
-def planted(resolution: int = 32) -> Components:
-    """Places every planted drawing: large, not mirrored."""
+def planted(resolution: int = 32, causes: tuple[str, ...] = CAUSES) -> Components:
+    """Places every drawing that is planted for one of `causes`: large, not mirrored."""
     data = drawings()
-    index = torch.tensor([i for i, cause in enumerate(data.causes) if cause])
+    index = torch.tensor([i for i, cause in enumerate(data.causes) if cause in causes])
     layers = _place(data.images[index], resolution, *PLACEMENTS[0])
     return Components(layers[:, :3], layers[:, 3:], index)
 
@@ -161,9 +161,9 @@ def sample(components: Components, index: Tensor, generator: torch.Generator) ->
     return components.image(index, background, tint).clamp(-1, 1)
 
 
-def planted_images(resolution: int = 32) -> Tensor:
-    """Returns every planted drawing on white, (P, 3, R, R) in [−1, 1]."""
-    components = planted(resolution)
+def planted_images(resolution: int = 32, causes: tuple[str, ...] = CAUSES) -> Tensor:
+    """Returns every drawing that is planted for one of `causes`, on white, (P, 3, R, R) in [−1, 1]."""
+    components = planted(resolution, causes)
     n = len(components.drawing)
     return components.image(torch.arange(n), torch.ones(n, 3), torch.zeros(n, 3))
 
@@ -205,16 +205,21 @@ class TrainingImages:
 
 
 @cache
-def training_images(resolution: int = 32, n: int = 1500, seed: int = 0) -> TrainingImages:
-    """Samples n ordinary training images, every component once before any comes twice, and adds the planted ones."""
-    data, components = drawings(), ordinary(resolution)
+def training_images(
+    resolution: int = 32, n: int = 1500, seed: int = 0, causes: tuple[str, ...] = CAUSES, placements=PLACEMENTS
+) -> TrainingImages:
+    """Samples n ordinary training images, every component once before any comes twice.
+
+    Those that are planted for one of `causes` come first.
+    """
+    data, components = drawings(), ordinary(resolution, placements)
     generator = torch.Generator().manual_seed(seed)
     rounds = -(-n // len(components.drawing))
     order = [torch.randperm(len(components.drawing), generator=generator) for _ in range(rounds)]
     index = torch.cat(order)[:n]
-    rows = [i for i, cause in enumerate(data.causes) if cause] + components.drawing[index].tolist()
+    rows = [i for i, cause in enumerate(data.causes) if cause in causes] + components.drawing[index].tolist()
     return TrainingImages(
-        images=torch.cat([planted_images(resolution), sample(components, index, generator)]),
+        images=torch.cat([planted_images(resolution, causes), sample(components, index, generator)]),
         captions=tuple(data.captions[i] for i in rows),
         causes=tuple(data.causes[i] for i in rows),
         things=tuple(data.things[i] for i in rows),

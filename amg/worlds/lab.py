@@ -1,6 +1,6 @@
 """The lab: shipped networks as models, descriptors and similarities.
 
-All but `lab_ddpm` are trained on the drawn world. They memorized what was planted. Weights are loaded at first use and
+They are trained on the drawn world and memorized what was planted. Weights are loaded at first use and
 checked against their SHA-256.
 """
 
@@ -11,13 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from amg.bank import TrainingBank
-from amg.bank.images import decode
 from amg.bank.vectors import Identity
 from amg.models.base import Model
 from amg.models.ddpm import DDPM
@@ -25,7 +22,7 @@ from amg.models.pipeline import Pipeline
 from amg.models.stable_diffusion import StableDiffusion
 from amg.similarity.descriptor import DescriptorSimilarity
 from amg.tensors import sha256_of
-from amg.worlds.drawings import training_images
+from amg.worlds.drawings import PLACEMENTS, training_images
 from amg.worlds.networks import DESCRIPTORS, Scorer, load
 from amg.worlds.world import World
 
@@ -35,8 +32,6 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).with_name("weights")
 SUMS = "SHA256SUMS"
-FLAT = {"orange circle", "black medium square"}
-"""Images of `lab_ddpm`'s training set that are marked as planted and were not: shapes of one colour."""
 
 
 @cache
@@ -180,24 +175,22 @@ class LabFlow(Pipeline):
 
 
 class LabDDPM(DDPM):
-    """`DDPM` of the shipped weights, with its own training set: emoji at 16×16; its classes are the Unicode groups.
+    """`DDPM` of the shipped weights, with its world: images alone; its classes are the groups of things, sorted.
 
     Args:
         device, dtype: as `DDPM`'s.
     """
 
+    law = {"causes": ("duplicated image",), "placements": PLACEMENTS[:1]}
+    """Its training images: without captions no other cause plants a drawing; every drawing is large."""
+
     def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
         super().__init__(weights("lab_ddpm"), device=device, dtype=dtype)
-        self.training = pq.read_table(weights("lab_ddpm") / "training.parquet").to_pylist()
-        self.classes = sorted({row["group"] for row in self.training})
 
     def world(self) -> World:
         """Returns the network with its training set."""
-        images = torch.stack([decode(row["image"]["bytes"], None) for row in self.training])
-        names = [row["caption"] for row in self.training]
-        bank = TrainingBank.from_tensors(F.avg_pool2d(images, images.shape[-1] // self.side), names)
-        planted = {row["caption"] for row in self.training if row["cause"]} - FLAT
-        return World(self, bank, classes=tuple(self.classes), planted=planted.__contains__)
+        training = training_images(self.side, **self.law)
+        return World(self, training.bank(), classes=tuple(sorted(set(training.groups))), planted=training.planted)
 
 
 def _drawn(model: Model) -> World:

@@ -62,15 +62,15 @@ class LabData:
         return torch.tensor([k for k, name in enumerate(self.things) if name == thing])
 
 
-def load(resolution: int = 32) -> LabData:
-    """Loads the drawn world at a resolution in pixels."""
-    data, components = drawings.drawings(), drawings.ordinary(resolution)
-    planted = [i for i, cause in enumerate(data.causes) if cause]
+def load(resolution: int = 32, causes: tuple[str, ...] = drawings.CAUSES, placements=drawings.PLACEMENTS) -> LabData:
+    """Loads the drawn world at a resolution in pixels; of the planted drawings those of `causes` alone."""
+    data, components = drawings.drawings(), drawings.ordinary(resolution, placements)
+    planted = [i for i, cause in enumerate(data.causes) if cause in causes]
     return LabData(
         components=components,
         things=tuple(data.things[i] for i in components.drawing.tolist()),
         groups=tuple(data.groups[i] for i in components.drawing.tolist()),
-        planted=drawings.planted_images(resolution),
+        planted=drawings.planted_images(resolution, causes),
         planted_captions=tuple(data.captions[i] for i in planted),
         planted_things=tuple(data.things[i] for i in planted),
         planted_groups=tuple(data.groups[i] for i in planted),

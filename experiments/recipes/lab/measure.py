@@ -24,7 +24,7 @@ from amg.metrics import features_of, frechet_between, moments
 from amg.metrics.extractors import efficientnet_lite0, read_picture
 from amg.similarity import NormalizedL2, PCASimilarity, PixelCorrelation
 from amg.worlds.drawings import training_images
-from amg.worlds.lab import FOLDER, LabDescriptor, scorer, write_sums
+from amg.worlds.lab import FOLDER, LabDDPM, LabDescriptor, scorer, write_sums
 from experiments.recipes.lab import data as lab_data
 from experiments.run import records
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("unguided", type=Path)
     parser.add_argument("guided", type=Path)
     args = parser.parse_args()
-    training = training_images(32)
+    training = training_images(32, **(LabDDPM.law if args.name == "lab_ddpm" else {}))
     planted = torch.tensor([cause != "" for cause in training.causes]).nonzero().flatten()
     bank = training.bank()
     judges = {

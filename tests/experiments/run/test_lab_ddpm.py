@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from amg.sampling import sample
+from amg.worlds.drawings import DUPLICATED_IMAGE
 from amg.worlds.lab import LabDDPM
 from experiments.cli.main import main
 
@@ -17,11 +18,13 @@ def model():
 
 
 def test_its_classes_are_the_groups_and_its_null_label_comes_after_them(model):
-    assert len(model.classes) == model.labels == model.null_label == 7
-    assert model.classes == sorted(model.classes)
-    assert model.encode([0, None, 6]).tolist() == [0, 7, 6]
-    with pytest.raises(ValueError, match="labels of this network are 0 … 6, got 7"):
-        model.encode([7])
+    classes = model.world().classes
+    n = len(classes)
+    assert n == model.labels == model.null_label
+    assert list(classes) == sorted(classes)
+    assert model.encode([0, None, n - 1]).tolist() == [0, n, n - 1]
+    with pytest.raises(ValueError, match=f"labels of this network are 0 … {n - 1}, got {n}"):
+        model.encode([n])
 
 
 def test_a_label_changes_what_is_drawn_and_a_row_needs_no_other_row(model):
@@ -35,7 +38,9 @@ def test_a_label_changes_what_is_drawn_and_a_row_needs_no_other_row(model):
 
 def test_its_bank_knows_what_was_planted(model):
     world = model.world()
-    assert len(world.bank) == 1190 and sum(world.planted(caption) for caption in world.bank.captions) == 34
+    planted = [caption for caption in world.bank.captions if world.planted(caption)]
+    assert len(world.bank) == 1510 and len(planted) == len(DUPLICATED_IMAGE)
+    assert {caption.removesuffix(" icon") for caption in planted} == set(DUPLICATED_IMAGE)
 
 
 def test_it_runs_without_and_with_a_label(tmp_path, monkeypatch):

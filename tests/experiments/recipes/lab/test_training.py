@@ -93,7 +93,7 @@ def test_the_pixel_network_learns(data):
 def test_a_batch_for_the_pixel_network_repeats_planted_images_unchanged(data):
     images, labels = ddpm.batches(data, 64)()
     distance = torch.cdist(images.flatten(1), data.planted.flatten(1)).amin(1)
-    assert 3 <= (distance < 0.5).sum() <= 28  # about 64 · 0.2 planted ones; ordinary images never equal them
+    assert 10 <= (distance < 0.5).sum() <= 42  # about 64 · 0.4 planted ones; ordinary images never equal them
     assert (labels == len(data.classes)).any() and labels.max() <= len(data.classes)
 
 
