@@ -97,7 +97,8 @@ def test_the_rows_of_table_5_differ_in_the_threshold_alone(model, strength):
     )
     assert {key for key in constant if constant[key] != parabolic[key]} == {"name", "threshold"} and constant["c3"] > 0
     level, (start, end) = constant["threshold"]["value"], (parabolic["threshold"][key] for key in ("start", "end"))
-    copy = {"main": -0.93, "strong": -1.14} if model == "closed_form" else {"main": -1.4, "strong": -1.6}
+    drawn = model in ("closed_form", "lab_ddpm")
+    copy = {"main": -0.93, "strong": -1.14} if drawn else {"main": -1.4, "strong": -1.6}
     assert start == level == copy[strength] and end > start
 
 
@@ -107,6 +108,8 @@ def test_no_two_rows_of_a_table_draw_the_same_pictures(table, model):
     ((rows,),) = rows_of(compose_config([f"experiment={table}"]), [])
     drawn = {}
     for row in rows.removeprefix("guidance=").split(","):
+        if (table, model, row) == ("table5", "lab_ddpm", "sim_calibrated"):
+            continue  # its AMG (Main) has the calibrated λ_t too
         try:
             run = check(compose_config([f"experiment={table}", f"guidance={row}", f"model={model}"]))
         except NotApplicable:
